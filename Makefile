@@ -1,0 +1,53 @@
+# make demo · make test · make lint: each makes what it needs in .venv first.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: help demo test lint
+
+help:
+	@echo 'make demo              a tiny model unlearns its reference; the plugin notices'
+	@echo 'make test              the tests; choose with ARGS="-k drift -x"'
+	@echo 'make lint              style, formatting and types'
+	@echo 'PYTHON=python3.12      makes .venv with another Python (3.10 or newer)'
+
+demo: $(VENV)/.installed
+	$(BIN)/i2am-debug demo --logdir runs/demo
+	@echo 'TensorBoard in this checkout: $(BIN)/tensorboard --logdir runs/demo'
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest $(ARGS)
+
+# The types are checked in the layout of a wheel: callbacks/ is i2am_debug.callbacks there, which mypy can't see in an
+# editable install.
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/lint && mkdir -p build/lint
+	@$(BIN)/python -c 'import setuptools; setuptools.setup()' --quiet build_py --build-lib build/lint
+	cd build/lint && ../../$(BIN)/mypy --config-file ../../setup.cfg --cache-dir ../../.mypy_cache
+
+$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+# With the test extra: what mypy makes of pytest must not depend on whether `make test` ran before.
+$(VENV)/.installed-lint: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e '.[test,dev]'
+	@touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) not found; on Debian: apt install python3 python3-venv' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); choose with: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,124 @@
+"""Writes an evaluation into the run's own TensorBoard, wandb or other tracker.
+
+Two event writers in one folder make TensorBoard lose points, so the tracker's existing writer is used; only a run without a
+TensorBoard tracker gets a writer of its own, in a folder of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from i2am_debug.drift import Alert
+from i2am_debug.record import Evaluation, Undefined
+
+PREFIX = "i2am/"
+_CHARTS = {"IMACS_g": "imacs_g", "IMACS_r": "imacs_r"}
+
+
+class RunTrackers:
+    """The trackers of one run, on its main process.
+
+    Tags:
+        | tag | what |
+        |---|---|
+        | `i2am/imacs_g`, `i2am/imacs_r` | IMACS of the unified maps, mean over pairs; `_z`: standard deviations above chance |
+        | `i2am/imacs_g_centred`, `i2am/imacs_g_object_mass` | the same of the R2G variants no logit shift can move |
+        | `i2am/layer/<layer>/imacs_r`, `…/attention_information` | of each layer |
+        | `i2am/copying_layer/imacs_r` | of the baseline's copying layer |
+        | `i2am/attention_information` | of the layer where it is highest, bits |
+        | `i2am/energy_r` | share of the hole queries' G2R map on the reference object |
+        | `i2am/reference_gap`, `i2am/loss` | with another pair's reference minus with the right one; with the right one |
+        | `i2am/drift/js_r2g`, `i2am/drift/js_g2r` | distance of the unified maps to the baseline's |
+        | `i2am/reference_lines/<score>/<line>` | what maps without a model score; the charts under Custom Scalars show them |
+        | `i2am/alert` | 1 at an evaluation that raised an alert, else 0; `i2am/alert/text` its words |
+        | `i2am/undefined` | figures without a value, and why (text) |
+        | `i2am/pair_00` … | one panel a pair; `/time`, `/heads`, `/layers`, `/specific` of the first pairs |
+    """
+
+    def __init__(self, trackers: Iterable[Any], fallback_folder: Path) -> None:
+        trackers = list(trackers)
+        self._others = [t for t in trackers if t.name != "tensorboard"]
+        own = next((t.writer for t in trackers if t.name == "tensorboard"), None)
+        self._opened = own is None
+        if own is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            own = SummaryWriter(str(fallback_folder))
+        self._writer = own
+        self._layout_written = False
+        self._undefined: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self._writer.log_dir)
+
+    def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None:
+        """Every figure's mean over the pairs, the reference lines, and once the charts that put them together."""
+        values: dict[str, float] = {}
+        undefined: dict[str, str] = {}
+        tags = dict.fromkeys(evaluation.figures)
+        means = {tag: evaluation.mean(tag) for tag in tags}
+        if not isinstance(copying_layer, Undefined):
+            means["copying_layer/imacs_r"] = evaluation.mean(f"layer/{copying_layer}/imacs_r")
+        for tag, value in means.items():
+            if isinstance(value, Undefined):
+                undefined[tag] = value.reason
+            else:
+                values[PREFIX + tag] = float(value)
+        for score, lines in evaluation.reference_lines.items():
+            values.update({f"{PREFIX}reference_lines/{score}/{line}": float(v) for line, v in lines.items()})
+        step = evaluation.global_step
+        for tag, number in values.items():
+            self._writer.add_scalar(tag, number, step)
+        for tracker in self._others:
+            tracker.log(values, step=step)
+        if not self._layout_written:
+            self._writer.add_custom_scalars(_chart_layout(evaluation))
+            self._layout_written = True
+        text = "\n".join(f"- `{PREFIX}{tag}`: undefined: {reason}" for tag, reason in undefined.items())
+        if text and text != self._undefined:
+            self._writer.add_text(f"{PREFIX}undefined", text, step)
+        self._undefined = text
+
+    def pictures(self, pictures: Mapping[str, Callable[[], Image.Image]], global_step: int) -> None:
+        """Draws and writes each picture under its tag."""
+        for tag, draw in pictures.items():
+            array = np.asarray(draw())
+            self._writer.add_image(PREFIX + tag, array, global_step, dataformats="HWC")
+            for tracker in self._others:
+                if hasattr(tracker, "log_images"):
+                    tracker.log_images({PREFIX + tag: [array]}, step=global_step)
+
+    def alert(self, alert: Alert | None, global_step: int) -> None:
+        """1 and the words of an alert, or 0."""
+        self._writer.add_scalar(f"{PREFIX}alert", float(alert is not None), global_step)
+        for tracker in self._others:
+            tracker.log({f"{PREFIX}alert": float(alert is not None)}, step=global_step)
+        if alert is not None:
+            self._writer.add_text(f"{PREFIX}alert/text", alert.text, global_step)
+
+    def flush(self) -> None:
+        """Makes what was written visible to a TensorBoard that is running."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the writer if it is not the tracker's."""
+        if self._opened:
+            self._writer.close()
+
+
+def _chart_layout(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
+    """Charts of TensorBoard's Custom Scalars: each IMACS with its reference lines."""
+    charts = {}
+    for title, tag in _CHARTS.items():
+        lines = [f"{PREFIX}reference_lines/{tag}/{line}" for line in evaluation.reference_lines.get(tag, {})]
+        own = [PREFIX + tag] + ([f"{PREFIX}copying_layer/imacs_r"] if tag == "imacs_r" else [])
+        charts[title] = ["Multiline", own + lines]
+    charts["attention information, bits"] = ["Multiline", [f"{PREFIX}attention_information"]]
+    return {"I2AM": charts}

@@ -1,0 +1,174 @@
+"""From queries and keys to both attribution directions: pure functions, streamed, the only place with a softmax.
+
+Nothing of size G x R is ever kept: queries and keys are taken in chunks, and what leaves a chunk is a sum over it.
+
+Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; g, r the same after pooling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+Grid = tuple[int, int]
+"""(height, width) in tokens."""
+
+_CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution:
+    """What one attention product says, per image and head. Maps are float32 and sum to 1 over their last dimension."""
+
+    r2g_BNG: torch.Tensor
+    """Mean over R of softmax over G (M_g of the paper)."""
+    r2g_centred_BNG: torch.Tensor
+    """The same of (logits − their mean over R): unmoved by anything that shifts all logits of a generated token."""
+    r2g_object_mass_BNG: torch.Tensor | None
+    """Share of each generated token's G2R row on the reference object, normalised; None without an object."""
+    g2r_BNR: torch.Tensor
+    """Mean over G of softmax over R (M_r of the paper)."""
+    g2r_region_BNR: torch.Tensor
+    """The same over the query region only; equals `g2r_BNR` without one."""
+    information_BN: torch.Tensor
+    """Attention information of the query region in bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """G2R rows pooled to small grids; a row is one generated patch's distribution over reference patches, sum 1."""
+
+    mean_Bgr: torch.Tensor
+    """Weighted mean over heads, grids at most `side` on either side."""
+    heads_BNgr: torch.Tensor
+    """Each head, grids at most `head_side` on either side."""
+
+
+@torch.no_grad()
+def attribute(
+    q_BNGH: torch.Tensor,
+    k_BNRH: torch.Tensor,
+    *,
+    scale: float | None = None,
+    query_weight_BG: torch.Tensor | None = None,
+    key_weight_BR: torch.Tensor | None = None,
+    chunk_bytes: int = _CHUNK_BYTES,
+) -> Attribution:
+    """Both directions of one attention product (Park & Jang 2025, M_g and M_r), in float32 whatever the inputs' dtype.
+
+    Args:
+        scale: factor of the logits; default H^-0.5.
+        query_weight_BG: ≥ 0, how much of each generated token lies in the query region (the hole); default all alike.
+        key_weight_BR: ≥ 0, how much of each reference token lies on the object.
+        chunk_bytes: size of the largest temporary.
+    """
+    with torch.autocast(q_BNGH.device.type, enabled=False):
+        q, k = q_BNGH.float(), k_BNRH.float()
+        q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+        B, N, G, _ = q.shape
+        R = k.shape[2]
+        region_BG = _normalised(torch.ones(B, G, device=q.device) if query_weight_BG is None else query_weight_BG)
+        g2r, g2r_region, entropy, mass = (torch.zeros(B, N, n, device=q.device) for n in (R, R, 1, G))
+        for rows in _chunks(G, 4 * B * N * R, chunk_bytes):
+            p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
+            weight_B1c1 = region_BG[:, None, rows, None]
+            g2r += p_BNcR.sum(2)
+            g2r_region += (p_BNcR * weight_B1c1).sum(2)
+            entropy += (torch.special.entr(p_BNcR).sum(-1, keepdim=True) * weight_B1c1).sum(2)
+            if key_weight_BR is not None:
+                mass[:, :, rows] = (p_BNcR @ key_weight_BR.float()[:, None, :, None])[..., 0]
+        centred = k - k.mean(2, keepdim=True)
+        information = (torch.special.entr(g2r_region).sum(-1) - entropy[..., 0]) / torch.log(torch.tensor(2.0))
+        return Attribution(
+            r2g_BNG=_mean_softmax_over_queries(q, k, chunk_bytes),
+            r2g_centred_BNG=_mean_softmax_over_queries(q, centred, chunk_bytes),
+            r2g_object_mass_BNG=None if key_weight_BR is None else _normalised(mass),
+            g2r_BNR=g2r / G,
+            g2r_region_BNR=g2r_region,
+            information_BN=information.clamp_min(0),
+        )
+
+
+@torch.no_grad()
+def pooled_rows(
+    q_BNGH: torch.Tensor,
+    k_BNRH: torch.Tensor,
+    generated_grid: Grid,
+    reference_grid: Grid,
+    *,
+    scale: float | None = None,
+    head_weight_N: torch.Tensor | None = None,
+    side: int = 32,
+    head_side: int = 16,
+    chunk_bytes: int = _CHUNK_BYTES,
+) -> Rows:
+    """G2R rows averaged over patches of generated tokens and summed over patches of reference tokens.
+
+    A grid wider or higher than `side` is reduced to it; patches are as equal as whole tokens allow.
+    """
+    with torch.autocast(q_BNGH.device.type, enabled=False):
+        q, k = q_BNGH.float(), k_BNRH.float()
+        q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+        B, N, G, _ = q.shape
+        share = torch.ones(N, device=q.device) if head_weight_N is None else head_weight_N.to(q.device)
+        share = _normalised(share)
+        bins = [
+            (_patch_index(generated_grid, s, q.device), _patch_index(reference_grid, s, q.device))
+            for s in (side, head_side)
+        ]
+        mean = torch.zeros(B, *(_count(i) for i in bins[0]), device=q.device)
+        heads = torch.zeros(B, N, *(_count(i) for i in bins[1]), device=q.device)
+        for rows in _chunks(G, 4 * B * N * k.shape[2], chunk_bytes):
+            p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
+            p_BcR = torch.einsum("bncr,n->bcr", p_BNcR, share)
+            mean.index_add_(1, bins[0][0][rows], _sum_columns(p_BcR, bins[0][1]))
+            heads.index_add_(2, bins[1][0][rows], _sum_columns(p_BNcR, bins[1][1]))
+        return Rows(mean_Bgr=_normalised(mean), heads_BNgr=_normalised(heads))
+
+
+def pooled_grid(grid: Grid, side: int) -> Grid:
+    """The grid that `pooled_rows` reduces `grid` to."""
+    return min(grid[0], side), min(grid[1], side)
+
+
+def region_weight(mask: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """How much of each token lies inside the mask (..., H, W) in [0, 1]: (..., h·w), its mean over the token's pixels."""
+    flat = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    return F.adaptive_avg_pool2d(flat, grid).reshape(*mask.shape[:-2], grid[0] * grid[1])
+
+
+def _mean_softmax_over_queries(q: torch.Tensor, k: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
+    """Mean over R of softmax over G: (B, N, G)."""
+    B, N, G, _ = q.shape
+    total = torch.zeros(B, N, G, device=q.device)
+    for keys in _chunks(k.shape[2], 4 * B * N * G, chunk_bytes):
+        total += (q @ k[:, :, keys].transpose(-1, -2)).softmax(2).sum(-1)
+    return total / k.shape[2]
+
+
+def _chunks(length: int, bytes_each: int, chunk_bytes: int) -> list[slice]:
+    size = max(1, chunk_bytes // bytes_each)
+    return [slice(a, min(a + size, length)) for a in range(0, length, size)]
+
+
+def _patch_index(grid: Grid, side: int, device: torch.device) -> torch.Tensor:
+    """For each token of `grid`, row by row, the number of its patch: (h·w,)."""
+    (h, w), (ph, pw) = grid, pooled_grid(grid, side)
+    y, x = torch.arange(h, device=device) * ph // h, torch.arange(w, device=device) * pw // w
+    return (y[:, None] * pw + x).reshape(-1)
+
+
+def _count(index: torch.Tensor) -> int:
+    return int(index[-1]) + 1
+
+
+def _sum_columns(p: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    if _count(index) == len(index):
+        return p
+    return p.new_zeros(*p.shape[:-1], _count(index)).index_add_(-1, index, p)
+
+
+def _normalised(x: torch.Tensor) -> torch.Tensor:
+    return x / x.sum(-1, keepdim=True).clamp_min(1e-30)

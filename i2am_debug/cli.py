@@ -1,0 +1,145 @@
+"""The command line: `i2am-debug demo · explain · view`. Imports torch only where a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import __version__
+from .errors import I2AMError
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2  # argparse's own
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("i2am_debug").setLevel(logging.INFO)
+    try:
+        return args.run(args)
+    except I2AMError as error:
+        print(f"i2am-debug: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="i2am-debug", description="See whether an image-to-image diffusion model still uses its reference."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="fine-tune the shipped tiny model and watch it unlearn its reference")
+    demo.add_argument("--logdir", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
+    demo.add_argument("--steps", type=_at_least(16), default=48, help="training steps, at least 16 (default: 48)")
+    demo.add_argument(
+        "--sabotage",
+        choices=("shuffle", "none"),
+        default="shuffle",
+        help="shuffle the references across the batch from half way on, or leave them alone (default: shuffle)",
+    )
+    demo.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
+    demo.add_argument("--json", type=Path, metavar="FILE", help="also write evaluations and alerts to FILE")
+    demo.set_defaults(run=_demo)
+
+    explain = commands.add_parser("explain", help="draw what one generated picture takes from its reference")
+    explain.add_argument("pipeline", type=Path, metavar="PIPELINE_FOLDER", help="a pipeline saved with save_pretrained")
+    explain.add_argument("--reference", type=Path, required=True, help="the reference picture")
+    explain.add_argument("--image", type=Path, required=True, help="the picture to paint into")
+    explain.add_argument("--mask", type=Path, required=True, help="the hole: white = generate; of the picture's size")
+    explain.add_argument("--reference-mask", type=Path, help="the object in the reference, for IMACS_r")
+    explain.add_argument("--steps", type=_at_least(1), default=20, help="sampler steps (default: 20)")
+    explain.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    explain.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where to write the panel")
+    explain.set_defaults(run=_explain)
+
+    view = commands.add_parser("view", help="start TensorBoard on a folder of runs")
+    view.add_argument("logdir", type=Path, metavar="LOGDIR", help="a run, or a folder of runs")
+    view.add_argument("--port", type=int, default=6006, help="TensorBoard's port (default: 6006)")
+    view.set_defaults(run=_view)
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    if args.json is not None and not args.json.parent.is_dir():
+        print(f"i2am-debug demo: --json: there is no folder {args.json.parent}", file=sys.stderr)
+        return EXIT_USAGE
+    from .demo.finetune import run_demo, write_json
+
+    result = run_demo(args.logdir, steps=args.steps, sabotage=args.sabotage, seed=args.seed)
+    print(f"\n{result.table()}\n")
+    for alert in result.alerts:
+        print(f"alert at step {alert.global_step}: {alert.text}\n")
+    if not result.alerts:
+        print("no alert\n")
+    if args.json is not None:
+        write_json(result, args.json)
+        print(f"figures: {args.json}")
+    print(f"maps and scores: {result.run}\nto look at them: tensorboard --logdir {args.logdir}")
+    return EXIT_OK
+
+
+def _explain(args: argparse.Namespace) -> int:
+    index = args.pipeline / "model_index.json"
+    if not index.is_file():
+        print(
+            f"i2am-debug explain: {args.pipeline} is no pipeline folder: it has no model_index.json "
+            "(pipeline.save_pretrained writes one)",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
+    from .explain import explain
+
+    own_class = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    if own_class == "TinyExamplePipeline":
+        from .demo.pipeline import TinyExamplePipeline as Pipeline
+    else:
+        from diffusers import DiffusionPipeline as Pipeline
+
+    picture = explain(
+        Pipeline.from_pretrained(args.pipeline),
+        reference=args.reference,
+        image=args.image,
+        mask=args.mask,
+        reference_mask=args.reference_mask,
+        num_inference_steps=args.steps,
+        seed=args.seed,
+    )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(args.output)
+    print(args.output)
+    return EXIT_OK
+
+
+def _view(args: argparse.Namespace) -> int:
+    if not args.logdir.is_dir():
+        print(f"i2am-debug view: there is no folder {args.logdir}", file=sys.stderr)
+        return EXIT_USAGE
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(args.logdir), "--port", str(args.port)]
+    try:
+        return subprocess.call(command)
+    except KeyboardInterrupt:
+        return EXIT_OK
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, got {value}")
+        return value
+
+    whole_number.__name__ = "whole number"
+    return whole_number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

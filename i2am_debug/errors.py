@@ -1,0 +1,46 @@
+"""Everything this package raises on purpose. Each text names the thing, what was expected, and the cure."""
+
+from __future__ import annotations
+
+
+class I2AMError(Exception):
+    """Parent of all errors of this package."""
+
+
+class InvalidPair(I2AMError, ValueError):
+    """A validation pair can't be used: a missing file, masks of another size, NaN pixels."""
+
+
+class UnsupportedModel(I2AMError, ValueError):
+    """No family knows where the reference sits in this model, or the model has no reference tokens at all."""
+
+
+class NothingCaptured(I2AMError, RuntimeError):
+    """A tracked attention module ran, but its attention product was never seen."""
+
+
+class UndefinedFigure(I2AMError, ValueError):
+    """A figure that has no value for this model or pair; `reason` says why in a few words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"undefined: {reason}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.reason,)
+
+
+class NotComparable(I2AMError, ValueError):
+    """Two evaluations differ in what their figures depend on; `differences` names each such thing."""
+
+    def __init__(self, differences: dict[str, tuple[object, object]]) -> None:
+        listed = "; ".join(f"{name}: {ours!r} here, {theirs!r} there" for name, (ours, theirs) in differences.items())
+        super().__init__(f"the two evaluations are not comparable, they differ in {listed}")
+        self.differences = differences
+
+    def __reduce__(self) -> tuple[type, tuple[dict]]:
+        return type(self), (self.differences,)
+
+
+class StoreError(I2AMError, ValueError):
+    """A stored evaluation is missing, broken, or was written by a newer version."""

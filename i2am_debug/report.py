@@ -1,0 +1,125 @@
+"""From an evaluation to what a person reads: the log line, and which pictures are drawn of which maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .evaluation import Look
+from .maps import AttributionMaps
+from .pairs import ValidationPair, ValidationPairs
+from .record import Evaluation, Figure, Undefined
+from .render import choose_patches, panel, specific_grid, strip
+
+
+def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
+    """One line with the figures that alerts look at."""
+    parts = [f"IMACS_g {_short(evaluation.mean('imacs_g'))}", f"IMACS_r {_short(evaluation.mean('imacs_r'))}"]
+    if not isinstance(copying_layer, Undefined):
+        parts.append(f"copying layer {copying_layer} {_short(evaluation.mean(f'layer/{copying_layer}/imacs_r'))}")
+    parts.append(f"attention information {_short(evaluation.mean('attention_information'), ' bit')}")
+    parts.append(f"reference gap {_short(evaluation.mean('reference_gap'))}")
+    parts.append(f"JS to baseline {_short(evaluation.mean('drift/js_r2g'))} R2G {_short(evaluation.mean('drift/js_g2r'))} G2R")
+    return (
+        f"i2am step {evaluation.global_step}: {', '.join(parts)} "
+        f"({len(evaluation.pairs)} pairs, {evaluation.seconds:.1f} s)"
+    )
+
+
+def pictures_of(
+    evaluation: Evaluation, looks: Sequence[Look], pairs: ValidationPairs, *, strips: int
+) -> dict[str, Callable[[], Image.Image]]:
+    """Tag → function that draws: a panel for each pair, and strips for the first `strips` pairs."""
+    out: dict[str, Callable[[], Image.Image]] = {}
+    for number, look in enumerate(looks):
+        tag = f"pair_{number:02d}"
+        pair = pairs[look.index]
+        figures = {k: evaluation.figures[t][number] for k, t in (("IMACS_g", "imacs_g"), ("IMACS_r", "imacs_r"))}
+        figures["attention information"] = evaluation.figures["attention_information"][number]
+        out[tag] = partial(pair_panel, look.maps, pair, look.generated, figures, f"step {evaluation.global_step}")
+        if number < strips:
+            out.update({f"{tag}/{name}": draw for name, draw in level_strips(look.maps, pair, look.generated).items()})
+    return out
+
+
+def pair_panel(
+    maps: AttributionMaps, pair: ValidationPair, generated: Image.Image | None, figures: dict[str, Figure], subtitle: str
+) -> Image.Image:
+    """The composed panel of one pair."""
+    return panel(
+        name=pair.name,
+        reference=pair.reference,
+        masked_input=_cut_out(pair),
+        generated=generated,
+        truth=pair.target,
+        r2g=maps.r2g.unified,
+        g2r=maps.undefined_g2r or maps.g2r_region.unified,
+        hole=pair.mask,
+        reference_object=pair.reference_mask,
+        figures={name: _short(value) for name, value in figures.items()},
+        subtitle=subtitle,
+    )
+
+
+def level_strips(
+    maps: AttributionMaps, pair: ValidationPair, generated: Image.Image | None
+) -> dict[str, Callable[[], Image.Image]]:
+    """The strips over time, heads and layers, and the specific-reference grid, by name."""
+    painted = generated or pair.target
+    found, picture, what = (
+        (maps.r2g, painted, "R2G on the generated picture")
+        if maps.undefined_g2r is not None
+        else (maps.g2r, pair.reference, "G2R on the reference")
+    )
+    groups = [f"group {i}" for i in range(len(found.by_time))]
+    groups[0], groups[-1] = f"{groups[0]} (noisiest)", f"{groups[-1]} (cleanest)"
+    heads = [f"head {i}" for i in range(len(found.by_head))]
+    out: dict[str, Callable[[], Image.Image]] = {
+        "time": partial(
+            strip, title=f"{pair.name}: {what}, by time", picture=picture, maps=_drawable(found.by_time), labels=groups
+        ),
+        "heads": partial(
+            strip, title=f"{pair.name}: {what}, by head", picture=picture, maps=_drawable(found.by_head), labels=heads
+        ),
+        "layers": partial(
+            strip,
+            title=f"{pair.name}: {what}, by layer",
+            picture=picture,
+            maps=list(found.by_layer.values()),
+            labels=[f"{layer}  {maps.layer_information[layer]:.2f} bit" for layer in found.by_layer],
+        ),
+    }
+    if maps.undefined_g2r is None:
+        layer = max(maps.layer_information, key=lambda la: maps.layer_information[la])
+        grid, rows = maps.rows.by_layer[layer]
+        out["specific"] = partial(
+            specific_grid,
+            title=f"{pair.name}: what single patches draw from the reference, in {layer}",
+            generated=painted,
+            reference=pair.reference,
+            rows=rows,
+            generated_grid=grid,
+            reference_grid=maps.rows.reference_grid,
+            patches=choose_patches(pair.mask, grid),
+        )
+    return out
+
+
+def _drawable(maps: np.ndarray) -> list[Any]:
+    return [m if np.isfinite(m).all() else "not looked at" for m in maps]
+
+
+def _cut_out(pair: ValidationPair) -> Image.Image | None:
+    if pair.mask is None:
+        return None
+    pixels = np.array(pair.target)
+    pixels[pair.mask] = 128
+    return Image.fromarray(pixels)
+
+
+def _short(value: Figure, unit: str = "") -> str:
+    return str(value) if isinstance(value, Undefined) else f"{value:.3f}{unit}"
