@@ -91,7 +91,11 @@ class I2AMCallback:
         disable_progress_bar: bool = False,
         seed: int = 0,
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size), ("keep_matrices", keep_matrices)):
+        for name, value in (
+            ("every_n_steps", every_n_steps),
+            ("batch_size", batch_size),
+            ("keep_matrices", keep_matrices),
+        ):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"I2AMCallback({name}={value!r}): expected a whole number of at least 1")
         if on_error not in ("warn", "raise"):
@@ -139,7 +143,9 @@ class I2AMCallback:
         """
         with Untouched(self._trained_modules()) as untouched:
             self.evaluator.check(self._build_pipeline(untouched))
-        missed = global_step % self.every_n_steps == 0 and global_step != self._last_step  # saved before it was evaluated
+        missed = (
+            global_step % self.every_n_steps == 0 and global_step != self._last_step
+        )  # saved before it was evaluated
         due = self._baseline is None or self._last_step is None or missed
         if self._resumed_at is None and self._main:
             self._resumed_at = global_step  # whatever the folder holds beyond this step is of an abandoned attempt
@@ -210,7 +216,9 @@ class I2AMCallback:
                 raise
             self._last_step = global_step
             logger.warning(
-                "i2am: the evaluation at step %d failed and is skipped; training goes on: %s", global_step, error,
+                "i2am: the evaluation at step %d failed and is skipped; training goes on: %s",
+                global_step,
+                error,
                 exc_info=not isinstance(error, I2AMError),
             )
         finally:
@@ -298,7 +306,9 @@ class I2AMCallback:
         if alert is not None:
             store.write_alert(alert)
             logger.warning("i2am ALERT: %s", alert.text)
-        trackers.pictures(pictures_of(evaluation, looks, self.evaluator.pairs, strips=self.evaluator.pictures), global_step)
+        trackers.pictures(
+            pictures_of(evaluation, looks, self.evaluator.pairs, strips=self.evaluator.pictures), global_step
+        )
         trackers.flush()
         store.thin(self._keep_matrices, self._protected(store))
         return evaluation, alert

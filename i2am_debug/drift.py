@@ -27,7 +27,7 @@ class Margins:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
+            if not (isinstance(value, (int, float)) and value > 0):
                 raise ValueError(f"Margins({name}={value!r}): expected a number above 0")
 
     def to_dict(self) -> dict[str, float]:
@@ -102,7 +102,9 @@ def find_drops(now: Evaluation, baseline: Evaluation, margins: Margins) -> tuple
     candidates.append(("attention_information", margins.attention_information, True))
     candidates.append(("reference_gap", margins.reference_gap, True))
     return tuple(
-        drop for tag, margin, relative in candidates if (drop := _drop(tag, now, baseline, margin, relative)) is not None
+        drop
+        for tag, margin, relative in candidates
+        if (drop := _drop(tag, now, baseline, margin, relative)) is not None
     )
 
 

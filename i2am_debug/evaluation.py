@@ -104,13 +104,17 @@ class Evaluator:
                 return [self._look_while_sampling(pipeline, i) for i in batch]
             return self._look_while_denoising(pipeline, batch)
 
-    def score(self, looks: Sequence[Look], *, global_step: int, pipeline: Any, baseline: Mapping[str, Any] | None) -> Evaluation:
+    def score(
+        self, looks: Sequence[Look], *, global_step: int, pipeline: Any, baseline: Mapping[str, Any] | None
+    ) -> Evaluation:
         """Scores all pairs' looks, in order. `baseline` holds "i/r2g" and "i/g2r" unified maps to measure distance from."""
         started = time.monotonic()
         layers = looks[0].maps.layers
         information = {la: float(np.mean([look.maps.layer_information[la] for look in looks])) for la in layers}
         one_token = looks[0].maps.undefined_g2r
-        copying: str | Undefined = Undefined(one_token) if one_token else max(information, key=lambda la: information[la])
+        copying: str | Undefined = (
+            Undefined(one_token) if one_token else max(information, key=lambda la: information[la])
+        )
         columns: dict[str, list[Figure]] = {}
         errors: dict[str, list[Figure]] = {}
         lines: dict[str, list[dict[str, float]]] = {"imacs_g": [], "imacs_r": []}
@@ -188,7 +192,9 @@ class Evaluator:
         try:
             maps = [t.maps(row) for row in range(len(batch))]
         except NothingCaptured as error:
-            raise NothingCaptured(f"{error}. The loss_fn must run the pipeline's own denoiser, not a copy of it") from None
+            raise NothingCaptured(
+                f"{error}. The loss_fn must run the pipeline's own denoiser, not a copy of it"
+            ) from None
         except IndexError:
             raise UnsupportedModel(
                 f"loss_fn got {len(batch)} pairs, but the denoiser's batch held {t.images} images; run all pairs in one "
@@ -204,7 +210,9 @@ class Evaluator:
             looks.append(Look(index=index, maps=maps[row], generated=generated, loss=loss, other_loss=other_loss))
         return looks
 
-    def _losses(self, pairs: list[ValidationPair], noise_time: int, number: int, batch: Sequence[int], reference: Any) -> torch.Tensor:
+    def _losses(
+        self, pairs: list[ValidationPair], noise_time: int, number: int, batch: Sequence[int], reference: Any
+    ) -> torch.Tensor:
         """One forward's loss of each pair; the same noise for the same pairs and number whatever the reference."""
         assert self.loss_fn is not None
         generator = torch.Generator().manual_seed(self.seed + 7919 * number + 104729 * batch[0])

@@ -211,12 +211,17 @@ class Accumulator:
         for name, value in values.items():
             sums.per_head[name] = value if sums.count == 0 else sums.per_head[name] + value
             mean = torch.einsum("bnx,n->bx", value, share)
-            earlier = sums.per_step[name].get(step)  # a step may look at a layer twice (two forwards); their mean counts
+            earlier = sums.per_step[name].get(
+                step
+            )  # a step may look at a layer twice (two forwards); their mean counts
             sums.per_step[name][step] = mean if earlier is None else (earlier + mean) / 2
         sums.rows = rows.mean_Bgr if sums.rows is None else sums.rows + rows.mean_Bgr
         sums.count += 1
 
-        grids = (pooled_grid(layout.generated_grid, 16), pooled_grid(layout.reference_grid or (1, found.g2r_BNR.shape[-1]), 16))
+        grids = (
+            pooled_grid(layout.generated_grid, 16),
+            pooled_grid(layout.reference_grid or (1, found.g2r_BNR.shape[-1]), 16),
+        )
         weight = sums.weights.to(rows.heads_BNgr.device)
         for i, head in enumerate(heads):
             _add_to(self._head_rows[grids], head, rows.heads_BNgr[:, i] * weight[i])
@@ -245,7 +250,10 @@ class Accumulator:
             r2g=r2g,
             r2g_centred=centred,
             rows=self._rows(image, steps, groups),
-            information={name: self._spread(s, s.per_head["information"][image, :, 0] / s.count) for name, s in self._layers.items()},
+            information={
+                name: self._spread(s, s.per_head["information"][image, :, 0] / s.count)
+                for name, s in self._layers.items()
+            },
             information_by_step={
                 name: np.array([float(s.per_step["information"][i][image, 0]) for i in steps])
                 for name, s in self._layers.items()
@@ -316,7 +324,10 @@ class Accumulator:
     def _rows(self, image: int, steps: tuple[int, ...], groups: np.ndarray) -> SpecificRows:
         layers = self._layers
         grids = {
-            name: (pooled_grid(s.generated_grid, 32), pooled_grid(s.reference_grid or (1, s.per_head["g2r"].shape[-1]), 32))
+            name: (
+                pooled_grid(s.generated_grid, 32),
+                pooled_grid(s.reference_grid or (1, s.per_head["g2r"].shape[-1]), 32),
+            )
             for name, s in layers.items()
         }
         fine = tuple(max((g[i] for g in grids.values()), key=lambda g: g[0] * g[1]) for i in (0, 1))

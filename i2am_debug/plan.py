@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,7 +41,9 @@ class CapturePlan:
             if value is None and name != "time_groups":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"CapturePlan({name}={value!r}): expected a whole number of at least 1" + _OR_NONE[name])
+                raise ValueError(
+                    f"CapturePlan({name}={value!r}): expected a whole number of at least 1" + _OR_NONE[name]
+                )
         if self.layer_weighting not in ("equal", "paper"):
             raise ValueError(f'CapturePlan(layer_weighting={self.layer_weighting!r}): expected "equal" or "paper"')
         for name in ("layers", "exclude"):
@@ -69,7 +72,7 @@ class CapturePlan:
             return tuple(range(total))
         rng = random.Random(f"steps {self.seed}")
         edges = [i * total // self.sampler_steps for i in range(self.sampler_steps + 1)]
-        return tuple(rng.randrange(a, b) for a, b in zip(edges, edges[1:], strict=False))
+        return tuple(rng.randrange(a, b) for a, b in itertools.pairwise(edges))
 
     def looks_at(self, layer: str) -> bool:
         """Whether the layer of that name is looked at."""

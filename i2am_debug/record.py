@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +108,8 @@ class Evaluation:
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, Any]]:
     """What two evaluations' figures depend on and do not share: name → (ours, theirs); empty when they are comparable."""
     a, b = _flat(ours.fingerprint), _flat(theirs.fingerprint)
-    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+    unlike = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) or (k in a) != (k in b)]
+    return {k: (a.get(k), b.get(k)) for k in unlike}
 
 
 def figure_to_json(value: Any) -> Any:
@@ -131,5 +133,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             out.update(_flat(value, f"{prefix}{key}."))
         else:
-            out[prefix + key] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            out[prefix + key] = json.loads(
+                json.dumps(value)
+            )  # one side may have been stored, which turns tuples to lists
     return out

@@ -1,39 +1,32 @@
 """Map → picture: overlays, the panel of one pair, strips of maps, and what single patches look at.
 
 The only place that normalises for display, and a leaf: no figure is ever read off a picture. It knows no models, pairs
-or stores; it is given PIL pictures, maps (float32, (h, w), sum 1) and words. A map that is undefined comes as its reason
-(`str`) and becomes a neutral tile that says so. Every picture returned is RGB, its longest side ≤ `LONGEST`.
+or stores; it is given PIL pictures, maps (float32, (h, w), sum 1) and words. An undefined map comes as its reason, a
+`str`, and becomes a neutral tile that says so. Every picture returned is RGB, its longest side ≤ `LONGEST`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-LONGEST = 1024
-"""Longest side of a returned picture, in pixels: TensorBoard and a pull request show it without scaling it down."""
-SMALLEST_TEXT = 12
-"""Smallest text, in pixels."""
+LONGEST = 1024  # pixels: TensorBoard and a pull request show it without scaling it down
+SMALLEST_TEXT = 12  # pixels
 
 Size = tuple[int, int]
 Map = np.ndarray | str
+Mask = np.ndarray | None
 Legend = Callable[[int], Image.Image]
 
-_PAPER, _INK, _GREY, _LINE, _NEUTRAL, _GROUND = (
-    (251, 251, 252),
-    (28, 32, 38),
-    (96, 104, 116),
-    (212, 216, 222),
-    (238, 240, 243),
-    (72, 72, 72),
-)
+_PAPER, _INK, _GREY = (251, 251, 252), (28, 32, 38), (96, 104, 116)
+_LINE, _NEUTRAL, _GROUND = (212, 216, 222), (238, 240, 243), (72, 72, 72)
 _MARGIN, _GAP, _NARROWEST, _LARGEST_TILE, _SMALLEST_TILE = 28, 22, 760, 480, 40
 _TITLE_LINE, _NOTE_LINE = 20, 17
 _OWN_SCALE = "Each map is scaled to its own maximum, at least to 2 × uniform (uniform = attention spread evenly)."
@@ -43,13 +36,12 @@ def heat(picture: Image.Image, map: Map, *, size: Size, vmax: float | None = Non
     """The map over a muted picture: the more attention, the brighter and the more opaque.
 
     picture: any size; it keeps its aspect ratio, so the result is the largest that fits into `size` (width, height).
-    map: (h, w), at least 0, on any grid; (1, n) and (n, 1) are tokens without a grid and become bars, a dashed line
-        being the even share. A reason, or a map that shows nothing (not finite, all zero, one token), gives an
-        undefined tile.
+    map: (h, w), at least 0, on any grid; (1, n) and (n, 1) are tokens without a grid and become bars. A
+        reason, or a map that shows nothing (not finite, all zero, one token), gives an undefined tile.
     vmax: the value, in the map's units, drawn at full strength. Default: the map's maximum but at least twice its mean,
         so that an even map looks even instead of hot everywhere.
     """
-    top = None if vmax is None or _problem(map) else vmax / float(np.mean(np.asarray(map)))
+    top = 0.0 if vmax is None or _problem(map) else vmax / float(np.mean(np.asarray(map)))
     return _overlay(picture, map, None, top, _fit(picture, size))
 
 
@@ -62,8 +54,8 @@ def panel(
     truth: Image.Image | None,
     r2g: Map,
     g2r: Map,
-    hole: np.ndarray | None,
-    reference_object: np.ndarray | None,
+    hole: Mask,
+    reference_object: Mask,
     figures: dict[str, str],
     subtitle: str = "",
 ) -> Image.Image:
@@ -86,20 +78,18 @@ def panel(
         _map_tile("G2R on the reference", "what the model draws from it", reference, g2r, reference_object),
         _map_tile(f"R2G on the {where}", "which regions the reference influences", under, r2g, hole),
     ]
-    columns = 2 if len(tiles) == 2 else 3
     # Each map stands below the picture it lies over, as far as what is there allows.
     if len(tiles) == 4:
         maps.insert(1, tiles.pop(2))
-    drawn = [(side, map) for side, map in (("R2G", r2g), ("G2R", g2r)) if not _problem(map)]
-    notes = [_OWN_SCALE, *(f"{side} {_times(map)} uniform (1/{np.size(map)})." for side, map in drawn)]
-    outlines = {
-        "R2G": hole is not None and "the hole on R2G",
-        "G2R": reference_object is not None and "the object on G2R",
-    }
-    if named := [name for side, map in drawn if (name := outlines[side]) and min(np.shape(map)) > 1]:
-        notes.append(f"Outlined: {' and '.join(named)}.")
-    legend = partial(_legend, ("low", "high share of attention"), " ".join(notes), figures=figures, bar=bool(drawn))
-    return _sheet(name, subtitle, tiles + maps, legend, columns, roomy=True)
+    notes = [
+        f"{side} {_times(map)} uniform (1/{np.size(map)})"
+        + (f", the {thing} outlined." if mask is not None and min(np.shape(map)) > 1 else ".")
+        for side, map, mask, thing in (("R2G", r2g, hole, "hole"), ("G2R", g2r, reference_object, "object"))
+        if not _problem(map)
+    ]
+    ends = ("low", "high share of attention") if notes else ()
+    legend = partial(_legend, ends, " ".join([_OWN_SCALE, *notes]), figures=figures)
+    return _sheet(name, subtitle, tiles + maps, legend, columns=2 if len(tiles) == 2 else 3, roomy=True)
 
 
 def strip(
@@ -113,14 +103,14 @@ def strip(
     """
     if not maps or len(maps) != len(labels) or (columns is not None and columns < 1):
         got = f"{len(maps)} maps, {len(labels)} labels, columns={columns}"
-        raise ValueError(f"strip needs maps, a label for each, and columns >= 1; got {got}")
+        raise ValueError(f"strip needs maps, one label for each, and columns >= 1; got {got}")
     tops = [float(_relative(map).max()) for map in maps if not _problem(map)]
     top = max([2.0, *tops])
     tiles = [_map_tile(label, _times(map), picture, map, top=top) for label, map in zip(labels, maps, strict=True)]
     note = (
         "One colour scale for all tiles. × = times the even share (uniform: attention spread evenly over all tokens)."
     )
-    legend = partial(_legend, ("0", f"{top:.1f} × uniform"), note, bar=bool(tops))
+    legend = partial(_legend, ("0", f"{top:.1f} × uniform") if tops else (), note)
     return _sheet(title, "", tiles, legend, columns or (len(tiles) if len(tiles) <= 5 else 0))
 
 
@@ -146,26 +136,20 @@ def specific_grid(
     if outside or not patches:
         raise ValueError(f"patches must be one or more (row, column) on a {gh}x{gw} grid, got {outside or 'none'}")
 
-    def boxed(patch: tuple[int, int], size: Size) -> Image.Image:
-        mask, cells = np.zeros(size[::-1], dtype=bool), []
-        for index, count, length in zip(patch, generated_grid, mask.shape, strict=True):
-            middle, reach = (index + 0.5) * length / count, max(5.0, length / count / 2) + 2
-            cells.append(slice(max(0, round(middle - reach)), round(middle + reach)))
-        mask[tuple(cells)] = min(gh, gw) > 1
-        return _outlined(_scaled(generated, size), mask)
-
     tiles = []
     for number, patch in enumerate(patches, start=1):
         map = rows[patch[0] * gw + patch[1]].reshape(rh, rw)
-        what = f"generated, patch ({patch[0]}, {patch[1]})" if min(gh, gw) > 1 else f"generated, token {max(patch)}"
-        tiles.append(_Tile(f"{number}", what, generated, partial(boxed, patch)))
-        tiles.append(_map_tile(f"→ {number}", _times(map), reference, map))
+        what = f"patch ({patch[0]}, {patch[1]})" if min(gh, gw) > 1 else f"token {max(patch)}, which has no place"
+        mask = np.zeros(generated_grid, dtype=bool)
+        mask[patch[0], patch[1]] = min(gh, gw) > 1
+        tiles.append(_Tile(f"{number}   generated", what, generated, partial(_outlined, generated, mask)))
+        tiles.append(_map_tile("→ reference", _times(map), reference, map))
     legend = partial(_legend, ("low", "high share of the patch's attention"), _OWN_SCALE)
     explanation = "Left: the generated picture, one patch boxed. Right: where in the reference that patch looks."
     return _sheet(title, explanation, tiles, legend, group=2)
 
 
-def choose_patches(hole: np.ndarray | None, grid: Size, count: int = 6) -> list[tuple[int, int]]:
+def choose_patches(hole: Mask, grid: Size, count: int = 6) -> list[tuple[int, int]]:
     """Up to `count` patches (row, column), evenly spread over the hole, in reading order; the same for the same input.
 
     hole: bool (H, W), any size; None means the whole grid. A patch is in the hole if more than half of it is; if no
@@ -175,40 +159,39 @@ def choose_patches(hole: np.ndarray | None, grid: Size, count: int = 6) -> list[
         raise ValueError(f"choose_patches needs a hole that is not empty and count >= 1, got count={count}")
     mask = Image.fromarray(np.ones(grid, dtype=np.float32) if hole is None else np.asarray(hole, dtype=np.float32))
     covered = np.asarray(mask.resize((grid[1], grid[0]), Image.Resampling.BOX))
-    cells = np.argwhere(covered > 0.5 if (covered > 0.5).any() else covered == covered.max()).astype(np.float64)
-    centres = cells[[((cells - cells.mean(0)) ** 2).sum(1).argmin()]]
+    inside = np.argwhere(covered > 0.5 if (covered > 0.5).any() else covered == covered.max())
+    cells = inside[:, 0] + 1j * inside[:, 1]
+    centres = cells[[abs(cells - cells.mean()).argmin()]]
     while len(centres) < min(count, len(cells)):
-        distance = ((cells[:, None] - centres) ** 2).sum(2).min(1)
-        centres = np.vstack([centres, cells[distance.argmax()]])
+        centres = np.append(centres, cells[abs(cells[:, None] - centres).min(1).argmax()])
     # The farthest cells lie on the hole's rim; a few rounds of k-medoids move them inwards. No cell is in two clusters.
     for _ in range(8):
-        nearest = ((cells[:, None] - centres) ** 2).sum(2).argmin(1)
-        members = [cells[nearest == index] for index in range(len(centres))]
-        centres = np.array([own[((own - own.mean(0)) ** 2).sum(1).argmin()] for own in members])
-    return sorted((int(row), int(column)) for row, column in centres)
+        nearest = abs(cells[:, None] - centres).argmin(1)
+        clusters = [cells[nearest == index] for index in range(len(centres))]
+        centres = np.array([own[abs(own - own.mean()).argmin()] for own in clusters])
+    return sorted((int(centre.real), int(centre.imag)) for centre in centres)
 
 
-@dataclass(frozen=True)
-class _Tile:
+class _Tile(NamedTuple):
     title: str
     note: str
-    under: Image.Image
-    """Gives the tile its shape."""
+    under: Image.Image  # gives the tile its shape
     draw: Callable[[Size], Image.Image]
 
 
-def _map_tile(
-    title: str, note: str, under: Image.Image, map: Map, mask: np.ndarray | None = None, top: float | None = None
-) -> _Tile:
+def _map_tile(title: str, note: str, under: Image.Image, map: Map, mask: Mask = None, top: float = 0) -> _Tile:
     if not _problem(map) and min(np.shape(map)) == 1:
-        note = "tokens without a grid; dashes: even share"
+        note = "tokens without a grid"
     return _Tile(title, note, under, partial(_overlay, under, map, mask, top))
 
 
-def _overlay(picture: Image.Image, map: Map, mask: np.ndarray | None, top: float | None, size: Size) -> Image.Image:
-    """`heat` at exactly this size; `top` is its vmax as a multiple of the map's mean, `mask` is outlined."""
+def _overlay(picture: Image.Image, map: Map, mask: Mask, top: float, size: Size) -> Image.Image:
+    """`heat` at exactly this size; `top` is its vmax as a multiple of the map's mean or 0, `mask` is outlined."""
     if reason := _problem(map):
-        return _undefined(reason, size)
+        image, font = Image.new("RGB", size, _NEUTRAL), _font(SMALLEST_TEXT)
+        text = "\n".join(_wrap(f"undefined: {reason}", font, size[0] - 8, max(1, size[1] // _NOTE_LINE)))
+        ImageDraw.Draw(image).multiline_text((size[0] / 2, size[1] / 2), text, _GREY, font, "mm", 5, "center")
+        return image
     strength = _relative(map) / np.float32(top or max(2.0, _relative(map).max()))
     if min(strength.shape) == 1:
         return _bars(strength.ravel(), size)
@@ -217,7 +200,7 @@ def _overlay(picture: Image.Image, map: Map, mask: np.ndarray | None, top: float
     muted = Image.blend(colour.convert("L").convert("RGB"), colour, 0.2)
     # Compressed to dark greys: the heat colours then stand out on a white picture as well as on a black one.
     drawn = _blend(muted.point([round(value * 0.45 + 28) for value in range(256)] * 3), smooth)
-    return drawn if mask is None else _outlined(drawn, mask)
+    return drawn if mask is None else _outlined(drawn, mask, size)
 
 
 def _problem(map: Map) -> str:
@@ -226,10 +209,8 @@ def _problem(map: Map) -> str:
         return map.removeprefix("undefined:").strip() or "no reason given"
     if map.ndim != 2 or map.size == 0:
         raise ValueError(f"a map must be (h, w), got shape {map.shape}; tokens without a grid are (1, n)")
-    if not np.isfinite(map).all():
-        return "not finite"
-    if map.min() < 0:
-        return "negative attention"
+    if not np.isfinite(map).all() or map.min() < 0:
+        return "negative attention" if np.isfinite(map).all() else "not finite"
     return "all zero" if map.max() <= 0 else "one token" if map.size == 1 else ""
 
 
@@ -241,35 +222,21 @@ def _times(map: Map) -> str:
     return "undefined" if _problem(map) else f"max {_relative(map).max():.1f} ×"
 
 
-def _undefined(reason: str, size: Size) -> Image.Image:
-    image = Image.new("RGB", size, _NEUTRAL)
-    draw, font = ImageDraw.Draw(image), _font(SMALLEST_TEXT)
-    lines = _wrap(f"undefined: {reason}", font, size[0] - 8, max(1, size[1] // _NOTE_LINE))
-    for index, line in enumerate(lines):
-        draw.text((size[0] / 2, size[1] / 2 + (index - (len(lines) - 1) / 2) * _NOTE_LINE), line, _GREY, font, "mm")
-    return image
-
-
 def _bars(strength: np.ndarray, size: Size) -> Image.Image:
-    image, floor, reach = Image.new("RGB", size, _NEUTRAL), size[1] - 9, size[1] - 20
-    draw, shown = ImageDraw.Draw(image), min(len(strength), max(1, (size[0] - 16) // 2))
-    groups = pairwise(np.linspace(0, len(strength), shown + 1).astype(int))
-    tops = np.array([[strength[start:stop].max() for start, stop in groups]]).clip(0, 1)
-    colours = _blend(Image.new("RGB", (shown, 1), _GROUND), Image.fromarray((tops * 255).astype(np.uint8)))
-    for index, (left, right) in enumerate(pairwise(np.linspace(8, size[0] - 8, shown + 1).astype(int))):
-        top = floor - reach * tops[0, index]
-        draw.rectangle((left, top, max(left, right - 2), floor), colours.getpixel((index, 0)))
-    even = floor - reach * float(strength.mean())
-    for x in range(8, size[0] - 8, 6):
-        draw.line((x, even, x + 2, even), _GREY)
+    image, starts = Image.new("RGB", size, _NEUTRAL), np.arange(min(len(strength), size[0]))
+    tops = np.maximum.reduceat(strength, starts * len(strength) // len(starts)).clip(0, 1)
+    tops = tops[np.arange(size[0]) * len(starts) // size[0]]
+    colours = _blend(Image.new("RGB", size, _GROUND), Image.fromarray(np.uint8(tops * 255)[None]).resize(size))
+    filled = np.arange(size[1], 0, -1)[:, None] <= 0.94 * size[1] * tops
+    image.paste(colours, mask=Image.fromarray(np.uint8(filled * 255)))
     return image
 
 
-def _outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
+def _outlined(picture: Image.Image, mask: np.ndarray, size: Size) -> Image.Image:
     """A white line with a dark rim along the mask's border, so that it shows on any ground."""
-    inside = Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255).resize(image.size, Image.Resampling.NEAREST)
+    inside = Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     # A border of nothing, so that a mask that touches the picture's edge is closed there.
-    inside, image = ImageOps.expand(inside, 4), image.copy()
+    inside, image = ImageOps.expand(inside, 4), _scaled(picture, size)
     for colour, grown, shrunk in (((16, 18, 22), 3, 7), ((255, 255, 255), 1, 5)):
         outer, inner = inside.filter(ImageFilter.MaxFilter(grown)), inside.filter(ImageFilter.MinFilter(shrunk))
         image.paste(colour, mask=ImageOps.crop(ImageChops.subtract(outer, inner), 4))
@@ -305,11 +272,8 @@ def _scaled(picture: Image.Image, size: Size) -> Image.Image:
 def _sheet(
     title: str, subtitle: str, tiles: list[_Tile], legend: Legend, columns: int = 0, roomy: bool = False, group: int = 1
 ) -> Image.Image:
-    """Heading, tiles, legend.
-
-    columns: 0 for those that make the tiles largest. roomy: cells wide enough for a sentence, shorter rows centred.
-    group: so many neighbours stand closer together.
-    """
+    """`columns` 0: what makes the tiles largest. `roomy`: cells wide enough for a sentence, shorter rows centred.
+    `group`: so many neighbours stand closer together."""
     narrow, caption = _NARROWEST - 2 * _MARGIN, _TITLE_LINE + _NOTE_LINE + 7
     heading = [(line, _INK, _font(21, bold=True), 29) for line in _wrap(title, _font(21, bold=True), narrow, 2)]
     heading += [(line, _GREY, _font(14), 21) for line in _wrap(subtitle, _font(14), narrow, 2) if line]
@@ -320,11 +284,10 @@ def _sheet(
         width, rows = (LONGEST - 2 * _MARGIN - (columns - 1) * _GAP) // columns, -(-len(tiles) // columns)
         return min(_LARGEST_TILE, width), min(_LARGEST_TILE, (LONGEST - fixed) // rows - caption - _GAP)
 
-    def area(columns: int) -> tuple[int, int]:
-        width, height = _fit(tiles[-1].under, box(columns))
-        return width * height, -(-len(tiles) % columns)
+    def fullness(columns: int) -> tuple[int, int]:
+        return prod(_fit(tiles[-1].under, box(columns))), -(-len(tiles) % columns)
 
-    columns = columns or max(range(group, len(tiles) + 1, group), key=area)
+    columns = columns or max(range(group, len(tiles) + 1, group), key=fullness)
     if min(box(columns)) < _SMALLEST_TILE:
         raise ValueError(f"{len(tiles)} tiles in {columns} columns can't be seen on {LONGEST} px; draw fewer")
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -338,13 +301,12 @@ def _sheet(
         draw.text((_MARGIN, y + height / 2), line, colour, font, "lm")
         y += height
     y += 14
-    bold = _font(14 if cell > 240 else SMALLEST_TEXT, bold=True)
+    small, bold = _font(SMALLEST_TEXT), _font(14 if cell > 240 else SMALLEST_TEXT, bold=True)
     for row, row_sizes in zip(rows, sizes, strict=True):
         x = (width - used + (columns - len(row)) * (cell + _GAP)) // 2 if roomy else _MARGIN
         for index, (tile, size) in enumerate(zip(row, row_sizes, strict=True), start=1):
-            note = _shorten(tile.note, _font(SMALLEST_TEXT), cell)
             draw.text((x, y + _TITLE_LINE / 2), _shorten(tile.title, bold, cell), _INK, bold, "lm")
-            draw.text((x, y + _TITLE_LINE + _NOTE_LINE / 2), note, _GREY, _font(SMALLEST_TEXT), "lm")
+            draw.text((x, y + _TITLE_LINE + _NOTE_LINE / 2), _shorten(tile.note, small, cell), _GREY, small, "lm")
             draw.rectangle((x - 1, y + caption - 1, x + size[0], y + caption + size[1]), outline=_LINE)
             canvas.paste(tile.draw(size), (x, y + caption))
             x += cell + (_GAP if group == 1 else _GAP // 3 if index % group else _GAP * 5 // 3)
@@ -354,9 +316,7 @@ def _sheet(
     return canvas.crop((0, 0, width, min(LONGEST, y + foot.height + _MARGIN)))
 
 
-def _legend(
-    ends: tuple[str, str], note: str, width: int, figures: dict[str, str] | None = None, bar: bool = True
-) -> Image.Image:
+def _legend(ends: Sequence[str], note: str, width: int, figures: dict[str, str] | None = None) -> Image.Image:
     """What stands below the tiles, as high as it needs to be: figures, and, where there is a map, the colour bar."""
     canvas = Image.new("RGB", (width, LONGEST), _PAPER)
     draw, plain, bold, x, y = ImageDraw.Draw(canvas), _font(14), _font(14, bold=True), 0.0, 0
@@ -369,15 +329,15 @@ def _legend(
         draw.text((x + middle, y + 11), value, _INK, bold, "lm")
         x += used + 28
     y += 34 if figures else 0
-    if bar:
+    if ends:
         left = round(plain.getlength(ends[0])) + 8
         ramp = Image.linear_gradient("L").rotate(90).resize((200, 14))
         draw.text((0, y + 9), ends[0], _INK, plain, "lm")
         draw.text((left + 208, y + 9), ends[1], _INK, plain, "lm")
         canvas.paste(_blend(Image.new("RGB", (200, 14), _GROUND), ramp), (left, y + 2))
-        for index, line in enumerate(_wrap(note, _font(SMALLEST_TEXT), width, 3)):
-            draw.text((0, y + 26 + (index + 0.5) * _NOTE_LINE), line, _GREY, _font(SMALLEST_TEXT), "lm")
-        y += 26 + 3 * _NOTE_LINE
+        lines = _wrap(note, _font(SMALLEST_TEXT), width, 3)
+        draw.multiline_text((0, y + 26), "\n".join(lines), _GREY, _font(SMALLEST_TEXT), spacing=5)
+        y += 26 + len(lines) * _NOTE_LINE
     return canvas.crop((0, 0, width, max(1, y)))
 
 
@@ -391,21 +351,20 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=4096)
 def _shown(character: str) -> str:
     """The character, or its escape where the font has only an empty box for it: two names must not look the same."""
-    if character.isascii() and character.isprintable():
-        return character
-    if character.isspace():
-        return " "
     font = _font(14)
-    drawn = character.isprintable() and bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
-    return character if drawn else character.encode("ascii", "backslashreplace").decode()
+    if character.isprintable() and (
+        character.isascii() or bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
+    ):
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The text, its middle replaced by "…" if it is wider than `width`: names often differ at either end."""
-    text = "".join(map(_shown, normalize("NFC", text)))
+    text = "".join(map(_shown, normalize("NFC", " ".join(text.split()))))
     keep, cut = len(text), text
     while font.getlength(cut) > width and keep > 1:
-        keep -= 1
+        keep = max(1, min(keep - 1, round(keep * width / font.getlength(cut))))
         cut = f"{text[: (keep + 1) // 2].rstrip('._ ')}…{text[len(text) - keep // 2 :].lstrip('._ ')}"
     return cut
 
@@ -414,11 +373,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> 
     """The text in at most `lines` lines; what does not fit is marked by "…"."""
     done = [""]
     for word in text.split():
-        longer = f"{done[-1]} {_shorten(word, font, width)}".strip()
-        if font.getlength(longer) <= width:
-            done[-1] = longer
-        else:
-            done.append(_shorten(word, font, width))
-    if len(done) > lines:
-        done = [*done[: lines - 1], _shorten(" ".join(done[lines - 1 :]), font, width)]
-    return done
+        word = _shorten(word, font, width)
+        longer = f"{done[-1]} {word}".strip()
+        done = [*done[:-1], longer] if font.getlength(longer) <= width else [*done, word]
+    return done if len(done) <= lines else [*done[: lines - 1], _shorten(" ".join(done[lines - 1 :]), font, width)]

@@ -23,7 +23,9 @@ def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
         parts.append(f"copying layer {copying_layer} {_short(evaluation.mean(f'layer/{copying_layer}/imacs_r'))}")
     parts.append(f"attention information {_short(evaluation.mean('attention_information'), ' bit')}")
     parts.append(f"reference gap {_short(evaluation.mean('reference_gap'))}")
-    parts.append(f"JS to baseline {_short(evaluation.mean('drift/js_r2g'))} R2G {_short(evaluation.mean('drift/js_g2r'))} G2R")
+    parts.append(
+        f"JS to baseline {_short(evaluation.mean('drift/js_r2g'))} R2G {_short(evaluation.mean('drift/js_g2r'))} G2R"
+    )
     return (
         f"i2am step {evaluation.global_step}: {', '.join(parts)} "
         f"({len(evaluation.pairs)} pairs, {evaluation.seconds:.1f} s)"
@@ -47,7 +49,11 @@ def pictures_of(
 
 
 def pair_panel(
-    maps: AttributionMaps, pair: ValidationPair, generated: Image.Image | None, figures: dict[str, Figure], subtitle: str
+    maps: AttributionMaps,
+    pair: ValidationPair,
+    generated: Image.Image | None,
+    figures: dict[str, Figure],
+    subtitle: str,
 ) -> Image.Image:
     """The composed panel of one pair."""
     return panel(

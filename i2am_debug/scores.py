@@ -85,7 +85,9 @@ def imacs(
     """
     if preset == "authors":
         if direction is None:
-            raise ValueError('imacs(preset="authors") needs direction="r2g" or "g2r": the authors score them differently')
+            raise ValueError(
+                'imacs(preset="authors") needs direction="r2g" or "g2r": the authors score them differently'
+            )
         settings = IMACSSettings.authors(direction)
     elif preset == "plain":
         settings = IMACSSettings(penalty=penalty, threshold=threshold, polarity=polarity, premask=premask)

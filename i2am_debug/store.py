@@ -34,7 +34,20 @@ PAIR_BYTES = 3 * 2**19
 _PICTURE_SIDE = 384
 _UNIFIED_SIDE, _LEVEL_SIDE = 64, 32
 # Sides of the rows of (unified and copying layer, all other levels), from the finest that can be had to what always fits.
-_ROW_SIDES = ((32, 16), (32, 12), (32, 8), (28, 8), (24, 8), (24, 6), (20, 6), (16, 6), (16, 4), (12, 4), (8, 4), (8, 2))
+_ROW_SIDES = (
+    (32, 16),
+    (32, 12),
+    (32, 8),
+    (28, 8),
+    (24, 8),
+    (24, 6),
+    (20, 6),
+    (16, 6),
+    (16, 4),
+    (12, 4),
+    (8, 4),
+    (8, 2),
+)
 _COMPANIONS = ("r2g_centred", "r2g_object_mass", "g2r_region")
 
 
@@ -70,7 +83,7 @@ class RunStore:
     def write_alert(self, alert: Alert) -> None:
         """Appends one alert to `alerts.jsonl`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _append(self.alerts_file, alert.to_json())
+        _append(self.alerts_file, {"format": FORMAT, **alert.to_json()})
 
     def resume(self, global_step: int) -> None:
         """Training goes on from `global_step`: later evaluations and alerts belong to an abandoned attempt."""
@@ -92,29 +105,27 @@ class RunStore:
             if "resumed_at" in row:
                 found = {step: s for step, s in found.items() if step <= row["resumed_at"]}
                 continue
-            if row.get("format", 0) > FORMAT:
-                raise StoreError(
-                    f"{self.index} was written by a newer i2am-debug (format {row['format']}, this one reads up to "
-                    f"{FORMAT}); upgrade with: pip install -U i2am-debug"
-                )
+            _refuse_newer(self.index, row.get("format", 0))
             stored = Stored(evaluation=Evaluation.from_json(row), path=self.folder / row["file"])
             found[stored.evaluation.global_step] = stored
         return [found[step] for step in sorted(found)]
 
     def alerts(self) -> list[Alert]:
         """All alerts that count, in order."""
-        found: list[Alert] = []
+        found: dict[int, Alert] = {}
         for row in _lines(self.alerts_file):
             if "resumed_at" in row:
-                found = [a for a in found if a.global_step <= row["resumed_at"]]
-            else:
-                found.append(Alert.from_json(row))
-        return found
+                found = {step: a for step, a in found.items() if step <= row["resumed_at"]}
+                continue
+            _refuse_newer(self.alerts_file, row.get("format", 0))
+            found[row["global_step"]] = Alert.from_json(row)
+        return [found[step] for step in sorted(found)]
 
     def thin(self, keep: int, protected: Iterable[int]) -> None:
         """Drops the rows of all but the newest `keep` evaluations and the `protected` steps; their maps and figures stay."""
         spared = set(protected)
-        for stored in self.evaluations()[:-keep]:
+        everything = self.evaluations()
+        for stored in everything[: max(0, len(everything) - keep)]:
             if stored.evaluation.global_step in spared or not stored.path.is_file():
                 continue
             with safe_open(stored.path, framework="numpy") as file:
@@ -134,23 +145,31 @@ def read_evaluation(path: str | Path) -> tuple[Evaluation, dict[str, np.ndarray]
     """
     path = Path(path)
     if not path.is_file():
-        raise StoreError(f"no evaluation at {path}; expected a step_….safetensors of a run's plugins/{PLUGIN_NAME} folder")
+        raise StoreError(
+            f"no evaluation at {path}; expected a step_….safetensors of a run's plugins/{PLUGIN_NAME} folder"
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if "evaluation" not in metadata:
                 raise StoreError(f"{path} is a safetensors file, but not an evaluation of i2am-debug")
-            if int(metadata["format"]) > FORMAT:
-                raise StoreError(f"{path} was written by a newer i2am-debug; upgrade with: pip install -U i2am-debug")
+            _refuse_newer(path, int(metadata.get("format", 0)))
             unified = {
-                n.removesuffix("/unified"): file.get_tensor(n) for n in file.keys() if n.endswith("g/unified") or n.endswith("r/unified")
+                name.removesuffix("/unified"): file.get_tensor(name)
+                for name in list(file.keys())
+                if name.endswith(("/r2g/unified", "/g2r/unified"))
             }
     except SafetensorError as error:
         raise StoreError(f"{path} can't be read: {error}") from None
-    return Evaluation.from_json(json.loads(metadata["evaluation"])), unified
+    try:
+        return Evaluation.from_json(json.loads(metadata["evaluation"])), unified
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} holds an evaluation that can't be read: {error!r}") from None
 
 
-def pack_pair(maps: Any, copying_layer: str | None, generated: Image.Image | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def pack_pair(
+    maps: Any, copying_layer: str | None, generated: Image.Image | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One pair's arrays in their stored form, and the grids of its rows.
 
     Args:
@@ -185,12 +204,10 @@ def pack_pair(maps: Any, copying_layer: str | None, generated: Image.Image | Non
         return arrays, {}
     left = PAIR_BYTES - sum(a.nbytes for a in arrays.values())
     for sides in _ROW_SIDES:
-        rows, grids = _rows_form(maps.rows, copying_layer, *sides)
-        if sum(a.nbytes for a in rows.values()) <= left:
-            break
-    else:
-        rows, grids = {}, {}
-    return {**arrays, **rows}, grids
+        if _rows_bytes(maps.rows, copying_layer, *sides) <= left:
+            rows, grids = _rows_form(maps.rows, copying_layer, *sides)
+            return {**arrays, **rows}, grids
+    return arrays, {}
 
 
 def unified_form(found: np.ndarray) -> np.ndarray:
@@ -206,6 +223,21 @@ def encode_picture(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 90}))
     return buffer.getvalue()
+
+
+def _rows_bytes(rows: Any, copying_layer: str | None, side: int, small_side: int) -> int:
+    """What `_rows_form` would take, without forming it."""
+
+    def size(count: int, own: Any, limit: int) -> int:
+        g, r = (min(h, limit) * min(w, limit) for h, w in own)
+        return count * g * (r + 4)  # uint8 values and a float32 scale
+
+    total = size(1, (rows.generated_grid, rows.reference_grid), side)
+    total += size(len(rows.by_time) + len(rows.by_head), rows.small_grids, small_side)
+    for layer, (grid, _) in rows.by_layer.items():
+        own = (grid, rows.reference_grid)
+        total += size(1, own, small_side) + (size(1, own, side) if layer == copying_layer else 0)
+    return total
 
 
 def _rows_form(rows: Any, copying_layer: str | None, side: int, small_side: int) -> tuple[dict, dict]:
@@ -258,6 +290,14 @@ def _level_form(found: np.ndarray) -> np.ndarray:
 
 def _starts(length: int, count: int) -> np.ndarray:
     return -(-np.arange(count) * length // count)
+
+
+def _refuse_newer(path: Path, version: int) -> None:
+    if version > FORMAT:
+        raise StoreError(
+            f"{path} was written by a newer i2am-debug (format {version}, this one reads up to {FORMAT}); "
+            "upgrade with: pip install -U i2am-debug"
+        )
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

@@ -18,8 +18,8 @@ from i2am_debug.scores import (
     energy,
     imacs,
     imacs_chance,
-    js_distance,
     jackknife_error,
+    js_distance,
     pointing,
     reference_lines,
     score_imacs,
@@ -142,9 +142,9 @@ def test_the_authors_figure_equals_the_definition(mask: np.ndarray) -> None:
 
 def test_random_noise_scores_what_the_specification_says() -> None:
     """By hand: a uniform value counts 0.42 on average once the threshold has taken 0.4 and less, so 0.42 - 3 x 0.42."""
-    noise = np.random.default_rng(0).random((200, 16, 16))
+    noise = np.random.default_rng(0).random((100, 16, 16))
     tokens = box((16, 16), (4, 12), (4, 12))
-    for mask in (tokens, np.kron(tokens, np.ones((4, 4)))):  # the standard error of both means is below 0.008
+    for mask in (tokens, np.kron(tokens, np.ones((4, 4)))):  # the standard error of both means is about 0.01
         assert np.mean([imacs(n, mask) for n in noise]) == pytest.approx(-0.84, abs=0.04)
         assert np.mean([imacs(n, mask, premask=True) for n in noise]) == pytest.approx(0.42, abs=0.02)
 
@@ -333,9 +333,9 @@ def test_figures_of_broken_maps_are_undefined_and_never_zero(broken: np.ndarray)
 
 
 def test_js_distance_of_maps_of_different_size_is_undefined() -> None:
-    with pytest.raises(UndefinedFigure, match="maps of 16 and 15 tokens"):
+    with pytest.raises(UndefinedFigure, match="maps of 4x4 and 3x5 tokens"):
         js_distance(GOOD_MAP, np.ones((3, 5)))
-    with pytest.raises(UndefinedFigure):
+    with pytest.raises(UndefinedFigure, match="maps of 2x8 and 8x2 tokens"):
         js_distance(np.ones((2, 8)), np.ones((8, 2)))
 
 

@@ -153,7 +153,14 @@ def run_demo(
         noise = torch.randn(len(reference), LATENT_CHANNELS, 16, 16, device=accelerator.device)
         timesteps = (1000 * torch.rand(len(reference), device=accelerator.device).sqrt()).long().clamp(max=999)
         loss = denoising_loss(
-            unet, encoder(reference), scheduler, batch["target"], batch["hole"], timesteps, noise, hole_weight=_HOLE_WEIGHT
+            unet,
+            encoder(reference),
+            scheduler,
+            batch["target"],
+            batch["hole"],
+            timesteps,
+            noise,
+            hole_weight=_HOLE_WEIGHT,
         ).mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)

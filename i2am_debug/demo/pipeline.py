@@ -28,7 +28,7 @@ class TinyExamplePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "reference_encoder->unet"
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self, unet: UNet2DConditionModel, reference_encoder: ReferenceEncoder, scheduler: DDIMScheduler
@@ -101,7 +101,11 @@ def load_tiny_pipeline(weights: Path = WEIGHTS, *, device: str | torch.device = 
     unet, encoder = new_unet(), ReferenceEncoder()
     unet.load_state_dict({k.removeprefix("unet."): v.float() for k, v in state.items() if k.startswith("unet.")})
     encoder.load_state_dict(
-        {k.removeprefix("reference_encoder."): v.float() for k, v in state.items() if k.startswith("reference_encoder.")}
+        {
+            k.removeprefix("reference_encoder."): v.float()
+            for k, v in state.items()
+            if k.startswith("reference_encoder.")
+        }
     )
     return TinyExamplePipeline(unet.eval(), encoder.eval(), new_scheduler()).to(device)
 

@@ -97,7 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m i2am_debug.demo.pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000, help="training steps (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and pairs (default: 0)")
-    parser.add_argument("-o", "--output", type=Path, default=WEIGHTS, help="where to write (default: the package's own)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=WEIGHTS, help="where to write (default: the package's own)"
+    )
     args = parser.parse_args(argv)
     unet, encoder = train(args.steps, args.seed)
     figures = held_out_loss(unet, encoder)

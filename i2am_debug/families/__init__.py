@@ -68,9 +68,13 @@ def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
         if reason is None:
             return family
         reasons.append(f"{family.name}: {reason}")
-    model = type(denoiser).__name__ if pipeline is denoiser else f"{type(pipeline).__name__} ({type(denoiser).__name__})"
+    model = (
+        type(denoiser).__name__ if pipeline is denoiser else f"{type(pipeline).__name__} ({type(denoiser).__name__})"
+    )
     raise UnsupportedModel(
-        f"no family knows where the reference sits in {model}. " + " ".join(reasons) + " Needed to support a model: which "
+        f"no family knows where the reference sits in {model}. "
+        + " ".join(reasons)
+        + " Needed to support a model: which "
         "attention modules read the reference, and which of their key tokens are the reference's. "
         "If you know that a family fits, pass it as family=."
     )

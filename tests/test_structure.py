@@ -1,0 +1,307 @@
+"""The project's own rules: public names, the direction of imports, no torch at the front door, sizes of files."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import i2am_debug
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "i2am_debug"
+
+PUBLIC = {
+    "trace": "capture",
+    "AttributionMaps": "maps",
+    "Direction": "maps",
+    "imacs": "scores",
+    "IMACSSettings": "scores",
+    "js_distance": "scores",
+    "CapturePlan": "plan",
+    "ValidationPair": "pairs",
+    "ValidationPairs": "pairs",
+    "Evaluation": "record",
+    "Undefined": "record",
+    "Alert": "drift",
+    "Margins": "drift",
+}
+WITHOUT_TORCH = {"plan", "pairs", "record", "drift"}
+
+# From what knows nothing to what knows all: a module imports only from those above it. The way of the data, with the
+# plain values that all stages share (errors, plan, record) first; drift, which is pure, comes before the store that
+# keeps its alerts, and the store before the evaluation that compares maps in their stored form.
+STAGES = (
+    "errors",
+    "plan",
+    "record",
+    "pairs",
+    "calls",
+    "attention",
+    "families",
+    "families.unet_cross_attention",
+    "maps",
+    "capture",
+    "scores",
+    "drift",
+    "store",
+    "evaluation",
+    "render",
+    "report",
+    "explain",
+    "callbacks.untouched",
+    "callbacks.trackers",
+    "callbacks.accelerate_loop",
+    "demo.pairs",
+    "demo.model",
+    "demo.pipeline",
+    "demo.pretrain",
+    "demo.finetune",
+    "cli",
+)
+FRONT_DOORS = ("", "callbacks", "demo")  # name their contents lazily, so they stand outside the order
+REGISTRY = {("families", "families.unet_cross_attention")}  # loads its families inside a function
+
+
+def library() -> dict[str, Path]:
+    """Module name, without the package's → file, in the layout that is installed."""
+    found = {}
+    for folder, prefix in ((PACKAGE, ()), (ROOT / "callbacks", ("callbacks",))):
+        for path in sorted(folder.rglob("*.py")):
+            parts = (*prefix, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+LIBRARY = library()
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, str, str | None]]:
+    """(statement, module as written with its leading dots, imported name or None) of every import, lazy ones too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node, "." * node.level + (node.module or ""), alias.name) for alias in node.names)
+
+
+def own_imports(module: str, source: str, *, is_package: bool) -> set[str]:
+    """The library's modules that `module` imports; a public name taken from the front door counts as its home."""
+    found = set()
+    for _, written, name in imports(ast.parse(source)):
+        dots = len(written) - len(written.lstrip("."))
+        if dots:
+            package = ["i2am_debug", *module.split(".")] if module else ["i2am_debug"]
+            up = dots - 1 if is_package else dots
+            target = [*package[: len(package) - up], *filter(None, written[dots:].split("."))]
+        else:
+            target = written.split(".")
+        if target[0] == "callbacks":
+            target = ["i2am_debug", *target]
+        if target[0] != "i2am_debug":
+            continue
+        base = ".".join(target[1:])
+        if name is not None and f"{base}.{name}".lstrip(".") in LIBRARY:
+            found.add(f"{base}.{name}".lstrip("."))
+        elif base == "" and name in PUBLIC:
+            found.add(PUBLIC[name])
+        elif base:
+            found.add("callbacks.accelerate_loop" if base == "callbacks" else base)
+    return found
+
+
+def wrong_imports(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    order = {name: i for i, name in enumerate(STAGES)}
+    return [
+        f"{module} imports {other}"
+        for other in sorted(own_imports(module, source, is_package=is_package))
+        if (module, other) not in REGISTRY and order[other] >= order[module]
+    ]
+
+
+def external_imports(path: Path) -> set[str]:
+    return {written.split(".")[0] for _, written, _ in imports(ast.parse(path.read_text())) if written[0] != "."}
+
+
+def top_level_names(path: Path) -> set[str]:
+    body = ast.parse(path.read_text()).body
+    names = {n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    return names | {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+
+
+# -- public names ----------------------------------------------------------------------------------------------------
+
+
+def test_the_public_names_are_these() -> None:
+    assert i2am_debug.__all__ == ["__version__", *PUBLIC]
+    assert dir(i2am_debug) == sorted(i2am_debug.__all__)
+
+
+@pytest.mark.parametrize(("name", "home"), PUBLIC.items())
+def test_a_public_name_comes_from_its_home(name: str, home: str) -> None:
+    assert i2am_debug._HOME[name] == home
+    assert name in top_level_names(LIBRARY[home])
+    if home in WITHOUT_TORCH:
+        module = importlib.import_module(f"i2am_debug.{home}")
+        assert getattr(i2am_debug, name) is getattr(module, name)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(LIBRARY[""].read_text())
+    shown = {name: written.lstrip(".") for _, written, name in imports(tree) if written[0] == "."}
+    assert shown == PUBLIC
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'imax'; it has __version__, trace, .*Margins"):
+        i2am_debug.imax  # noqa: B018
+
+
+def test_callbacks_cannot_be_imported_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delitem(sys.modules, "callbacks", raising=False)
+    with pytest.raises(ImportError, match=r"i2am_debug\.callbacks.*from i2am_debug\.callbacks import I2AMCallback"):
+        importlib.import_module("callbacks")
+    assert "callbacks" not in sys.modules
+
+
+# -- the direction of imports ----------------------------------------------------------------------------------------
+
+
+def test_every_module_has_its_stage() -> None:
+    assert set(LIBRARY) - set(FRONT_DOORS) == set(STAGES)
+    assert len(set(STAGES)) == len(STAGES)
+
+
+@pytest.mark.parametrize("module", STAGES)
+def test_imports_go_from_later_to_earlier_stages(module: str) -> None:
+    path = LIBRARY[module]
+    assert wrong_imports(module, path.read_text(), is_package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("maps", "from .capture import Trace", "capture"),
+        ("maps", "def f():\n    from . import capture", "capture"),
+        ("maps", "import i2am_debug.scores as s", "scores"),
+        ("maps", "from i2am_debug import js_distance", "scores"),
+        ("store", "from i2am_debug.callbacks import I2AMCallback", "callbacks.accelerate_loop"),
+        ("store", "import callbacks.trackers", "callbacks.trackers"),
+        ("families.unet_cross_attention", "from ..maps import Direction", "maps"),
+        ("demo.pairs", "from .model import new_unet", "demo.model"),
+        ("errors", "from .errors import I2AMError", "errors"),
+    ],
+)
+def test_a_wrong_import_would_be_seen(module: str, source: str, wrong: str) -> None:
+    assert wrong_imports(module, source) == [f"{module} imports {wrong}"]
+
+
+def test_front_doors_import_nothing_of_the_library_at_run_time() -> None:
+    for name in FRONT_DOORS:
+        tree = ast.parse(LIBRARY[name].read_text())
+        tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+        assert own_imports(name, ast.unparse(tree), is_package=True) == set(), name
+
+
+def test_only_the_demo_knows_the_callbacks() -> None:
+    users = {
+        module
+        for module, path in LIBRARY.items()
+        if any(
+            other.startswith("callbacks")
+            for other in own_imports(module, path.read_text(), is_package=path.name == "__init__.py")
+        )
+    }
+    assert {u for u in users if not u.startswith("callbacks")} == {"demo.finetune"}
+
+
+def test_only_attention_has_a_softmax() -> None:
+    users = set()
+    for module, path in LIBRARY.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            if name.lower() in ("softmax", "log_softmax"):
+                users.add(module)
+    assert users == {"attention"}
+
+
+def test_only_render_imports_matplotlib() -> None:
+    assert {m for m, path in LIBRARY.items() if "matplotlib" in external_imports(path)} == {"render"}
+
+
+# -- no torch --------------------------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "diffusers", "accelerate")
+LIGHT = tuple(f"i2am_debug.{m}" for m in ("record", "drift", "store", "plan", "pairs", "cli"))
+
+
+def heavy_modules_after(code: str, *paths: Path) -> list[str]:
+    """Which of `HEAVY` a fresh interpreter has loaded after the code, with `paths` before all others."""
+    program = f"import sys\nsys.path[:0] = {list(map(str, paths))!r}\n{code}\n"
+    program += f"import json\nprint()\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_front_door_and_help_import_no_torch() -> None:
+    code = "import i2am_debug, " + ", ".join(LIGHT)
+    code += "\ntry:\n    i2am_debug.cli.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0"
+    code += "\nelse:\n    raise AssertionError('--help did not exit')"
+    assert heavy_modules_after(code) == []
+
+
+def test_an_import_of_torch_would_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("")
+    (tmp_path / "outer.py").write_text("import inner")
+    (tmp_path / "inner.py").write_text("def load():\n    import torch\nload()")
+    assert heavy_modules_after("import outer", tmp_path) == ["torch"]
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_a_file_is_at_most_400_lines(module: str) -> None:
+    assert len(LIBRARY[module].read_text().splitlines()) <= 400
+
+
+def test_there_is_no_file_for_whatever_is_left_over() -> None:
+    assert not {path.name for path in LIBRARY.values()} & {"utils.py", "util.py", "base.py", "helpers.py", "common.py"}
+
+
+def asserts_something(source: str) -> bool:
+    return any(
+        isinstance(node, ast.Assert) or (isinstance(node, ast.Attribute) and node.attr in ("raises", "warns"))
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.name)
+def test_a_test_file_asserts_something(path: Path) -> None:
+    assert asserts_something(path.read_text())
+
+
+def test_a_test_file_without_an_assertion_would_be_seen() -> None:
+    assert not asserts_something("def test_it():\n    '''assert True'''\n    print('assert')")
+
+
+def test_the_version_is_written_the_same_twice() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert config["metadata"]["version"] == i2am_debug.__version__
+
+
+def test_every_package_is_shipped() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    packages = {name for name, path in LIBRARY.items() if path.name == "__init__.py"}
+    assert set(config["options"]["packages"].split()) == {f"i2am_debug.{p}".rstrip(".") for p in packages}

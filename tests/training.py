@@ -1,0 +1,133 @@
+"""A small real training loop, used by several tests and, as a script, under `accelerate launch`."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from diffusers import UNet2DConditionModel
+from i2am_debug.callbacks import I2AMCallback
+
+from i2am_debug import CapturePlan, ValidationPairs
+from i2am_debug.demo.finetune import teacher_forced
+from i2am_debug.demo.model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss, new_scheduler, new_unet
+from i2am_debug.demo.pairs import make_batch, validation_pairs
+from i2am_debug.demo.pipeline import TinyExamplePipeline
+
+
+def untrained_pipeline(*, dropout: float = 0.0, seed: int = 0) -> TinyExamplePipeline:
+    """The tiny model with random weights."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_config({**new_unet().config, "dropout": dropout})
+    pipeline = TinyExamplePipeline(unet, ReferenceEncoder(), new_scheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def new_accelerator(folder: Path, *, tracker: bool = True) -> Accelerator:
+    accelerator = Accelerator(
+        cpu=True,
+        log_with="tensorboard" if tracker else None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+    )
+    if tracker:
+        accelerator.init_trackers("run")
+    return accelerator
+
+
+class Run:
+    """One fine-tune of an untrained tiny model with dropout; everything that a checkpoint must hold."""
+
+    def __init__(self, folder: Path, *, tracker: bool = True) -> None:
+        set_seed(3)
+        self.folder = folder
+        self.accelerator = new_accelerator(folder, tracker=tracker)
+        self.pipeline = untrained_pipeline(dropout=0.1)
+        self.draws = torch.Generator().manual_seed(5)
+        parameters = [*self.pipeline.unet.parameters(), *self.pipeline.reference_encoder.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+        self.unet, self.encoder, self.optimizer = self.accelerator.prepare(
+            self.pipeline.unet, self.pipeline.reference_encoder, optimizer
+        )
+        self.unet.train(), self.encoder.train()
+        self.step = 0
+
+    def callback(self, pairs: ValidationPairs | None = None, *, with_loss: bool = True, **changes: Any) -> I2AMCallback:
+        arguments: dict[str, Any] = {
+            "pipeline": self.pipeline,
+            "pairs": validation_pairs(3, seed=11) if pairs is None else pairs,
+            "every_n_steps": 10,
+            "plan": CapturePlan(sampler_steps=2),
+            "loss_fn": teacher_forced(self.pipeline) if with_loss else None,
+            "num_inference_steps": 2,
+            "batch_size": 2,
+            "pictures": 1,
+            "on_error": "raise",
+            "disable_progress_bar": True,
+        }
+        return I2AMCallback(self.accelerator, **{**arguments, **changes})
+
+    def train(self, steps: int, callback: I2AMCallback | None = None) -> None:
+        for _ in range(steps):
+            batch = make_batch(2, self.draws)
+            noise = torch.randn(2, LATENT_CHANNELS, 16, 16)
+            timesteps = torch.randint(0, 1000, (2,))
+            tokens = self.encoder(batch.reference_B3SS)
+            inputs = (self.pipeline.scheduler, batch.target_B3SS, batch.hole_B1SS, timesteps, noise)
+            loss = denoising_loss(self.unet, tokens, *inputs, hole_weight=1.0).mean()
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
+            if callback is not None:
+                callback.on_step_end(self.step)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimizer state, random states and modes, to compare bit by bit."""
+        modules = {"unet": self.pipeline.unet, "encoder": self.pipeline.reference_encoder}
+        return {
+            "weights": {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()},
+            "optimizer": self.optimizer.state_dict()["state"],
+            "torch": torch.get_rng_state(),
+            "numpy": np.random.get_state()[1].tolist(),
+            "python": random.getstate(),
+            "training": [m.training for module in modules.values() for m in module.modules()],
+            "scheduler": {k: v for k, v in vars(self.pipeline.scheduler).items() if not isinstance(v, torch.Tensor)},
+        }
+
+
+def evaluate_and_report(folder: Path, report: Path) -> None:
+    """One evaluation and one that is due inside `on_step_end`, on however many processes; the main one writes `report`."""
+    run = Run(folder)
+    forwards = [0]
+    run.pipeline.unet.register_forward_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
+    callback = run.callback()
+    evaluation = callback.evaluate(0)
+    callback.on_step_end(9)  # not due
+    callback.on_step_end(10)
+    counts = gather_object([forwards[0]])
+    wrote = gather_object([callback._store is not None])
+    steps = gather_object([evaluation.global_step])
+    if run.accelerator.is_main_process:
+        report.write_text(
+            json.dumps(
+                {
+                    "evaluations": [e.to_json() for e in callback.history()],
+                    "forwards": counts,
+                    "wrote": wrote,
+                    "returned": steps,
+                }
+            )
+        )
+    run.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    evaluate_and_report(Path(sys.argv[1]), Path(sys.argv[2]))
