@@ -7,6 +7,8 @@ Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; g,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -64,12 +66,14 @@ def attribute(
         key_weight_BR: ≥ 0, how much of each reference token lies on the object.
         chunk_bytes: size of the largest temporary.
     """
-    with torch.autocast(q_BNGH.device.type, enabled=False):
+    with _float32(q_BNGH.device.type):
         q, k = q_BNGH.float(), k_BNRH.float()
         q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
         B, N, G, _ = q.shape
         R = k.shape[2]
-        region_BG = _normalised(torch.ones(B, G, device=q.device) if query_weight_BG is None else query_weight_BG)
+        region_BG = _normalised(
+            torch.ones(B, G, device=q.device) if query_weight_BG is None else query_weight_BG.float()
+        )
         g2r, g2r_region, entropy, mass = (torch.zeros(B, N, n, device=q.device) for n in (R, R, 1, G))
         for rows in _chunks(G, 4 * B * N * R, chunk_bytes):
             p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
@@ -108,7 +112,7 @@ def pooled_rows(
 
     A grid wider or higher than `side` is reduced to it; patches are as equal as whole tokens allow.
     """
-    with torch.autocast(q_BNGH.device.type, enabled=False):
+    with _float32(q_BNGH.device.type):
         q, k = q_BNGH.float(), k_BNRH.float()
         q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
         B, N, G, _ = q.shape
@@ -137,6 +141,28 @@ def region_weight(mask: torch.Tensor, grid: Grid) -> torch.Tensor:
     """How much of each token lies inside the mask (..., H, W) in [0, 1]: (..., h·w), its mean over the token's pixels."""
     flat = mask.float().reshape(-1, 1, *mask.shape[-2:])
     return F.adaptive_avg_pool2d(flat, grid).reshape(*mask.shape[:-2], grid[0] * grid[1])
+
+
+@contextmanager
+def _float32(device_type: str) -> Iterator[None]:
+    """Autocast off, and float32 products in float32: training scripts allow TF32 or bfloat16 ones, which are 1e-3 off."""
+    matmuls = [getattr(torch.backends.cuda, "matmul", None), getattr(torch.backends.mkldnn, "matmul", None)]
+    matmuls = [
+        m for m in matmuls if hasattr(m, "fp32_precision")
+    ]  # torch 2.9; must not be mixed with the older function
+    before = [m.fp32_precision for m in matmuls] or torch.get_float32_matmul_precision()
+    try:
+        for m in matmuls:
+            m.fp32_precision = "ieee"
+        if not matmuls:
+            torch.set_float32_matmul_precision("highest")
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for m, value in zip(matmuls, before, strict=False):
+            m.fp32_precision = value
+        if not matmuls:
+            torch.set_float32_matmul_precision(before)
 
 
 def _mean_softmax_over_queries(q: torch.Tensor, k: torch.Tensor, chunk_bytes: int) -> torch.Tensor:

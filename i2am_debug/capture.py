@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .attention import attribute, pooled_rows, region_weight
-from .errors import I2AMError, NothingCaptured, UnsupportedModel
+from .errors import I2AMError, NothingCaptured, UndefinedFigure, UnsupportedModel
 from .families import Family, Layout, find_family
 from .maps import Accumulator, AttributionMaps
 from .plan import CapturePlan, HeadChoice
@@ -227,7 +227,10 @@ class Trace(AbstractContextManager["Trace"]):
             return None
         if len(masks) not in (1, images):
             raise UnsupportedModel(f"trace has {len(masks)} of {name}, the denoiser's batch holds {images} images")
-        return region_weight(masks.to(device), grid).expand(images, -1)
+        weight = region_weight(masks.to(device), grid).expand(images, -1)
+        if not bool((weight.sum(-1) > 0).all()):
+            raise UndefinedFigure(f"the trace's {name} is empty")
+        return weight
 
 
 class _RunningModule(TorchFunctionMode):

@@ -153,6 +153,7 @@ class _LayerSums:
     weights: torch.Tensor
     per_head: dict[str, torch.Tensor] = field(default_factory=dict)
     per_step: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    forwards: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: torch.Tensor | None = None
     count: int = 0
 
@@ -211,10 +212,8 @@ class Accumulator:
         for name, value in values.items():
             sums.per_head[name] = value if sums.count == 0 else sums.per_head[name] + value
             mean = torch.einsum("bnx,n->bx", value, share)
-            earlier = sums.per_step[name].get(
-                step
-            )  # a step may look at a layer twice (two forwards); their mean counts
-            sums.per_step[name][step] = mean if earlier is None else (earlier + mean) / 2
+            _add_to(sums.per_step[name], step, mean)
+        sums.forwards[step] += 1  # a step may look at a layer twice (two forwards); their mean counts
         sums.rows = rows.mean_Bgr if sums.rows is None else sums.rows + rows.mean_Bgr
         sums.count += 1
 
@@ -240,7 +239,7 @@ class Accumulator:
         undefined = ONE_TOKEN if reference_tokens == 1 else NO_GRID if first.reference_grid is None else None
 
         def direction(name: str) -> DirectionMaps | None:
-            if name not in first.per_head or (undefined is not None and name.startswith("g2r")):
+            if name not in first.per_head or (undefined is not None and name not in ("r2g", "r2g_centred")):
                 return None
             return self._direction(name, image, steps, groups)
 
@@ -255,7 +254,7 @@ class Accumulator:
                 for name, s in self._layers.items()
             },
             information_by_step={
-                name: np.array([float(s.per_step["information"][i][image, 0]) for i in steps])
+                name: np.array([float(s.per_step["information"][i][image, 0]) / s.forwards[i] for i in steps])
                 for name, s in self._layers.items()
             },
             steps=steps,
@@ -291,7 +290,7 @@ class Accumulator:
             per_head = (sums.per_head[name][image] / sums.count).cpu()
             by_layer[layer] = _sum_1(torch.einsum("nx,n->x", per_head, sums.share).view(grid)).numpy()
             layer_weight[layer] = float(sums.weights.sum())
-            per_step = torch.stack([sums.per_step[name][s][image] for s in steps]).cpu()
+            per_step = torch.stack([sums.per_step[name][s][image] / sums.forwards[s] for s in steps]).cpu()
             step_maps.append(self._on(common, per_step, grid))
             spread = torch.zeros(self._all_heads, *common)
             spread[sums.heads] = self._on(common, per_head, grid)

@@ -72,7 +72,7 @@ class ValidationPair:
             array = None if value is None else np.asarray(value)
             digest.update(f"{key}{None if array is None else array.shape}".encode())
             digest.update(b"" if array is None else array.tobytes())
-        digest.update(repr((self.prompt, sorted((k, str(v)) for k, v in self.extra.items()))).encode())
+        digest.update(repr((self.prompt, _plain(self.extra))).encode())
         return digest.hexdigest()[:12]
 
 
@@ -140,7 +140,12 @@ class ValidationPairs(Sequence[ValidationPair]):
                 '{"file_name": "target_0.png", "reference_file_name": "reference_0.png", "mask_file_name": "mask_0.png"}'
             )
         makers = []
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            text = listing.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InvalidPair(f"{listing} is not UTF-8: {error}; save it as UTF-8") from None
+        # str.splitlines would also cut at characters such as U+2028, which may stand in a JSON string
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 makers.append(_maker(folder, _parse(line, f"{listing}, line {number}"), f"{listing}, line {number}"))
         return cls(makers)
@@ -169,13 +174,28 @@ class ValidationPairs(Sequence[ValidationPair]):
 
         def make(index: int) -> ValidationPair:
             row = dataset[index]
-            missing = [c for c in columns.values() if c is not None and c not in row]
+            missing = [c for c in (*columns.values(), name) if c is not None and c not in row]
             if missing:
                 raise InvalidPair(f"row {index} of the dataset has no column {missing[0]!r}; it has {sorted(row)}")
             own_name = str(row[name]) if name else f"row_{index:04d}"
             return ValidationPair(name=own_name, **{k: row[c] for k, c in columns.items() if c is not None})
 
         return cls([lambda i=i: make(i) for i in range(count)])
+
+
+def _plain(value: Any) -> Any:
+    """The value in a form whose `repr` depends on nothing but its content."""
+    if isinstance(value, Mapping):
+        return sorted((str(k), _plain(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "detach"):  # a torch tensor; bfloat16 has no numpy counterpart
+        value = value.detach().cpu()
+        value = value.double().numpy() if value.is_floating_point() else value.numpy()
+    if isinstance(value, (np.ndarray, Image.Image)):
+        array = np.ascontiguousarray(value)
+        return str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()
+    return value
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
@@ -197,6 +217,8 @@ def _maker(folder: Path, row: dict[str, Any], where: str) -> Callable[[], Valida
             if key in ("target", "reference"):
                 raise InvalidPair(f"{where} has no {column!r}; a pair needs file_name and reference_file_name")
             continue
+        if not isinstance(value, str):
+            raise InvalidPair(f"{where}: {column} is {value!r}; expected the name of a file")
         path = folder / value
         if not path.is_file():
             raise InvalidPair(f"{where}: {column} names {path}, which does not exist")

@@ -67,7 +67,7 @@ def pair_panel(
         hole=pair.mask,
         reference_object=pair.reference_mask,
         figures={name: _short(value) for name, value in figures.items()},
-        subtitle=subtitle,
+        subtitle=f"{subtitle} · R2G is the paper's, which shifts of a token's logits can move (see imacs_g_centred)",
     )
 
 

@@ -49,6 +49,8 @@ class IMACSSettings:
     @classmethod
     def authors(cls, direction: Direction | str) -> IMACSSettings:
         """What the authors' code does: the inverted map for R2G, the premasked one for G2R."""
+        if direction not in [d.value for d in Direction]:
+            raise ValueError(f'direction={direction!r}: expected "r2g" or "g2r"')
         r2g = Direction(direction) is Direction.R2G
         return cls(polarity="inverted" if r2g else "direct", premask=not r2g)
 
@@ -131,7 +133,7 @@ def imacs_chance(map: Any, mask: Any, settings: IMACSSettings) -> ChanceLevel:
     a, m = (F.adaptive_avg_pool2d(x[None, None].double(), size)[0, 0].numpy() for x in (prepared, inside))
     spectrum = np.fft.rfft2(a)
     scores = []
-    for variant in _symmetries(m):
+    for variant in _symmetries(m, turns=inside.shape[0] == inside.shape[1]):
         overlap = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(variant)), s=a.shape)
         area = variant.sum()
         scores.append(overlap / area - settings.penalty * (a.sum() - overlap) / (variant.size - area))
@@ -167,13 +169,13 @@ def reference_lines(mask: Any, grid: Grid, settings: IMACSSettings) -> dict[str,
 
 def energy(map: Any, mask: Any) -> float:
     """Share of the map's mass that lies inside the mask, 0..1. Chance: the mask's share of the picture."""
-    m = _map(map)
-    return float((m * _coverage(mask, m)).sum() / m.sum().clamp_min(1e-30))
+    m = _distribution(map)
+    return float((m * _coverage(mask, m)).sum())
 
 
 def pointing(map: Any, mask: Any) -> bool:
     """Whether the map's maximum lies inside the mask (on a token that is at least half inside)."""
-    m = _map(map)
+    m = _distribution(map)
     return bool(_coverage(mask, m).flatten()[m.argmax()] >= 0.5)
 
 
@@ -183,10 +185,10 @@ def js_distance(a: Any, b: Any) -> float:
     Raises:
         UndefinedFigure: the maps differ in size.
     """
-    p, q = (_map(x).double().flatten() for x in (a, b))
+    p, q = _distribution(a), _distribution(b)
     if p.shape != q.shape:
-        raise UndefinedFigure(f"maps of {p.numel()} and {q.numel()} tokens")
-    p, q = p / p.sum(), q / q.sum()
+        (ph, pw), (qh, qw) = p.shape, q.shape
+        raise UndefinedFigure(f"maps of {ph}x{pw} and {qh}x{qw} tokens")
     m = (p + q) / 2
     entropy = [float(torch.special.entr(x).sum()) for x in (m, p, q)]
     return float(np.sqrt(max(0.0, entropy[0] - (entropy[1] + entropy[2]) / 2) / np.log(2)))
@@ -240,14 +242,25 @@ def _bicubic(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 
 def _map(map: Any) -> torch.Tensor:
+    map = np.ascontiguousarray(map) if isinstance(map, np.ndarray) else map  # torch takes no negative strides
     tensor = torch.as_tensor(map).detach().cpu().double()
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise ValueError(f"a map must have shape (h, w), got {tuple(tensor.shape)}")
     return tensor
 
 
+def _distribution(map: Any) -> torch.Tensor:
+    """The map with sum 1."""
+    m = _map(map)
+    if not torch.isfinite(m).all():
+        raise UndefinedFigure("the map is not finite")
+    if not (m.min() >= 0 and m.sum() > 0):
+        raise UndefinedFigure("the map has no mass" if m.min() >= 0 else "the map has negative values")
+    return m / m.sum()
+
+
 def _mask(mask: Any) -> torch.Tensor:
-    tensor = torch.as_tensor(np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)).double()
+    tensor = torch.as_tensor(np.ascontiguousarray(mask.detach().cpu() if hasattr(mask, "cpu") else mask)).double()
     if tensor.ndim != 2:
         raise ValueError(f"a mask must have shape (H, W), got {tuple(tensor.shape)}")
     if not bool(((tensor >= 0) & (tensor <= 1)).all()):
@@ -263,6 +276,6 @@ def _coverage(mask: Any, map: torch.Tensor) -> torch.Tensor:
     return region_weight(_mask(mask), tuple(map.shape)).view(map.shape).double()
 
 
-def _symmetries(mask: np.ndarray) -> list[np.ndarray]:
+def _symmetries(mask: np.ndarray, turns: bool) -> list[np.ndarray]:
     half = [mask, mask[::-1], mask[:, ::-1], mask[::-1, ::-1]]
-    return half + [m.T for m in half] if mask.shape[0] == mask.shape[1] else half
+    return half + [m.T for m in half] if turns else half
