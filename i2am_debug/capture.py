@@ -133,7 +133,10 @@ class Trace(AbstractContextManager["Trace"]):
                 else f"the denoiser ran {self._steps.forwards} times, but at none of the sampler steps the plan looks at "
                 f"({self._steps.chosen}); use CapturePlan(sampler_steps=None)"
             )
-        return self._accumulator.maps(image, self._steps.total)
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # the sums are brought to the CPU; the caller may be inside an autocast
+            return self._accumulator.maps(image, self._steps.total)
 
     @property
     def images(self) -> int:
@@ -247,7 +250,8 @@ class _RunningModule(TorchFunctionMode):
         if func is _SDPA and self.error is None:
             given = inspect_sdpa(args, kwargs)
             try:
-                self._observe(self, given["query"], given["key"], given.get("scale"), given.get("attn_mask"))
+                with torch.autocast(given["query"].device.type, enabled=False):
+                    self._observe(self, given["query"], given["key"], given.get("scale"), given.get("attn_mask"))
             except I2AMError as error:  # raised after the module is done, so that the model's own code never sees it
                 self.error = error
             self.calls += 1

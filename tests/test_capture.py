@@ -128,9 +128,9 @@ def test_the_specific_map_of_a_planted_copy_peaks_at_its_key():
     unet = small_unet()
     layer = "down_blocks.0.attentions.0"
     attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
-    key = torch.randn(12, 8)  # 3x4 reference tokens
+    key = 2 * F.normalize(torch.randn(12, 2, 4), dim=-1).flatten(1)  # 3x4 reference tokens, 2 heads
     query = torch.randn(1, 60, 8) * 0.1
-    query[0, 3 * 10 + 7] = 8 * key[2 * 4 + 1]
+    query[0, 3 * 10 + 7] = 6 * key[2 * 4 + 1]
     attention.to_q.forward = lambda x: query
     attention.to_k.forward = lambda x: key[None]
     with trace(unet, family=UNetCrossAttention(reference_grid=(3, 4))) as t:
@@ -177,13 +177,14 @@ def test_bf16_and_autocast_outputs_are_bit_identical_too():
     assert t.maps().g2r.unified.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_compiled_denoiser_is_captured():
+def test_a_compiled_attention_module_is_captured():
     unet = small_unet()
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2
     sample, states = torch.randn(1, 4, 8, 8), torch.randn(1, 9, 12)
     with trace(unet) as t:
         run_twice(unet, sample, states)
     expected = t.maps().g2r.unified
-    unet.compile(backend="eager")
+    attention.compile(backend="eager")
     run_twice(unet, sample, states)
     with trace(unet) as t:
         run_twice(unet, sample, states)
