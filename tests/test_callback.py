@@ -19,6 +19,8 @@ from i2am_debug.errors import I2AMError, InvalidPair, UnsupportedModel
 from i2am_debug.record import Undefined
 from i2am_debug.store import RunStore, read_evaluation
 
+pytestmark = pytest.mark.training
+
 
 def assert_same(ours, theirs, where="state"):
     if isinstance(ours, dict):

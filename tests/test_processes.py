@@ -14,6 +14,8 @@ from i2am_debug.record import Evaluation, Undefined
 
 SCRIPT = Path(__file__).with_name("training.py")
 
+pytestmark = pytest.mark.training
+
 
 def test_two_processes_share_the_pairs_and_agree_with_one(tmp_path):
     from training import evaluate_and_report
