@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,7 +147,7 @@ def region_weight(mask: torch.Tensor, grid: Grid) -> torch.Tensor:
 @contextmanager
 def _float32(device_type: str) -> Iterator[None]:
     """Autocast off, and float32 products in float32: training scripts allow TF32 or bfloat16 ones, which are 1e-3 off."""
-    matmuls = [getattr(torch.backends.cuda, "matmul", None), getattr(torch.backends.mkldnn, "matmul", None)]
+    matmuls: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     matmuls = [
         m for m in matmuls if hasattr(m, "fp32_precision")
     ]  # torch 2.9; must not be mixed with the older function

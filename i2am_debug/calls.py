@@ -38,7 +38,7 @@ def default_call(pipeline: Any, num_inference_steps: int | None = None) -> Pipel
 
     def call(pipeline: Any, pair: ValidationPair, generator: torch.Generator) -> Any:
         arguments: dict[str, Any] = dict(pair.extra)
-        if variation:
+        if takes_reference is None:
             arguments["image"] = pair.reference
         else:
             arguments[takes_reference] = pair.reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import subprocess
@@ -99,13 +100,12 @@ def _explain(args: argparse.Namespace) -> int:
     from .explain import explain
 
     own_class = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    if own_class == "TinyExamplePipeline":
-        from .demo.pipeline import TinyExamplePipeline as Pipeline
-    else:
-        from diffusers import DiffusionPipeline as Pipeline
+    tiny = own_class == "TinyExamplePipeline"
+    home = importlib.import_module("i2am_debug.demo.pipeline" if tiny else "diffusers")
+    pipeline_class = home.TinyExamplePipeline if tiny else home.DiffusionPipeline  # the latter finds the saved class
 
     picture = explain(
-        Pipeline.from_pretrained(args.pipeline),
+        pipeline_class.from_pretrained(args.pipeline),
         reference=args.reference,
         image=args.image,
         mask=args.mask,

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -257,7 +258,8 @@ class Evaluator:
         """How many (layer, head) pairs the plan's layers have, or None when the modules do not say."""
         modules = self._family(pipeline).layers(find_denoiser(pipeline))
         counts = [getattr(m, "heads", None) for n, m in modules.items() if self.plan.looks_at(n)]
-        return None if any(c is None for c in counts) else sum(counts)
+        known = [c for c in counts if c is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -282,6 +284,13 @@ class Evaluator:
             figures[tag], figures[f"{tag}_z"] = _figure(value), _figure(chance)
             errors[tag] = figures[tag] if isinstance(figures[tag], Undefined) else _figure(error)
 
+        def layer_imacs_r(layer: str) -> float:
+            return score_imacs(maps.g2r.by_layer[layer], _given(pair.reference_mask, "no reference mask"), settings)
+
+        def distance(tag: str) -> float:
+            before = _given((baseline or {}).get(f"{look.index}/{tag}"), "no baseline")
+            return js_distance(unified_form(getattr(maps, tag).unified), before)
+
         imacs_of("imacs_g", lambda: maps.r2g, pair.mask, "no mask")
         imacs_of("imacs_r", lambda: maps.g2r, pair.reference_mask, "no reference mask")
         figures["imacs_g_centred"] = _figure(
@@ -294,11 +303,7 @@ class Evaluator:
             lambda: energy(maps.g2r_region.unified, _given(pair.reference_mask, "no reference mask"))
         )
         for layer in maps.layers:
-            figures[f"layer/{layer}/imacs_r"] = _figure(
-                lambda la=layer: score_imacs(
-                    maps.g2r.by_layer[la], _given(pair.reference_mask, "no reference mask"), settings
-                )
-            )
+            figures[f"layer/{layer}/imacs_r"] = _figure(partial(layer_imacs_r, layer))
             figures[f"layer/{layer}/attention_information"] = (
                 Undefined(maps.undefined_g2r) if maps.undefined_g2r else maps.layer_information[layer]
             )
@@ -310,14 +315,14 @@ class Evaluator:
                 lambda: jackknife_error(float, list(maps.information_by_step[copying]), population)
             )
         figures["loss"] = look.loss
-        undefined = next((x for x in (look.loss, look.other_loss) if isinstance(x, Undefined)), None)
-        figures["reference_gap"] = undefined or look.other_loss - look.loss
-        for tag, get in (("r2g", lambda: maps.r2g), ("g2r", lambda: maps.g2r)):
-            figures[f"drift/js_{tag}"] = _figure(
-                lambda tag=tag, get=get: js_distance(
-                    unified_form(get().unified), _given((baseline or {}).get(f"{look.index}/{tag}"), "no baseline")
-                )
-            )
+        if isinstance(look.loss, Undefined):
+            figures["reference_gap"] = look.loss
+        elif isinstance(look.other_loss, Undefined):
+            figures["reference_gap"] = look.other_loss
+        else:
+            figures["reference_gap"] = look.other_loss - look.loss
+        for tag in ("r2g", "g2r"):
+            figures[f"drift/js_{tag}"] = _figure(partial(distance, tag))
         return figures, errors
 
     def _population(self, look: Look) -> int:

@@ -8,6 +8,7 @@ Shapes: S looked-at sampler steps, T time groups, N heads, h w tokens of a map, 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -329,8 +330,7 @@ class Accumulator:
             )
             for name, s in layers.items()
         }
-        fine = tuple(max((g[i] for g in grids.values()), key=lambda g: g[0] * g[1]) for i in (0, 1))
-        small = tuple(max((g[i] for g in self._step_rows), key=lambda g: g[0] * g[1]) for i in (0, 1))
+        fine, small = _finest(list(grids.values())), _finest(list(self._step_rows))
         by_layer, unified, weight = {}, 0, 0.0
         for name, sums in layers.items():
             assert sums.rows is not None
@@ -357,6 +357,11 @@ class Accumulator:
             by_time=_stack_rows(time_rows, small),
             by_head=_stack_rows(head_rows, small),
         )
+
+
+def _finest(pairs: list[tuple[Grid, Grid]]) -> tuple[Grid, Grid]:
+    """The finest generated and the finest reference grid."""
+    return max((p[0] for p in pairs), key=math.prod), max((p[1] for p in pairs), key=math.prod)
 
 
 def resize(maps: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class ValidationPairs(Sequence[ValidationPair]):
             own_name = str(row[name]) if name else f"row_{index:04d}"
             return ValidationPair(name=own_name, **{k: row[c] for k, c in columns.items() if c is not None})
 
-        return cls([lambda i=i: make(i) for i in range(count)])
+        return cls([partial(make, i) for i in range(count)])
 
 
 def _plain(value: Any) -> Any:

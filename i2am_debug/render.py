@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from unicodedata import normalize
 
 import numpy as np
@@ -21,8 +21,8 @@ LONGEST = 1024  # pixels: TensorBoard and a pull request show it without scaling
 SMALLEST_TEXT = 12  # pixels
 
 Size = tuple[int, int]
-Map = np.ndarray | str
-Mask = np.ndarray | None
+Map: TypeAlias = np.ndarray | str
+Mask: TypeAlias = np.ndarray | None
 Legend = Callable[[int], Image.Image]
 
 _PAPER, _INK, _GREY = (251, 251, 252), (28, 32, 38), (96, 104, 116)

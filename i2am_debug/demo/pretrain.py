@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,7 +21,7 @@ from .model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss, new_schedu
 from .pairs import make_batch
 from .pipeline import WEIGHTS
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "optimizer": "AdamW",
     "learning_rate": 3e-3,
     "betas": [0.9, 0.99],

@@ -34,7 +34,9 @@ class Layout:
 class Family(Protocol):
     """One kind of denoiser. Families hold settings only; what changes from call to call is passed in."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the family is called in records and errors."""
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         """Why this family can't answer for the model, or None when it can."""
