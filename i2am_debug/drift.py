@@ -15,7 +15,7 @@ from .record import Evaluation, Undefined
 class Margins:
     """How far a figure's mean may fall below the baseline before it is an alert.
 
-    The default constants are wider than the swings of healthy fine-tunes of the demo model.
+    The default constants are first guesses, not yet measured against healthy fine-tunes.
     """
 
     imacs_r: float = 0.15
