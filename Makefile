@@ -7,12 +7,11 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo test test-training lint
+.PHONY: help demo test lint
 
 help:
 	@echo 'make demo              a tiny model unlearns its reference; the plugin notices'
 	@echo 'make test              the tests; choose with ARGS="-k drift -x"'
-	@echo 'make test-training     the tests that train: callback, processes, command line'
 	@echo 'make lint              style, formatting and types'
 	@echo 'PYTHON=python3.12      makes .venv with another Python (3.10 or newer)'
 
@@ -22,9 +21,6 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest $(ARGS)
-
-test-training: $(VENV)/.installed-test
-	$(BIN)/pytest -m training $(ARGS)
 
 # The types are checked in the layout of a wheel: callbacks/ is i2am_debug.callbacks there, which mypy can't see in an
 # editable install.

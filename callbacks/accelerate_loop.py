@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -32,6 +33,8 @@ from .trackers import RunTrackers
 from .untouched import Untouched
 
 logger = logging.getLogger("i2am_debug")
+
+_Seen = tuple[list[Look], dict[int, Image.Image]]  # looks at pairs, and pictures sampled apart from them
 
 
 class I2AMCallback:
@@ -163,6 +166,9 @@ class I2AMCallback:
             self._evaluate(global_step)
         if self._trackers is not None:
             self._trackers.close()
+        # A script that ends now frees its process group while gloo's thread may still hold our last gather's tensors;
+        # both then wait for the interpreter's lock for ever (torch 2.13, CPU). A barrier gives that thread time.
+        self.accelerator.wait_for_everyone()
 
     def evaluate(self, global_step: int) -> Evaluation:
         """Evaluates now, writes and compares; returns the figures on every process. Errors are raised."""
@@ -242,23 +248,35 @@ class I2AMCallback:
     def _trained_modules(self) -> list[nn.Module]:
         return list(self.accelerator._models)
 
-    def _look(self, pipeline: Any) -> list[Look]:
-        """This process's share of the pairs; every process runs the same number of forwards."""
-        self.evaluator.pilot(pipeline)
-        looks = []
-        batches = self.evaluator.batches
-        with self.accelerator.split_between_processes(batches, apply_padding=True) as mine:
-            bar = tqdm(mine, desc="i2am", leave=False, disable=self._disable_progress_bar or not self._main)
-            for batch in bar:
-                looks += self.evaluator.look(pipeline, batch)
-        return looks
+    def _look(self, pipeline: Any) -> _Seen:
+        """This process's share of the pairs and pictures; every process runs the same number of forwards."""
+        evaluator = self.evaluator
+        evaluator.pilot(pipeline)
+        batches, apart = self._share(evaluator.batches), self._share(evaluator.sampled_apart)
+        no_bar = self._disable_progress_bar or not self._main
+        looks, pictures = [], {}
+        with tqdm(total=len(batches) + len(apart), desc="i2am", leave=False, disable=no_bar) as bar:
+            for batch in batches:
+                looks += evaluator.look(pipeline, batch)
+                bar.update()
+            for index in apart:
+                pictures[index] = evaluator.sample(pipeline, index)
+                bar.update()
+        return looks, pictures
 
-    def _together(self, look: Callable[[], list[Look]]) -> list[Look]:
+    def _share(self, work: list[Any]) -> list[Any]:
+        """This process's part of the work, padded with repetitions so that all parts are of one length."""
+        if not work:
+            return []
+        with self.accelerator.split_between_processes(work, apply_padding=True) as mine:
+            return mine
+
+    def _together(self, look: Callable[[], _Seen]) -> list[Look]:
         """All processes' looks in order; an error on one is an error on all, so that none waits for ever."""
-        looks: list[Look] = []
+        seen: _Seen = ([], {})
         error: Exception | None = None
         try:
-            looks = look()
+            seen = look()
         except Exception as raised:
             error = raised
         if self.accelerator.num_processes > 1:
@@ -267,7 +285,9 @@ class I2AMCallback:
                 raise I2AMError(f"another process failed: {next(t for t in told if t)}")
         if error is not None:
             raise error
-        return merge(gather_object(looks) if self.accelerator.num_processes > 1 else looks, len(self.evaluator.pairs))
+        everyones = gather_object([seen]) if self.accelerator.num_processes > 1 else [seen]
+        pictures = {i: picture for _, some in everyones for i, picture in some.items()}
+        return merge([look for some, _ in everyones for look in some], pictures, len(self.evaluator.pairs))
 
     def _from_main(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on the main process, on every process."""

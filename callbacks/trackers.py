@@ -27,11 +27,12 @@ class RunTrackers:
         | tag | what |
         |---|---|
         | `i2am/imacs_g`, `i2am/imacs_r` | IMACS of the unified maps, mean over pairs; `_z`: standard deviations above chance |
+        | `i2am/imacs_r_hole` | IMACS_r of what the hole's tokens alone draw from (all tokens where a pair has no mask) |
         | `i2am/imacs_g_centred`, `i2am/imacs_g_object_mass` | the same of the R2G variants no logit shift can move |
-        | `i2am/layer/<layer>/imacs_r`, `…/attention_information` | of each layer |
-        | `i2am/copying_layer/imacs_r` | of the baseline's copying layer |
+        | `i2am/layer/<layer>/imacs_r`, `…/imacs_r_hole`, `…/energy_r_hole`, `…/attention_information` | of each layer |
+        | `i2am/copying_layer/imacs_r_hole` | of the baseline's copying layer |
         | `i2am/attention_information` | of the layer where it is highest, bits |
-        | `i2am/energy_r` | share of the hole queries' G2R map on the reference object |
+        | `i2am/energy_r_hole` | share of the hole queries' G2R map on the reference object |
         | `i2am/reference_gap`, `i2am/loss` | with another pair's reference minus with the right one; with the right one |
         | `i2am/drift/js_r2g`, `i2am/drift/js_g2r` | distance of the unified maps to the baseline's |
         | `i2am/reference_lines/<score>/<line>` | what maps without a model score; the charts under Custom Scalars show them |
@@ -65,7 +66,7 @@ class RunTrackers:
         tags = dict.fromkeys(evaluation.figures)
         means = {tag: evaluation.mean(tag) for tag in tags}
         if not isinstance(copying_layer, Undefined):
-            means["copying_layer/imacs_r"] = evaluation.mean(f"layer/{copying_layer}/imacs_r")
+            means["copying_layer/imacs_r_hole"] = evaluation.mean(f"layer/{copying_layer}/imacs_r_hole")
         for tag, value in means.items():
             if isinstance(value, Undefined):
                 undefined[tag] = value.reason
@@ -118,7 +119,9 @@ def _chart_layout(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
     charts = {}
     for title, tag in _CHARTS.items():
         lines = [f"{PREFIX}reference_lines/{tag}/{line}" for line in evaluation.reference_lines.get(tag, {})]
-        own = [PREFIX + tag] + ([f"{PREFIX}copying_layer/imacs_r"] if tag == "imacs_r" else [])
+        own = [PREFIX + tag] + (
+            [f"{PREFIX}imacs_r_hole", f"{PREFIX}copying_layer/imacs_r_hole"] if tag == "imacs_r" else []
+        )
         charts[title] = ["Multiline", own + lines]
     charts["attention information, bits"] = ["Multiline", [f"{PREFIX}attention_information"]]
     return {"I2AM": charts}

@@ -18,8 +18,8 @@ class Margins:
     The default constants are first guesses, not yet measured against healthy fine-tunes.
     """
 
-    imacs_r: float = 0.15
-    """Of the copying layer, absolute."""
+    imacs_r_hole: float = 0.15
+    """IMACS_r of the copying layer's hole queries, absolute."""
     attention_information: float = 0.25
     """As a share of the baseline's value."""
     reference_gap: float = 0.5
@@ -92,13 +92,13 @@ class Alert:
 def find_drops(now: Evaluation, baseline: Evaluation, margins: Margins) -> tuple[Drop, ...]:
     """The figures that fell by more than their margin, paired by validation pair and beyond twice the standard error.
 
-    Looked at: IMACS_r of the baseline's copying layer, attention information, and the reference gap. A figure that is
-    undefined on either side of a pair leaves that pair out; one with fewer than two pairs left is not judged. The caller
-    has made sure that both evaluations are comparable (`record.differences`).
+    Looked at: IMACS_r of the hole queries in the baseline's copying layer, attention information, and the reference gap.
+    A figure that is undefined on either side of a pair leaves that pair out; one with fewer than two pairs left is not
+    judged. The caller has made sure that both evaluations are comparable (`record.differences`).
     """
     candidates = []
     if not isinstance(baseline.copying_layer, Undefined):
-        candidates.append((f"layer/{baseline.copying_layer}/imacs_r", margins.imacs_r, False))
+        candidates.append((f"layer/{baseline.copying_layer}/imacs_r_hole", margins.imacs_r_hole, False))
     candidates.append(("attention_information", margins.attention_information, True))
     candidates.append(("reference_gap", margins.reference_gap, True))
     return tuple(

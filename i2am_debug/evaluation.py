@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ class Look:
     index: int
     maps: AttributionMaps
     generated: Image.Image | None
+    """None after a teacher-forced look, until `Evaluator.sample` has made one."""
     loss: Figure
     other_loss: Figure
 
@@ -70,6 +71,11 @@ class Evaluator:
         """Pair numbers of each batch; fixed, so that a pair's noise does not depend on how many processes share the work."""
         size = self.batch_size if self.loss_fn is not None else 1
         return [list(range(i, min(i + size, len(self.pairs)))) for i in range(0, len(self.pairs), size)]
+
+    @property
+    def sampled_apart(self) -> list[int]:
+        """Pairs whose picture `sample` has to make: with a `loss_fn`, looking makes none."""
+        return list(range(min(self.pictures, len(self.pairs)))) if self.loss_fn is not None else []
 
     def check(self, pipeline: Any) -> None:
         """Everything that can be wrong before anything runs.
@@ -104,6 +110,12 @@ class Evaluator:
             if self.loss_fn is None:
                 return [self._look_while_sampling(pipeline, i) for i in batch]
             return self._look_while_denoising(pipeline, batch)
+
+    def sample(self, pipeline: Any, index: int) -> Image.Image:
+        """The picture the pipeline makes of a pair. Changes no state but the pipeline scheduler's."""
+        call = self.call or default_call(pipeline, self.num_inference_steps)
+        with torch.no_grad():
+            return picture_of(call(pipeline, self.pairs[index], torch.Generator().manual_seed(self.seed + index)))
 
     def score(
         self, looks: Sequence[Look], *, global_step: int, pipeline: Any, baseline: Mapping[str, Any] | None
@@ -173,7 +185,7 @@ class Evaluator:
     def _look_while_sampling(self, pipeline: Any, index: int) -> Look:
         pair = self.pairs[index]
         with self._trace(pipeline, [pair]) as t:
-            generated = self._sample(pipeline, index, pair)
+            generated = self.sample(pipeline, index)
         none = Undefined("no loss_fn")
         return Look(index=index, maps=t.maps(), generated=generated, loss=none, other_loss=none)
 
@@ -202,13 +214,12 @@ class Evaluator:
                 "forward, without classifier-free guidance"
             ) from None
         looks = []
-        for row, (index, pair) in enumerate(zip(batch, pairs, strict=True)):
+        for row, index in enumerate(batch):
             loss = as_figure(float(torch.stack(own)[:, row].mean()), "the loss is not finite")
             other_loss: Figure = Undefined("one pair")
             if other:
                 other_loss = as_figure(float(torch.stack(other)[:, row].mean()), "the loss is not finite")
-            generated = self._sample(pipeline, index, pair) if index < self.pictures else None
-            looks.append(Look(index=index, maps=maps[row], generated=generated, loss=loss, other_loss=other_loss))
+            looks.append(Look(index=index, maps=maps[row], generated=None, loss=loss, other_loss=other_loss))
         return looks
 
     def _losses(
@@ -236,10 +247,6 @@ class Evaluator:
     def _training_times(self, pipeline: Any) -> int:
         config = getattr(getattr(pipeline, "scheduler", None), "config", {})
         return int(config.get("num_train_timesteps", 1000))
-
-    def _sample(self, pipeline: Any, index: int, pair: ValidationPair) -> Image.Image:
-        call = self.call or default_call(pipeline, self.num_inference_steps)
-        return picture_of(call(pipeline, pair, torch.Generator().manual_seed(self.seed + index)))
 
     def _family(self, pipeline: Any) -> Family:
         return self.family or find_family(pipeline, find_denoiser(pipeline))
@@ -284,8 +291,8 @@ class Evaluator:
             figures[tag], figures[f"{tag}_z"] = _figure(value), _figure(chance)
             errors[tag] = figures[tag] if isinstance(figures[tag], Undefined) else _figure(error)
 
-        def layer_imacs_r(layer: str) -> float:
-            return score_imacs(maps.g2r.by_layer[layer], _given(pair.reference_mask, "no reference mask"), settings)
+        def of_object(score: Callable[..., float], get: Callable[[], np.ndarray], *more: Any) -> Figure:
+            return _figure(lambda: score(get(), _given(pair.reference_mask, "no reference mask"), *more))
 
         def distance(tag: str) -> float:
             before = _given((baseline or {}).get(f"{look.index}/{tag}"), "no baseline")
@@ -293,17 +300,19 @@ class Evaluator:
 
         imacs_of("imacs_g", lambda: maps.r2g, pair.mask, "no mask")
         imacs_of("imacs_r", lambda: maps.g2r, pair.reference_mask, "no reference mask")
+        imacs_of("imacs_r_hole", lambda: maps.g2r_region, pair.reference_mask, "no reference mask")
         figures["imacs_g_centred"] = _figure(
             lambda: score_imacs(maps.r2g_centred.unified, _given(pair.mask, "no mask"), settings)
         )
         figures["imacs_g_object_mass"] = _figure(
             lambda: score_imacs(maps.r2g_object_mass.unified, _given(pair.mask, "no mask"), settings)
         )
-        figures["energy_r"] = _figure(
-            lambda: energy(maps.g2r_region.unified, _given(pair.reference_mask, "no reference mask"))
-        )
+        figures["energy_r_hole"] = of_object(energy, lambda: maps.g2r_region.unified)
         for layer in maps.layers:
-            figures[f"layer/{layer}/imacs_r"] = _figure(partial(layer_imacs_r, layer))
+            all_queries, hole_queries = (partial(_by_layer, maps, which, layer) for which in ("g2r", "g2r_region"))
+            figures[f"layer/{layer}/imacs_r"] = of_object(score_imacs, all_queries, settings)
+            figures[f"layer/{layer}/imacs_r_hole"] = of_object(score_imacs, hole_queries, settings)
+            figures[f"layer/{layer}/energy_r_hole"] = of_object(energy, hole_queries)
             figures[f"layer/{layer}/attention_information"] = (
                 Undefined(maps.undefined_g2r) if maps.undefined_g2r else maps.layer_information[layer]
             )
@@ -330,11 +339,18 @@ class Evaluator:
         return look.maps.total_steps if self.loss_fn is None else 10**6
 
 
-def merge(looks: Iterator[Look] | Sequence[Look], count: int) -> list[Look]:
-    """Looks of all processes in the order of the pairs, without the ones that only padded a process's share."""
+def _by_layer(maps: AttributionMaps, which: str, layer: str) -> np.ndarray:
+    return getattr(maps, which).by_layer[layer]
+
+
+def merge(looks: Sequence[Look], pictures: Mapping[int, Image.Image], count: int) -> list[Look]:
+    """Looks of all processes in the order of the pairs, without the ones that only padded a process's share.
+
+    `pictures` are those sampled apart, by pair number.
+    """
     by_index: dict[int, Look] = {}
     for look in looks:
-        by_index.setdefault(look.index, look)
+        by_index.setdefault(look.index, replace(look, generated=pictures.get(look.index, look.generated)))
     missing = [i for i in range(count) if i not in by_index]
     if missing:
         raise I2AMError(f"the looks at pairs {missing} are missing")

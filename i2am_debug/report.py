@@ -20,7 +20,8 @@ def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
     """One line with the figures that alerts look at."""
     parts = [f"IMACS_g {_short(evaluation.mean('imacs_g'))}", f"IMACS_r {_short(evaluation.mean('imacs_r'))}"]
     if not isinstance(copying_layer, Undefined):
-        parts.append(f"copying layer {copying_layer} {_short(evaluation.mean(f'layer/{copying_layer}/imacs_r'))}")
+        copying = evaluation.mean(f"layer/{copying_layer}/imacs_r_hole")
+        parts.append(f"of the hole in {copying_layer} {_short(copying)}")
     parts.append(f"attention information {_short(evaluation.mean('attention_information'), ' bit')}")
     parts.append(f"reference gap {_short(evaluation.mean('reference_gap'))}")
     parts.append(

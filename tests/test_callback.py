@@ -19,8 +19,6 @@ from i2am_debug.errors import I2AMError, InvalidPair, UnsupportedModel
 from i2am_debug.record import Undefined
 from i2am_debug.store import RunStore, read_evaluation
 
-pytestmark = pytest.mark.training
-
 
 def assert_same(ours, theirs, where="state"):
     if isinstance(ours, dict):
@@ -81,7 +79,7 @@ def test_a_pipeline_that_changes_the_dtype_of_trained_weights_is_an_error():
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
-    margins = Margins(imacs_r=1e-6, attention_information=1e-6)  # an untrained model wanders: alerts for certain
+    margins = Margins(imacs_r_hole=1e-6, attention_information=1e-6)  # an untrained model wanders: alerts for certain
 
     def run(folder, *, margins=margins):
         one = Run(folder)
@@ -134,7 +132,7 @@ def test_what_an_evaluation_leaves_in_tensorboard_and_on_disk(tmp_path, caplog):
         "i2am/imacs_r",
         "i2am/attention_information",
         "i2am/reference_gap",
-        "i2am/copying_layer/imacs_r",
+        "i2am/copying_layer/imacs_r_hole",
         f"i2am/layer/{layer}/imacs_r",
         f"i2am/layer/{layer}/attention_information",
         "i2am/alert",
@@ -194,7 +192,7 @@ def test_an_evaluation_that_fails_does_not_end_training_unless_asked_to(tmp_path
 
 def test_what_on_alert_raises_ends_the_training(tmp_path):
     run = Run(tmp_path)
-    margins = Margins(imacs_r=1e-9, attention_information=1e-9)
+    margins = Margins(imacs_r_hole=1e-9, attention_information=1e-9)
 
     def stop(alert):
         raise SystemExit(f"stop at {alert.global_step}")
@@ -213,7 +211,7 @@ def test_a_changed_setting_makes_the_baseline_not_comparable(tmp_path, caplog):
     first = run.callback()
     first.evaluate(0)
     path = tmp_path / "run/plugins/i2am_debug/step_00000000.safetensors"
-    other = run.callback(baseline=path, plan=CapturePlan(sampler_steps=1), margins=Margins(imacs_r=1e-9))
+    other = run.callback(baseline=path, plan=CapturePlan(sampler_steps=1), margins=Margins(imacs_r_hole=1e-9))
     with caplog.at_level(logging.WARNING, "i2am_debug"):
         run.train(2)
         other.evaluate(2)

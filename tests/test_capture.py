@@ -177,7 +177,6 @@ def test_bf16_and_autocast_outputs_are_bit_identical_too():
     assert t.maps().g2r.unified.sum() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.training
 def test_a_compiled_attention_module_is_captured():
     unet = small_unet()
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2

@@ -14,8 +14,6 @@ from i2am_debug.demo.pairs import validation_pairs
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-pytestmark = pytest.mark.training
-
 
 @pytest.fixture
 def files(tmp_path):

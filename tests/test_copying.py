@@ -70,9 +70,18 @@ def test_energy_of_hole_queries_lies_on_the_object(looked_at):
     looks, evaluation = looked_at
     pairs = validation_pairs(PAIRS, seed=SEED)
     chance = float(np.mean([pairs[look.index].reference_mask.mean() for look in looks]))
-    found = evaluation.mean("energy_r")
-    print(f"energy {found:.3f}, chance {chance:.3f}, ratio {found / chance:.2f}")
-    assert found >= 2.5 * chance
+    unified = evaluation.mean("energy_r_hole")
+    copying = evaluation.mean(f"layer/{evaluation.copying_layer}/energy_r_hole")
+    print(f"energy / chance: copying layer {copying / chance:.2f}, unified {unified / chance:.2f}")
+    assert copying >= 2.5 * chance
+
+
+def test_hole_queries_show_what_all_queries_of_the_copying_layer_hide(looked_at):
+    _, evaluation = looked_at
+    layer = f"layer/{evaluation.copying_layer}"
+    hole, all_queries = evaluation.mean(f"{layer}/imacs_r_hole"), evaluation.mean(f"{layer}/imacs_r")
+    print(f"IMACS_r of the copying layer: hole queries {hole:.3f}, all queries {all_queries:.3f}")
+    assert hole > 0.3 > all_queries
 
 
 def test_a_wrong_reference_costs_loss(looked_at):

@@ -12,7 +12,7 @@ import pytest
 from i2am_debug.drift import Alert, Drop, Margins, find_drops
 from i2am_debug.record import Evaluation, Figure, Undefined
 
-COPYING = "layer/up/imacs_r"
+COPYING = "layer/up/imacs_r_hole"
 NONE = Undefined("no reference mask")
 HIGH = (0.75, 0.75, 0.75, 0.75)
 
@@ -77,8 +77,8 @@ def test_the_factor_of_the_standard_error_is_two() -> None:
 
 def test_the_margin_of_imacs_is_absolute() -> None:
     after = (0.5, 0.5, 0.5, 0.5)  # a fall of exactly 0.25, a third of the level
-    assert drops({COPYING: HIGH}, {COPYING: after}, imacs_r=0.25) == ()
-    assert drops({COPYING: HIGH}, {COPYING: after}, imacs_r=0.2499)[0].margin == 0.2499
+    assert drops({COPYING: HIGH}, {COPYING: after}, imacs_r_hole=0.25) == ()
+    assert drops({COPYING: HIGH}, {COPYING: after}, imacs_r_hole=0.2499)[0].margin == 0.2499
     assert drops({COPYING: (-1, -1)}, {COPYING: (-1.3, -1.3)})  # also below 0
 
 
@@ -92,7 +92,7 @@ def test_the_other_margins_are_shares_of_the_baseline(tag: str, size: float) -> 
 
 
 def test_the_default_margins() -> None:
-    assert Margins().to_dict() == {"imacs_r": 0.15, "attention_information": 0.25, "reference_gap": 0.5}
+    assert Margins().to_dict() == {"imacs_r_hole": 0.15, "attention_information": 0.25, "reference_gap": 0.5}
     before = {COPYING: HIGH, "attention_information": (2, 2, 2, 2), "reference_gap": (0.4,) * 4}
     assert (
         drops(before, {COPYING: (0.61,) * 4, "attention_information": (1.51,) * 4, "reference_gap": (0.21,) * 4}) == ()
@@ -128,7 +128,7 @@ def test_two_pairs_are_judged() -> None:
 
 
 def test_the_copying_layer_is_the_baselines() -> None:
-    other = "layer/down/imacs_r"
+    other = "layer/down/imacs_r_hole"
     before = evaluation({COPYING: HIGH, other: HIGH}, copying="up")
     low = (0.1, 0.2, 0.1, 0.2)
     fallen_up = evaluation({COPYING: low, other: HIGH}, copying="down")
@@ -159,7 +159,7 @@ def test_nothing_when_figures_rise_or_stay() -> None:
     assert drops(before, {tag: np.add(v, [1.0, 1.1, 0.9, 1.0]) for tag, v in before.items()}) == ()
 
 
-@pytest.mark.parametrize("name", ["imacs_r", "attention_information", "reference_gap"])
+@pytest.mark.parametrize("name", ["imacs_r_hole", "attention_information", "reference_gap"])
 @pytest.mark.parametrize("value", [0, 0.0, -0.1, math.nan])
 def test_margins_below_or_at_zero_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -103,7 +104,7 @@ class Run:
         }
 
 
-def evaluate_and_report(folder: Path, report: Path) -> None:
+def evaluate_and_report(folder: Path, report: Path) -> Run:
     """One evaluation and one that is due inside `on_step_end`, on however many processes; the main one writes `report`."""
     run = Run(folder)
     forwards = [0]
@@ -115,6 +116,7 @@ def evaluate_and_report(folder: Path, report: Path) -> None:
     counts = gather_object([forwards[0]])
     wrote = gather_object([callback._store is not None])
     steps = gather_object([evaluation.global_step])
+    callback.on_train_end(10)  # evaluated already
     if run.accelerator.is_main_process:
         report.write_text(
             json.dumps(
@@ -127,7 +129,10 @@ def evaluate_and_report(folder: Path, report: Path) -> None:
             )
         )
     run.accelerator.end_training()
+    return run
 
 
 if __name__ == "__main__":
-    evaluate_and_report(Path(sys.argv[1]), Path(sys.argv[2]))
+    kept = evaluate_and_report(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(0)  # freeing DDP's modules at the end can hang in gloo's destructor, which is not what is tested here

@@ -64,7 +64,7 @@ class DemoResult:
         columns = {
             "IMACS_g": "imacs_g",
             "IMACS_r": "imacs_r",
-            "copying layer": f"layer/{copying}/imacs_r",
+            "copying layer": f"layer/{copying}/imacs_r_hole",
             "information": "attention_information",
             "reference gap": "reference_gap",
         }
