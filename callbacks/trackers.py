@@ -6,6 +6,7 @@ TensorBoard tracker gets a writer of its own, in a folder of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,15 @@ def _chart_layout(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
     """Charts of TensorBoard's Custom Scalars: each IMACS with its reference lines."""
     charts = {}
     for title, tag in _CHARTS.items():
-        lines = [f"{PREFIX}reference_lines/{tag}/{line}" for line in evaluation.reference_lines.get(tag, {})]
-        own = [PREFIX + tag] + (
-            [f"{PREFIX}imacs_r_hole", f"{PREFIX}copying_layer/imacs_r_hole"] if tag == "imacs_r" else []
-        )
-        charts[title] = ["Multiline", own + lines]
-    charts["attention information, bits"] = ["Multiline", [f"{PREFIX}attention_information"]]
+        own = [tag, *(["imacs_r_hole", "copying_layer/imacs_r_hole"] if tag == "imacs_r" else [])]
+        lines = [f"reference_lines/{tag}/{line}" for line in evaluation.reference_lines.get(tag, {})]
+        charts[title] = _multiline(own + lines)
+    charts["attention information, bits"] = _multiline(["attention_information"])
+    if not isinstance(evaluation.mean("reference_gap"), Undefined):
+        charts["reference gap"] = _multiline(["reference_gap"])
     return {"I2AM": charts}
+
+
+def _multiline(tags: list[str]) -> list[Any]:
+    """A chart of exactly these tags: TensorBoard takes each as a regular expression and looks for it anywhere."""
+    return ["Multiline", [f"^{re.escape(PREFIX + tag)}$" for tag in tags]]

@@ -13,6 +13,7 @@ import numpy as np
 from i2am_debug import CapturePlan, imacs, trace
 from i2am_debug.demo.pairs import validation_pairs
 from i2am_debug.demo.pipeline import load_tiny_pipeline
+from i2am_debug.explain import explain
 from i2am_debug.render import heat
 
 
@@ -27,12 +28,14 @@ def main(folder: Path) -> None:
     print("IMACS_r", imacs(maps.g2r.unified, pair.reference_mask))
     for layer, bits in maps.layer_information.items():
         print(f"{layer}: {bits:.2f} bit of attention information")
-    row, col = (
-        np.argwhere(pair.mask).mean(0).astype(int) // 2
-    )  # the patch in the middle of the hole: 32 pixels, 16 patches
-    print("it draws most from reference patch", np.unravel_index(maps.specific(row, col).argmax(), (8, 8)))
+    row, col = np.argwhere(pair.mask).mean(0).astype(int) // 2  # the middle of the hole: 32 pixels, 16 patches
+    drawn_from = maps.specific(row, col)
+    found = divmod(int(drawn_from.argmax()), drawn_from.shape[1])
+    print(f"the generated patch {(int(row), int(col))} draws most from the reference patch {found}")
 
     folder.mkdir(parents=True, exist_ok=True)
+    files = {"reference": pair.reference, "image": pair.target, "mask": pair.mask_image}
+    explain(pipeline, **files, reference_mask=pair.reference_mask, name=pair.name).save(folder / "panel.png")
     heat(image, maps.r2g.unified, size=(512, 512)).save(folder / "r2g.png")
     heat(pair.reference, maps.g2r.unified, size=(512, 512)).save(folder / "g2r.png")
 

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .accumulate import Accumulator
 from .attention import attribute, pooled_rows, region_weight
 from .errors import I2AMError, NothingCaptured, UndefinedFigure, UnsupportedModel
 from .families import Family, Layout, find_family
-from .maps import Accumulator, AttributionMaps
+from .maps import AttributionMaps
 from .plan import CapturePlan, HeadChoice
 
 _SDPA = F.scaled_dot_product_attention

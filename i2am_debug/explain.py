@@ -10,16 +10,20 @@ from PIL import Image
 from .evaluation import Evaluator
 from .pairs import ValidationPair, ValidationPairs
 from .plan import CapturePlan
-from .report import pair_panel
+from .report import figures_of_pair, pair_panel
+
+Picture = str | Path | Image.Image
+"""A file, or a picture."""
 
 
 def explain(
     pipeline: Any,
     *,
-    reference: str | Path,
-    image: str | Path,
-    mask: str | Path,
-    reference_mask: str | Path | None = None,
+    reference: Picture,
+    image: Picture,
+    mask: Picture,
+    reference_mask: Picture | None = None,
+    name: str | None = None,
     num_inference_steps: int | None = None,
     seed: int = 0,
 ) -> Image.Image:
@@ -28,15 +32,12 @@ def explain(
     Raises:
         I2AMError: a picture can't be used, or the pipeline has no reference tokens.
     """
-    pair = ValidationPair(
-        name=Path(image).stem, target=image, reference=reference, mask=mask, reference_mask=reference_mask
-    )
+    name = name or (Path(image).stem if isinstance(image, (str, Path)) else "pair")
+    pair = ValidationPair(name=name, target=image, reference=reference, mask=mask, reference_mask=reference_mask)
     evaluator = Evaluator(
         pairs=ValidationPairs([pair]), plan=CapturePlan.full(), num_inference_steps=num_inference_steps, seed=seed
     )
     evaluator.check(pipeline)
     looks = evaluator.look(pipeline, [0])
     evaluation = evaluator.score(looks, global_step=0, pipeline=pipeline, baseline=None)
-    titles = {"IMACS_g": "imacs_g", "IMACS_r": "imacs_r", "attention information": "attention_information"}
-    figures = {title: evaluation.figures[tag][0] for title, tag in titles.items()}
-    return pair_panel(looks[0].maps, pair, looks[0].generated, figures, type(pipeline).__name__)
+    return pair_panel(looks[0], pair, figures_of_pair(evaluation, 0), type(pipeline).__name__)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InvalidPair
 
@@ -235,10 +235,11 @@ def _to_rgb(value: ImageLike, pair: str, key: str) -> Image.Image:
 
 def _to_mask(value: ImageLike, picture: Image.Image, pair: str, key: str) -> np.ndarray:
     if isinstance(value, np.ndarray) and value.dtype == bool and value.ndim == 2:
-        mask = value
+        mask, top = value, 255
     else:
         image = value if isinstance(value, Image.Image) else _open(value, pair, key)
-        grey = np.asarray(image.convert("L"), dtype=np.float32) / 255
+        levels = np.asarray(image.convert("L"))
+        grey, top = levels / np.float32(255), levels.max()
         mask = grey > 0.5
         # Antialiased edges are ordinary; a mask whose bulk is grey is probably something else (a depth map, a photograph).
         if ((grey > 0.1) & (grey < 0.9)).mean() > 0.1:
@@ -253,7 +254,10 @@ def _to_mask(value: ImageLike, picture: Image.Image, pair: str, key: str) -> np.
         )
     if not mask.any() or mask.all():
         state = "empty (no pixel" if not mask.any() else "full (every pixel"
-        raise InvalidPair(f"pair {pair!r}: {key} is {state} above 0.5); nothing can be scored inside against outside")
+        labels = " (its values are 0 and 1 of 255: multiply it by 255)" if top == 1 else ""
+        raise InvalidPair(
+            f"pair {pair!r}: {key} is {state} above 0.5){labels}; nothing can be scored inside against outside"
+        )
     return mask
 
 
@@ -262,7 +266,7 @@ def _open(value: ImageLike, pair: str, key: str) -> Image.Image:
         try:
             with Image.open(value) as image:
                 image.load()
-                return image
+                return ImageOps.exif_transpose(image)  # cameras store portraits lying down, with a note to turn them
         except FileNotFoundError:
             raise InvalidPair(f"pair {pair!r}: {key} names {value}, which does not exist") from None
         except (UnidentifiedImageError, OSError) as error:

@@ -75,7 +75,13 @@ def panel(
     under = generated or truth or masked_input or Image.new("RGB", reference.size, _GREY)
     where = "generated" if generated else "truth" if truth else "masked input" if masked_input else "empty canvas"
     maps = [
-        _map_tile("G2R on the reference", "what the model draws from it", reference, g2r, reference_object),
+        _map_tile(
+            "G2R on the reference",
+            "what the hole draws from it" if hole is not None else "what the model draws from it",
+            reference,
+            g2r,
+            reference_object,
+        ),
         _map_tile(f"R2G on the {where}", "which regions the reference influences", under, r2g, hole),
     ]
     # Each map stands below the picture it lies over, as far as what is there allows.

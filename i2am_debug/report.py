@@ -41,33 +41,37 @@ def pictures_of(
     for number, look in enumerate(looks):
         tag = f"pair_{number:02d}"
         pair = pairs[look.index]
-        figures = {k: evaluation.figures[t][number] for k, t in (("IMACS_g", "imacs_g"), ("IMACS_r", "imacs_r"))}
-        figures["attention information"] = evaluation.figures["attention_information"][number]
-        out[tag] = partial(pair_panel, look.maps, pair, look.generated, figures, f"step {evaluation.global_step}")
+        subtitle = f"step {evaluation.global_step}"
+        out[tag] = partial(pair_panel, look, pair, figures_of_pair(evaluation, number), subtitle)
         if number < strips:
             out.update({f"{tag}/{name}": draw for name, draw in level_strips(look.maps, pair, look.generated).items()})
     return out
 
 
-def pair_panel(
-    maps: AttributionMaps,
-    pair: ValidationPair,
-    generated: Image.Image | None,
-    figures: dict[str, Figure],
-    subtitle: str,
-) -> Image.Image:
+def figures_of_pair(evaluation: Evaluation, number: int) -> dict[str, str]:
+    """What stands on one pair's panel: name → text."""
+    shown = [("IMACS_g", "imacs_g", ""), ("IMACS_r", "imacs_r", "")]
+    layer = evaluation.copying_layer
+    if not isinstance(layer, Undefined):
+        shown.append(("of the hole in the copying layer", f"layer/{layer}/imacs_r_hole", ""))
+    shown.append(("attention information", "attention_information", " bit"))
+    return {title: _short(evaluation.figures[tag][number], unit) for title, tag, unit in shown}
+
+
+def pair_panel(look: Look, pair: ValidationPair, figures: dict[str, str], subtitle: str) -> Image.Image:
     """The composed panel of one pair."""
+    maps = look.maps
     return panel(
         name=pair.name,
         reference=pair.reference,
         masked_input=_cut_out(pair),
-        generated=generated,
+        generated=look.generated,
         truth=pair.target,
         r2g=maps.r2g.unified,
         g2r=maps.undefined_g2r or maps.g2r_region.unified,
         hole=pair.mask,
         reference_object=pair.reference_mask,
-        figures={name: _short(value) for name, value in figures.items()},
+        figures=figures,
         subtitle=f"{subtitle} · R2G is the paper's, which shifts of a token's logits can move (see imacs_g_centred)",
     )
 
@@ -80,7 +84,9 @@ def level_strips(
     found, picture, what = (
         (maps.r2g, painted, "R2G on the generated picture")
         if maps.undefined_g2r is not None
-        else (maps.g2r, pair.reference, "G2R on the reference")
+        else (maps.g2r_region, pair.reference, "what the hole draws from the reference (G2R)")
+        if pair.mask is not None
+        else (maps.g2r, pair.reference, "what the model draws from the reference (G2R)")
     )
     groups = [f"group {i}" for i in range(len(found.by_time))]
     groups[0], groups[-1] = f"{groups[0]} (noisiest)", f"{groups[-1]} (cleanest)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from i2am_debug.callbacks import I2AMCallback
 from i2am_debug.callbacks.untouched import Untouched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from test_capture import left_behind
 from training import Run, untrained_pipeline
 
@@ -138,6 +140,9 @@ def test_what_an_evaluation_leaves_in_tensorboard_and_on_disk(tmp_path, caplog):
         "i2am/alert",
         *(f"i2am/reference_lines/imacs_r/{line}" for line in ("constant", "random", "blob", "perfect")),
     } <= scalars
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charted = [tag for chart in layout.category[0].chart for tag in chart.multiline.tag]
+    assert all(sum(bool(re.search(tag, scalar)) for scalar in scalars) == 1 for tag in charted), charted
     point = events.Scalars("i2am/imacs_g")[0]
     assert point.step == 5 and point.value == pytest.approx(evaluation.mean("imacs_g"))
     images = set(events.Tags()["images"])

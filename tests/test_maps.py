@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from i2am_debug.accumulate import Accumulator, resize
 from i2am_debug.attention import Attribution, Rows
 from i2am_debug.errors import UndefinedFigure
-from i2am_debug.maps import Accumulator, AttributionMaps, resize
+from i2am_debug.maps import AttributionMaps
 from i2am_debug.plan import CapturePlan
 
 IMAGES = 2
@@ -400,3 +401,9 @@ def test_big_rows_are_brought_to_32_and_16() -> None:
     assert (found.generated_grid, found.reference_grid, found.small_grids) == ((32, 2), (1, 32), ((16, 2), (1, 16)))
     assert_close(found.unified, rows.mean_Bgr[1].double().numpy())
     assert_close(found.by_time[0], rows.heads_BNgr[1, 0].double().numpy())
+
+
+def test_a_layer_that_was_not_looked_at_is_named():
+    maps = accumulated().maps(0, None)
+    with pytest.raises(KeyError, match=r"layer 'nowhere' was not looked at; these were: "):
+        maps.specific(0, 0, layer="nowhere")

@@ -415,3 +415,18 @@ def test_a_bad_row_of_a_dataset_is_named(dataset: Dataset) -> None:
 def test_pairs_need_no_torch() -> None:
     code = "import sys, i2am_debug.pairs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_mask_of_zeros_and_ones_in_eight_bits_says_what_to_do():
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 2:5] = 1
+    with pytest.raises(InvalidPair, match="empty.*0 and 1 of 255: multiply it by 255"):
+        ValidationPair(name="a", target=Image.new("RGB", (8, 8)), reference=Image.new("RGB", (8, 8)), mask=mask)
+
+
+def test_a_portrait_stored_lying_down_stands_up(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    pair = ValidationPair(name="a", target=tmp_path / "a.jpg", reference=Image.new("RGB", (8, 8)))
+    assert pair.target.size == (4, 8)

@@ -48,6 +48,7 @@ STAGES = (
     "families",
     "families.unet_cross_attention",
     "maps",
+    "accumulate",
     "capture",
     "scores",
     "drift",
