@@ -404,6 +404,6 @@ def test_big_rows_are_brought_to_32_and_16() -> None:
 
 
 def test_a_layer_that_was_not_looked_at_is_named():
-    maps = accumulated().maps(0, None)
+    maps = run(LAYERS, steps=(0,)).maps
     with pytest.raises(KeyError, match=r"layer 'nowhere' was not looked at; these were: "):
         maps.specific(0, 0, layer="nowhere")
