@@ -34,6 +34,7 @@ class _LayerSums:
     per_step: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
     forwards: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: torch.Tensor | None = None
+    shares: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     count: int = 0
 
     @property
@@ -61,7 +62,7 @@ class Accumulator:
         self,
         layer: str,
         step: int,
-        layout: Any,
+        grids: tuple[Grid, Grid | None],
         heads: Sequence[int],
         weights: torch.Tensor,
         found: Attribution,
@@ -72,8 +73,8 @@ class Accumulator:
         sums = self._layers.setdefault(
             layer,
             _LayerSums(
-                generated_grid=layout.generated_grid,
-                reference_grid=layout.reference_grid,
+                generated_grid=grids[0],
+                reference_grid=grids[1],
                 heads=list(heads),
                 weights=weights.float(),
             ),
@@ -96,15 +97,21 @@ class Accumulator:
         sums.rows = rows.mean_Bgr if sums.rows is None else sums.rows + rows.mean_Bgr
         sums.count += 1
 
-        grids = (
-            pooled_grid(layout.generated_grid, 16),
-            pooled_grid(layout.reference_grid or (1, found.g2r_BNR.shape[-1]), 16),
+        small = (
+            pooled_grid(grids[0], 16),
+            pooled_grid(grids[1] or (1, found.g2r_BNR.shape[-1]), 16),
         )
         weight = sums.weights.to(rows.heads_BNgr.device)
         for i, head in enumerate(heads):
-            _add_to(self._head_rows[grids], head, rows.heads_BNgr[:, i] * weight[i])
-            self._head_row_weights[grids][head] += float(sums.weights[i])
-        _add_to(self._step_rows[grids], step, torch.einsum("bngr,n->bgr", rows.heads_BNgr, weight))
+            _add_to(self._head_rows[small], head, rows.heads_BNgr[:, i] * weight[i])
+            self._head_row_weights[small][head] += float(sums.weights[i])
+        _add_to(self._step_rows[small], step, torch.einsum("bngr,n->bgr", rows.heads_BNgr, weight))
+
+    def add_share(self, layer: str, name: str, value_B: torch.Tensor) -> None:
+        """Adds one product's share of the reference, (B,) in [0, 1]: "reference_mass" or "branch_share"."""
+        sums = self._layers[layer]
+        total, count = sums.shares.get(name, (torch.zeros_like(value_B), 0))
+        sums.shares[name] = (total + value_B, count + 1)
 
     def maps(self, image: int, total_steps: int | None) -> AttributionMaps:
         """The maps of one image; `total_steps` is the sampler's, by default as many as were seen."""
@@ -138,11 +145,17 @@ class Accumulator:
             },
             steps=steps,
             total_steps=total,
+            reference_mass=self._shares("reference_mass", image),
+            branch_share=self._shares("branch_share", image),
             _g2r=direction("g2r"),
             _g2r_region=direction("g2r_region"),
             _r2g_object_mass=direction("r2g_object_mass"),
             undefined_g2r=undefined,
         )
+
+    def _shares(self, name: str, image: int) -> dict[str, float]:
+        found = {layer: s.shares[name] for layer, s in self._layers.items() if name in s.shares}
+        return {layer: float(total[image]) / count for layer, (total, count) in found.items()}
 
     @property
     def _all_heads(self) -> int:

@@ -7,9 +7,9 @@ Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; g,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ def attribute(
     q_BNGH: torch.Tensor,
     k_BNRH: torch.Tensor,
     *,
+    heads: Sequence[int] | None = None,
     scale: float | None = None,
     query_weight_BG: torch.Tensor | None = None,
     key_weight_BR: torch.Tensor | None = None,
@@ -62,38 +63,56 @@ def attribute(
     """Both directions of one attention product (Park & Jang 2025, M_g and M_r), in float32 whatever the inputs' dtype.
 
     Args:
+        heads: the query heads looked at, N of them in the result; default all. Keys may have fewer heads (grouped queries).
         scale: factor of the logits; default H^-0.5.
         query_weight_BG: ≥ 0, how much of each generated token lies in the query region (the hole); default all alike.
         key_weight_BR: ≥ 0, how much of each reference token lies on the object.
         chunk_bytes: size of the largest temporary.
     """
     with _float32(q_BNGH.device.type):
-        q, k = q_BNGH.float(), k_BNRH.float()
-        q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-        B, N, G, _ = q.shape
-        R = k.shape[2]
-        region_BG = _normalised(
-            torch.ones(B, G, device=q.device) if query_weight_BG is None else query_weight_BG.float()
-        )
-        g2r, g2r_region, entropy, mass = (torch.zeros(B, N, n, device=q.device) for n in (R, R, 1, G))
-        for rows in _chunks(G, 4 * B * N * R, chunk_bytes):
-            p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
-            weight_B1c1 = region_BG[:, None, rows, None]
-            g2r += p_BNcR.sum(2)
-            g2r_region += (p_BNcR * weight_B1c1).sum(2)
-            entropy += (torch.special.entr(p_BNcR).sum(-1, keepdim=True) * weight_B1c1).sum(2)
-            if key_weight_BR is not None:
-                mass[:, :, rows] = (p_BNcR @ key_weight_BR.float()[:, None, :, None])[..., 0]
-        centred = k - k.mean(2, keepdim=True)
-        information = (torch.special.entr(g2r_region).sum(-1) - entropy[..., 0]) / torch.log(torch.tensor(2.0))
-        return Attribution(
-            r2g_BNG=_mean_softmax_over_queries(q, k, chunk_bytes),
-            r2g_centred_BNG=_mean_softmax_over_queries(q, centred, chunk_bytes),
-            r2g_object_mass_BNG=None if key_weight_BR is None else _normalised(mass),
-            g2r_BNR=g2r / G,
-            g2r_region_BNR=g2r_region,
-            information_BN=information.clamp_min(0),
-        )
+        weights: dict[str, Any] = {
+            "query_weight_BG": query_weight_BG,
+            "key_weight_BR": key_weight_BR,
+            "chunk_bytes": chunk_bytes,
+        }
+        parts = [_attribute(q, k, **weights) for q, k in _in_float32(q_BNGH, k_BNRH, heads, scale, chunk_bytes)]
+    if len(parts) == 1:
+        return parts[0]
+    found = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Attribution)}
+    return Attribution(**{name: None if each[0] is None else torch.cat(each, 1) for name, each in found.items()})
+
+
+def _attribute(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    query_weight_BG: torch.Tensor | None,
+    key_weight_BR: torch.Tensor | None,
+    chunk_bytes: int,
+) -> Attribution:
+    """`attribute` of scaled float32 queries and as many heads of keys."""
+    B, N, G, _ = q.shape
+    R = k.shape[2]
+    region_BG = _normalised(torch.ones(B, G, device=q.device) if query_weight_BG is None else query_weight_BG.float())
+    g2r, g2r_region, entropy, mass = (torch.zeros(B, N, n, device=q.device) for n in (R, R, 1, G))
+    for rows in _chunks(G, 4 * B * N * R, chunk_bytes):
+        p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
+        weight_B1c1 = region_BG[:, None, rows, None]
+        g2r += p_BNcR.sum(2)
+        g2r_region += (p_BNcR * weight_B1c1).sum(2)
+        entropy += (torch.special.entr(p_BNcR).sum(-1, keepdim=True) * weight_B1c1).sum(2)
+        if key_weight_BR is not None:
+            mass[:, :, rows] = (p_BNcR @ key_weight_BR.float()[:, None, :, None])[..., 0]
+    centred = k - k.mean(2, keepdim=True)
+    information = (torch.special.entr(g2r_region).sum(-1) - entropy[..., 0]) / torch.log(torch.tensor(2.0))
+    return Attribution(
+        r2g_BNG=_mean_softmax_over_queries(q, k, chunk_bytes),
+        r2g_centred_BNG=_mean_softmax_over_queries(q, centred, chunk_bytes),
+        r2g_object_mass_BNG=None if key_weight_BR is None else _normalised(mass),
+        g2r_BNR=g2r / G,
+        g2r_region_BNR=g2r_region,
+        information_BN=information.clamp_min(0),
+    )
 
 
 @torch.no_grad()
@@ -103,6 +122,7 @@ def pooled_rows(
     generated_grid: Grid,
     reference_grid: Grid,
     *,
+    heads: Sequence[int] | None = None,
     scale: float | None = None,
     head_weight_N: torch.Tensor | None = None,
     side: int = 32,
@@ -114,23 +134,59 @@ def pooled_rows(
     A grid wider or higher than `side` is reduced to it; patches are as equal as whole tokens allow.
     """
     with _float32(q_BNGH.device.type):
-        q, k = q_BNGH.float(), k_BNRH.float()
-        q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-        B, N, G, _ = q.shape
-        share = torch.ones(N, device=q.device) if head_weight_N is None else head_weight_N.to(q.device)
-        share = _normalised(share)
+        B, N, G = q_BNGH.shape[0], q_BNGH.shape[1] if heads is None else len(heads), q_BNGH.shape[2]
+        device = q_BNGH.device
+        share = _normalised(torch.ones(N, device=device) if head_weight_N is None else head_weight_N.to(device))
         bins = [
-            (_patch_index(generated_grid, s, q.device), _patch_index(reference_grid, s, q.device))
+            (_patch_index(generated_grid, s, device), _patch_index(reference_grid, s, device))
             for s in (side, head_side)
         ]
-        mean = torch.zeros(B, *(_count(i) for i in bins[0]), device=q.device)
-        heads = torch.zeros(B, N, *(_count(i) for i in bins[1]), device=q.device)
-        for rows in _chunks(G, 4 * B * N * k.shape[2], chunk_bytes):
-            p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
-            p_BcR = torch.einsum("bncr,n->bcr", p_BNcR, share)
-            mean.index_add_(1, bins[0][0][rows], _sum_columns(p_BcR, bins[0][1]))
-            heads.index_add_(2, bins[1][0][rows], _sum_columns(p_BNcR, bins[1][1]))
-        return Rows(mean_Bgr=_normalised(mean), heads_BNgr=_normalised(heads))
+        mean = torch.zeros(B, *(_count(i) for i in bins[0]), device=device)
+        each = torch.zeros(B, N, *(_count(i) for i in bins[1]), device=device)
+        done = 0
+        for q, k in _in_float32(q_BNGH, k_BNRH, heads, scale, chunk_bytes):
+            these = slice(done, done + q.shape[1])
+            done = these.stop
+            for rows in _chunks(G, 4 * B * q.shape[1] * k.shape[2], chunk_bytes):
+                p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
+                p_BcR = torch.einsum("bncr,n->bcr", p_BNcR, share[these])
+                mean.index_add_(1, bins[0][0][rows], _sum_columns(p_BcR, bins[0][1]))
+                each[:, these].index_add_(2, bins[1][0][rows], _sum_columns(p_BNcR, bins[1][1]))
+        return Rows(mean_Bgr=_normalised(mean), heads_BNgr=_normalised(each))
+
+
+@torch.no_grad()
+def reference_mass(
+    q_BNGH: torch.Tensor,
+    k_BNSH: torch.Tensor,
+    references: Sequence[Any],
+    *,
+    heads: Sequence[int] | None = None,
+    scale: float | None = None,
+    mask: torch.Tensor | None = None,
+    chunk_bytes: int = _CHUNK_BYTES,
+) -> torch.Tensor:
+    """Share of the model's own attention rows that falls on each reference: (references, B, N), in [0, 1].
+
+    Args:
+        k_BNSH: all S keys of the product, of which `references` are index expressions (slices or index tensors).
+        mask: the model's own, broadcastable to (B, N, G, S): True = seen, or added to the logits.
+    """
+    with _float32(q_BNGH.device.type):
+        parts = []
+        for q, k in _in_float32(q_BNGH, k_BNSH, heads, scale, chunk_bytes):
+            B, N, G, _ = q.shape
+            total = torch.zeros(len(references), B, N, device=q.device)
+            for rows in _chunks(G, 4 * B * N * k.shape[2], chunk_bytes):
+                logits = q[:, :, rows] @ k.transpose(-1, -2)
+                if mask is not None:
+                    own = mask[..., rows, :] if mask.shape[-2] > 1 else mask
+                    logits = logits.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else logits + own.float()
+                p_BNcS = logits.softmax(-1)
+                for i, tokens in enumerate(references):
+                    total[i] += p_BNcS[..., tokens].sum((-1, -2))
+            parts.append(total / G)
+    return torch.cat(parts, -1)
 
 
 def pooled_grid(grid: Grid, side: int) -> Grid:
@@ -164,6 +220,19 @@ def _float32(device_type: str) -> Iterator[None]:
             m.fp32_precision = value
         if not matmuls:
             torch.set_float32_matmul_precision(before)
+
+
+def _in_float32(
+    q_BNGH: torch.Tensor, k_BNRH: torch.Tensor, heads: Sequence[int] | None, scale: float | None, chunk_bytes: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Scaled queries and their keys in float32, a few heads at a time: float32 copies of all would not stay small."""
+    B, N, G, H = q_BNGH.shape
+    group = N // k_BNRH.shape[1]  # query heads that share a key head
+    heads = range(N) if heads is None else heads
+    scale = H**-0.5 if scale is None else scale
+    for chunk in _chunks(len(heads), 4 * B * (G + k_BNRH.shape[2]) * H, chunk_bytes):
+        chosen = list(heads[chunk])
+        yield q_BNGH[:, chosen].float() * scale, k_BNRH[:, [n // group for n in chosen]].float()
 
 
 def _mean_softmax_over_queries(q: torch.Tensor, k: torch.Tensor, chunk_bytes: int) -> torch.Tensor:

@@ -1,8 +1,7 @@
-"""Observes queries and keys inside a denoiser's attention modules, and puts everything back.
+"""Captures what a family finds in a denoiser's attention, and puts everything back.
 
-While a tracked module runs, a torch function mode sees its call of `scaled_dot_product_attention` with the very tensors the
-model uses; nothing is replaced, so outputs stay bit-identical. This module does not know what the tokens mean (the family
-does) nor what becomes of them (the accumulator does).
+This module does not know what the tokens mean (the family does), how products are seen (`taps`) nor what becomes of them
+(the accumulator).
 """
 
 from __future__ import annotations
@@ -14,18 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from .accumulate import Accumulator
-from .attention import attribute, pooled_rows, region_weight
-from .errors import I2AMError, NothingCaptured, UndefinedFigure, UnsupportedModel
-from .families import Family, Layout, find_family
+from .attention import Grid, attribute, pooled_rows, reference_mass, region_weight
+from .errors import NothingCaptured, UndefinedFigure, UnsupportedModel
+from .families import Family, Layout, Product, Reference, find_family
 from .maps import AttributionMaps
 from .plan import CapturePlan, HeadChoice
-
-_SDPA = F.scaled_dot_product_attention
+from .sampler_steps import StepCounter
+from .taps import ModuleRun, SeenProduct
 
 
 def trace(
@@ -83,10 +80,11 @@ class Trace(AbstractContextManager["Trace"]):
         self._scheduler = None if pipeline is self.denoiser else getattr(pipeline, "scheduler", None)
         self._masks, self._reference_masks = _stack(masks), _stack(reference_masks)
         self._heads = heads
-        self._accumulator = Accumulator(plan)
-        self._steps = _StepCounter(plan, self._scheduler)
+        self._accumulators: dict[int, Accumulator] = {}
+        self._steps = StepCounter(plan, self._scheduler)
+        self._products = 0
         self._arguments: dict[str, Any] | None = None  # of the forward call under way, when it is looked at
-        self._running: list[_RunningModule] = []
+        self._running: list[ModuleRun] = []
         self._handles: list[Any] = []
         self._stance: AbstractContextManager[None] | None = None
 
@@ -108,6 +106,11 @@ class Trace(AbstractContextManager["Trace"]):
         for name, module in modules.items():
             self._handles.append(module.register_forward_pre_hook(lambda m, _, n=name: self._before_module(n, m)))
             self._handles.append(module.register_forward_hook(self._after_module, always_call=True))
+            if self.family.projections:
+                for part in ("to_q", "to_k"):
+                    if isinstance(getattr(module, part, None), nn.Module):
+                        hook = lambda _, __, output, p=part: self._projected(p, output)  # noqa: E731
+                        self._handles.append(getattr(module, part).register_forward_hook(hook))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -121,98 +124,144 @@ class Trace(AbstractContextManager["Trace"]):
             self._stance.__exit__(None, None, None)
             self._stance = None
 
-    def maps(self, image: int = 0) -> AttributionMaps:
-        """The maps of one image of the batch.
+    def maps(self, image: int = 0, reference: int = 0) -> AttributionMaps:
+        """The maps of one image of the batch, and of one of its reference pictures where there are several.
 
         Raises:
-            NothingCaptured: the denoiser did not run inside the `with`, or no looked-at sampler step was reached.
+            NothingCaptured: the denoiser did not run inside the `with`, or none of its looked-at products held a reference.
         """
-        if self._accumulator.empty:
-            raise NothingCaptured(
-                "no attention was seen: call the pipeline inside `with trace(pipeline) as t:`"
-                if not self._steps.forwards
-                else f"the denoiser ran {self._steps.forwards} times, but at none of the sampler steps the plan looks at "
-                f"({self._steps.chosen}); use CapturePlan(sampler_steps=None)"
-            )
-        with torch.autocast(
-            "cpu", enabled=False
-        ):  # the sums are brought to the CPU; the caller may be inside an autocast
-            return self._accumulator.maps(image, self._steps.total)
+        if not self._accumulators:
+            raise NothingCaptured(self._nothing())
+        if reference not in self._accumulators:
+            raise IndexError(f"reference {reference}: these were seen: {sorted(self._accumulators)}")
+        with torch.autocast("cpu", enabled=False):  # the sums come to the CPU, where the caller's autocast may be on
+            return self._accumulators[reference].maps(image, self._steps.total)
+
+    @property
+    def references(self) -> tuple[int, ...]:
+        """Numbers of the reference pictures that were seen."""
+        return tuple(sorted(self._accumulators))
 
     @property
     def images(self) -> int:
         """How many images the captured batch held."""
-        return self._accumulator.images
+        return max((a.images for a in self._accumulators.values()), default=0)
+
+    def _nothing(self) -> str:
+        if not self._steps.forwards:
+            return "no attention was seen: call the pipeline inside `with trace(pipeline) as t:`"
+        if not self._products:
+            return (
+                f"the denoiser ran {self._steps.forwards} times, but at none of the sampler steps the plan looks at "
+                f"({self._steps.chosen}); use CapturePlan(sampler_steps=None)"
+            )
+        return (
+            f"{self._products} attention products were seen, but the family {self.family.name!r} found reference tokens in "
+            "none: was the pipeline called with a reference, and is its scale above 0?"
+        )
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if _in_backward():  # gradient checkpointing runs the forward a second time
             return
         arguments = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
         arguments = {**arguments.pop("kwargs", {}), **arguments}
-        self._arguments = arguments if self._steps.advance(arguments.get("timestep")) else None
+        self._arguments = arguments if self._steps.advance(arguments) else None
 
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._arguments = None
 
     def _before_module(self, name: str, module: nn.Module) -> None:
         if self._arguments is not None:
-            self._running.append(_RunningModule(name, module, self._observe))
+            self._running.append(ModuleRun(name, module, self._observe))
             self._running[-1].__enter__()
+
+    def _projected(self, part: str, output: torch.Tensor) -> None:
+        if self._running and not self._running[-1].products:
+            self._running[-1].projected[part] = output
 
     def _after_module(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not (self._running and self._running[-1].module is module):
             return
-        running = self._running.pop()
-        running.__exit__(None, None, None)
-        if running.error is not None:
-            raise running.error
-        if output is not None and running.calls == 0:
-            processor = getattr(module, "processor", None)
-            raise NothingCaptured(
-                f"attention module {running.name!r} ran without a call of torch's scaled_dot_product_attention: its "
-                f"processor is {type(processor).__name__}. Attention slicing and memory-efficient backends bypass it; use "
-                "AttnProcessor2_0 (pipeline.disable_attention_slicing(), "
-                "pipeline.disable_xformers_memory_efficient_attention()) or leave the layer out with "
-                "CapturePlan(exclude=(…))"
-            )
+        run = self._running.pop()
+        run.__exit__(None, None, None)
+        seen = run.products or output is None or (self.family.projections and run.use_projections())
+        if run.error is not None:
+            raise run.error
+        if not seen:
+            raise NothingCaptured(_bypassed(run))
+        self._products += run.products
+        if run.branches and run.plain is not None:
+            self._add_branch_shares(run, run.plain)
 
-    def _observe(self, running: _RunningModule, query: torch.Tensor, key: torch.Tensor, scale: Any, mask: Any) -> None:
+    def _observe(self, run: ModuleRun, seen: SeenProduct) -> None:
         assert self._arguments is not None
-        layout = self.family.layout(self._arguments, query.shape[2], key.shape[2], running.calls)
+        product = Product(
+            layer=run.name,
+            module=run.module,
+            arguments=self._arguments,
+            forward=self._steps.forward,
+            call=run.products,
+            query_tokens=seen.query.shape[2],
+            key_tokens=seen.key.shape[2],
+        )
+        layout = self.family.layout(product)
         if layout is None:
+            if seen.output is not None:
+                run.plain = seen.output if run.plain is None else run.plain + seen.output
             return
-        if mask is not None:
-            raise UnsupportedModel(
-                f"attention module {running.name!r} masks some of its keys; the attribution of masked reference tokens is "
-                "not defined for this family"
-            )
-        if query.shape[1] != key.shape[1]:
-            raise UnsupportedModel(
-                f"attention module {running.name!r} has {query.shape[1]} query and {key.shape[1]} key heads (grouped)"
-            )
-        heads = self._weights(running.name, query.shape[1])
-        index = torch.tensor(list(heads), device=query.device)
-        q = query[layout.conditional, :, layout.generated].index_select(1, index)
-        k = key[layout.conditional, :, layout.reference].index_select(1, index)
-        regions = {
-            "query_weight_BG": self._region(self._masks, layout.generated_grid, len(q), q.device, "mask"),
-            "key_weight_BR": self._region(
-                self._reference_masks, layout.reference_grid, len(q), q.device, "reference_mask"
-            ),
-        }
-        self._accumulator.add(
-            running.name,
-            self._steps.step,
-            layout,
-            list(heads),
-            torch.tensor(list(heads.values())),
-            attribute(q, k, scale=scale, **regions),
-            self._rows(q, k, layout, scale, torch.tensor(list(heads.values()))),
+        if layout.branch_scale is not None and seen.output is not None:
+            run.branches.append((layout, seen.output))
+        q = seen.query[layout.conditional][:, :, layout.generated]
+        keys = seen.key[layout.conditional]
+        heads = self._weights(run.name, q.shape[1])
+        mask = None if seen.mask is None else _own_mask(seen.mask, layout, run.name)
+        for number, reference in layout.references.items():
+            k = keys[:, :, reference.tokens]
+            self._add(run.name, number, layout, reference, heads, q, k, seen.scale)
+        if layout.joint:
+            tokens = [r.tokens for r in layout.references.values()]
+            mass = reference_mass(q, keys, tokens, heads=list(heads), scale=seen.scale, mask=mask)
+            share = _shares(heads).to(mass.device)
+            for number, mass_BN in zip(layout.references, mass, strict=True):
+                self._accumulators[number].add_share(run.name, "reference_mass", mass_BN @ share)
+
+    def _add(
+        self,
+        name: str,
+        number: int,
+        layout: Layout,
+        reference: Reference,
+        heads: Mapping[int, float],
+        q: torch.Tensor,
+        k: torch.Tensor,
+        scale: float | None,
+    ) -> None:
+        """Adds what one product says about one reference."""
+        weights, grids = torch.tensor(list(heads.values())), (layout.generated_grid, reference.grid or (1, k.shape[2]))
+        masks = self._reference_masks if number == 0 else None  # the mask is of the pair's own reference, the first
+        found = attribute(
+            q,
+            k,
+            heads=list(heads),
+            scale=scale,
+            query_weight_BG=self._region(self._masks, layout.generated_grid, len(q), q.device, "mask"),
+            key_weight_BR=self._region(masks, reference.grid, len(q), q.device, "reference_mask"),
+        )
+        rows = pooled_rows(q, k, *grids, heads=list(heads), scale=scale, head_weight_N=weights)
+        accumulator = self._accumulators.setdefault(number, Accumulator(self.plan))
+        accumulator.add(
+            name, self._steps.step, (layout.generated_grid, reference.grid), list(heads), weights, found, rows
         )
 
-    def _rows(self, q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: Any, weights: torch.Tensor) -> Any:
-        reference_grid = layout.reference_grid or (1, k.shape[2])
-        return pooled_rows(q, k, layout.generated_grid, reference_grid, scale=scale, head_weight_N=weights)
+    def _add_branch_shares(self, run: ModuleRun, plain: torch.Tensor) -> None:
+        """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
+        together = plain.float() + sum(layout.branch_scale * output.float() for layout, output in run.branches)
+        for layout, output in run.branches:
+            rows, tokens = layout.conditional, layout.generated
+            branch, whole = (x[rows][:, :, tokens].flatten(1).norm(dim=1) for x in (output.float(), together))
+            for number in layout.references:
+                share = branch * layout.branch_scale / whole.clamp_min(1e-30)
+                self._accumulators[number].add_share(run.name, "branch_share", share)
 
     def _weights(self, layer: str, count: int) -> Mapping[int, float]:
         if self._heads is None:
@@ -225,7 +274,7 @@ class Trace(AbstractContextManager["Trace"]):
         return self._heads[layer]
 
     def _region(
-        self, masks: torch.Tensor | None, grid: Any, images: int, device: torch.device, name: str
+        self, masks: torch.Tensor | None, grid: Grid | None, images: int, device: torch.device, name: str
     ) -> torch.Tensor | None:
         if masks is None or grid is None:
             return None
@@ -237,65 +286,39 @@ class Trace(AbstractContextManager["Trace"]):
         return weight
 
 
-class _RunningModule(TorchFunctionMode):
-    """Watches torch calls while one attention module runs."""
-
-    def __init__(self, name: str, module: nn.Module, observe: Any) -> None:
-        super().__init__()
-        self.name, self.module, self.calls = name, module, 0
-        self.error: I2AMError | None = None
-        self._observe = observe
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is _SDPA and self.error is None:
-            given = inspect_sdpa(args, kwargs)
-            try:
-                with torch.autocast(given["query"].device.type, enabled=False):
-                    self._observe(self, given["query"], given["key"], given.get("scale"), given.get("attn_mask"))
-            except I2AMError as error:  # raised after the module is done, so that the model's own code never sees it
-                self.error = error
-            self.calls += 1
-        return func(*args, **kwargs)
+def _bypassed(run: ModuleRun) -> str:
+    processor = type(getattr(run.module, "processor", None)).__name__
+    backend = getattr(getattr(run.module, "processor", None), "_attention_backend", None)
+    return (
+        f"attention module {run.name!r} ran without a call of torch's scaled_dot_product_attention: its processor is "
+        f"{processor}"
+        + (f", its backend {getattr(backend, 'value', backend)}" if backend else "")
+        + ". Attention slicing, "
+        "xformers, flash, sage and flex backends bypass it; for the evaluation use AttnProcessor2_0 "
+        "(pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
+        'denoiser.set_attention_backend("native"), or leave the layer out with CapturePlan(exclude=(…))'
+    )
 
 
-_SDPA_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-
-
-def inspect_sdpa(args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The arguments of a call of `scaled_dot_product_attention` by name (it is a builtin without a signature)."""
-    return {**dict(zip(_SDPA_PARAMETERS, args, strict=False)), **kwargs}
-
-
-class _StepCounter:
-    """Which sampler step a denoiser forward belongs to, and whether the plan looks at it.
-
-    Pipelines that run the denoiser twice a step (conditional and unconditional apart) use the same noise time for both, so
-    a step is a change of noise time.
-    """
-
-    def __init__(self, plan: CapturePlan, scheduler: Any) -> None:
-        self._plan, self._scheduler = plan, scheduler
-        self._last: float | None = None
-        self.step, self.forwards = -1, 0
-        self.total: int | None = None
-        self.chosen: tuple[int, ...] | None = None
-
-    def advance(self, timestep: Any) -> bool:
-        time = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
-        if self.forwards == 0 and self._scheduler is not None:
-            self.total = _remaining_steps(self._scheduler, time)
-            self.chosen = None if self.total is None else self._plan.draw_steps(self.total)
-        if time is None or time != self._last:
-            self.step += 1
-        self._last = time
-        self.forwards += 1
-        if self.total is not None and self.step >= self.total:
-            raise NothingCaptured(
-                f"the denoiser ran more than the sampler's {self.total} steps inside one trace; "
-                "open a new `with trace(pipeline)` for each pipeline call"
+def _own_mask(mask: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
+    """The mask's part for the conditional rows and the generated tokens; it must not touch the reference's keys."""
+    own = mask[layout.conditional] if mask.shape[0] > 1 else mask
+    own = own[:, :, layout.generated] if own.shape[2] > 1 else own
+    for number, reference in layout.references.items():
+        part = own[..., reference.tokens]
+        if not bool(part.all() if part.dtype == torch.bool else (part == 0).all()):
+            raise UnsupportedModel(
+                f"attention module {name!r} masks some keys of reference {number}; the attribution of masked reference "
+                "tokens is not defined"
             )
-        return self.chosen is None or self.step in self.chosen
+    if layout.joint and own.shape[1] > 1:
+        raise UnsupportedModel(f"attention module {name!r} has a mask for each head; the reference mass is not defined")
+    return own
+
+
+def _shares(heads: Mapping[int, float]) -> torch.Tensor:
+    weights = torch.tensor(list(heads.values()))
+    return weights / weights.sum()
 
 
 def find_denoiser(pipeline: Any) -> nn.Module:
@@ -313,15 +336,6 @@ def find_denoiser(pipeline: Any) -> nn.Module:
     raise UnsupportedModel(
         f"{type(pipeline).__name__} has neither a unet nor a transformer; pass a diffusers pipeline or the denoiser itself"
     )
-
-
-def _remaining_steps(scheduler: Any, time: float | None) -> int | None:
-    """Steps from the one at noise time `time` on; image-to-image calls with a strength skip the first ones."""
-    times = getattr(scheduler, "timesteps", None)
-    if times is None or getattr(scheduler, "num_inference_steps", None) is None:
-        return None
-    times = torch.as_tensor(times).flatten().tolist()
-    return len(times) - (times.index(time) if time in times else 0)
 
 
 def _in_backward() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -12,7 +12,7 @@ from .pairs import ValidationPair, ValidationPairs
 from .plan import CapturePlan
 from .report import figures_of_pair, pair_panel
 
-Picture = str | Path | Image.Image
+Picture: TypeAlias = str | Path | Image.Image
 """A file, or a picture."""
 
 

@@ -74,6 +74,11 @@ class AttributionMaps:
     steps: tuple[int, ...]
     """The sampler steps looked at."""
     total_steps: int
+    reference_mass: dict[str, float]
+    """Joint attention: layer → share of the generated tokens' own attention, over all keys, on this reference; mean over
+    steps and (weighted) heads. Empty elsewhere: 1 by construction in separate cross-attention."""
+    branch_share: dict[str, float]
+    """Decoupled cross-attention: layer → norm of this reference's branch over that of all branches together."""
     _g2r: DirectionMaps | None = field(repr=False)
     _g2r_region: DirectionMaps | None = field(repr=False)
     _r2g_object_mass: DirectionMaps | None = field(repr=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from torch.overrides import _get_current_function_mode_stack
 from training import untrained_pipeline
 
@@ -228,11 +228,31 @@ def test_nothing_is_left_behind(error):
     assert all(map(torch.equal, plain, run_twice(unet, sample, states)))
 
 
-def test_attention_that_bypasses_torch_is_an_error_that_names_module_and_cure():
+@pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(1)], ids=["einsum", "sliced"])
+def test_attention_that_bypasses_torch_is_read_off_its_projections(processor):
     unet = small_unet()
-    unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(AttnProcessor())
+    sample, states = torch.randn(1, 4, 12, 20), torch.randn(1, 12, 12)
+    logits = materialised(unet, sample, states)
+    unet.set_attn_processor(processor)
+    plain = run_twice(unet, sample, states)
+    with trace(unet, family=UNetCrossAttention(reference_grid=(3, 4))) as t:
+        captured = run_twice(unet, sample, states)
+    assert_maps_equal_oracle(t.maps(), logits, 0, slice(0, 12))
+    assert all(map(torch.equal, plain, captured)) and left_behind(unet) == []
+
+
+class FusedElsewhere:
+    """Attends without its module's to_q and without torch's attention."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+        return hidden_states
+
+
+def test_a_module_whose_attention_can_not_be_seen_is_an_error_that_names_module_and_cure():
+    unet = small_unet()
+    unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(FusedElsewhere())
     with (
-        pytest.raises(NothingCaptured, match=r"'mid_block.attentions.0'.*AttnProcessor\..*AttnProcessor2_0.*exclude"),
+        pytest.raises(NothingCaptured, match=r"'mid_block.attentions.0'.*FusedElsewhere\..*AttnProcessor2_0.*exclude"),
         trace(unet),
     ):
         run_twice(unet, torch.randn(1, 4, 8, 8), torch.randn(1, 9, 12))

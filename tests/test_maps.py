@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,9 +95,8 @@ def run(layers: dict[str, Layer], *, steps: tuple[int, ...] = STEPS, image: int 
 
 
 def add(accumulator: Accumulator, name: str, layer: Layer, step: int, found: Attribution, rows: Rows) -> None:
-    layout = SimpleNamespace(generated_grid=layer.generated, reference_grid=layer.reference)
     weights = torch.tensor(list(layer.weights.values()))
-    accumulator.add(name, step, layout, list(layer.weights), weights, found, rows)
+    accumulator.add(name, step, (layer.generated, layer.reference), list(layer.weights), weights, found, rows)
 
 
 def cubic(x: float) -> float:

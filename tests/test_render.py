@@ -172,7 +172,7 @@ def test_a_panel_says_what_it_shows(words) -> None:
     text = said(words)
     for expected in (
         "pair 03", "step 500", "Reference", "Masked input", "Generated", "Truth", "R2G on the generated",
-        "which regions the reference influences", "G2R on the reference", "what the model draws from it",
+        "which regions the reference influences", "G2R on the reference", "what the hole draws from it",
         "IMACS_g", "0.36", "IMACS_r", "0.27", "low", "high share of attention", "its own maximum",
         "R2G max 26.9 × uniform (1/256), the hole outlined.", "G2R max 20.6 × uniform (1/64), the object outlined.",
     ):  # fmt: skip

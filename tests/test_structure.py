@@ -49,6 +49,8 @@ STAGES = (
     "families.unet_cross_attention",
     "maps",
     "accumulate",
+    "taps",
+    "sampler_steps",
     "capture",
     "scores",
     "drift",

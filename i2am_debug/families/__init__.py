@@ -5,9 +5,9 @@ A family answers for one kind of denoiser; `find_family` picks the first that kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -15,20 +15,63 @@ from torch import nn
 from ..attention import Grid
 from ..errors import UnsupportedModel
 
+Tokens: TypeAlias = slice | torch.Tensor
+"""Which tokens of a sequence: a slice, or their numbers (int64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One attention product inside a tracked module: what a family is told of it."""
+
+    layer: str
+    module: nn.Module
+    arguments: Mapping[str, Any]
+    """The denoiser's own of the forward call under way, by name."""
+    forward: int
+    """Number of the denoiser's forward call within its sampler step: 0, and 1 where guidance runs the denoiser twice."""
+    call: int
+    """Number of the product within the module's run."""
+    query_tokens: int
+    key_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The tokens of one reference picture among a product's keys."""
+
+    tokens: Tokens
+    grid: Grid | None
+    """(height, width), None for tokens without one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where things sit in one attention product.
+    """Where things sit in one attention product."""
 
-    `generated` and `reference` are slices of the query and key tokens, the grids their (height, width), None for tokens
-    without one; `conditional` are the batch rows, one an image, that see the reference.
-    """
-
-    generated: slice
-    reference: slice
+    generated: Tokens
+    """The generated picture's tokens among the queries."""
     generated_grid: Grid
-    reference_grid: Grid | None
+    references: Mapping[int, Reference]
+    """Number of the reference picture → its tokens."""
     conditional: slice
+    """The batch rows, one an image, that see the reference."""
+    joint: bool = False
+    """Other keys compete with the reference's in the same softmax: the reference mass is recorded."""
+    branch_scale: float | None = None
+    """The product's output is added, times this, to those of the module's products without a layout (decoupled
+    cross-attention): the share of its norm is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """One line of the table of families: the models, and for each figure "yes" or why not."""
+
+    models: str
+    r2g: str = "yes"
+    g2r: str = "yes"
+    specific: str = "yes"
+    imacs: str = "yes"
+    reference_mass: str = "1 by construction"
 
 
 class Family(Protocol):
@@ -38,24 +81,40 @@ class Family(Protocol):
     def name(self) -> str:
         """What the family is called in records and errors."""
 
+    @property
+    def about(self) -> About:
+        """Its line in the table of families."""
+
+    @property
+    def projections(self) -> bool:
+        """Whether queries and keys may be read off a module's `to_q` and `to_k` when it never calls torch's attention.
+
+        True only where nothing (norm, rotary embedding) comes between projection and product.
+        """
+
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         """Why this family can't answer for the model, or None when it can."""
 
     def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         """The attention modules that may read the reference, by a name a person recognises."""
 
-    def layout(self, arguments: dict[str, Any], query_tokens: int, key_tokens: int, call_index: int) -> Layout | None:
-        """Layout of the module's `call_index`-th product, or None when it holds no reference.
-
-        `arguments` are the denoiser's own of the forward call under way, by name.
-        """
+    def layout(self, product: Product) -> Layout | None:
+        """Where the reference sits, or None when the product holds none (a text call, an unconditional forward)."""
 
 
-def registered() -> Iterator[Family]:
-    """An instance of each known family, in the order they are tried."""
+_REGISTERED: list[Family] = []
+
+
+def register_family(family: Family) -> None:
+    """Adds a family of your own; it is asked before the ones that came earlier."""
+    _REGISTERED.insert(0, family)
+
+
+def registered() -> list[Family]:
+    """The known families in the order they are asked: the user's own, then those of this package."""
     from .unet_cross_attention import UNetCrossAttention
 
-    yield UNetCrossAttention()
+    return [*_REGISTERED, UNetCrossAttention()]
 
 
 def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
@@ -76,9 +135,8 @@ def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
     raise UnsupportedModel(
         f"no family knows where the reference sits in {model}. "
         + " ".join(reasons)
-        + " Needed to support a model: which "
-        "attention modules read the reference, and which of their key tokens are the reference's. "
-        "If you know that a family fits, pass it as family=."
+        + " Needed to support a model: which attention modules read the reference, and which of their key tokens are the "
+        "reference's. If you know that a family fits, pass it as family=; to add one, see register_family."
     )
 
 
@@ -94,3 +152,16 @@ def half_of_guidance(sample: torch.Tensor, states: torch.Tensor, order: tuple[st
         start = order.index("cond") * half
         return slice(start, start + half)
     return slice(0, len(sample))
+
+
+def level_grid(latent: tuple[int, ...], tokens: int) -> Grid:
+    """The UNet level whose grid has so many tokens; every level halves the sides, rounding up."""
+    h, w = latent
+    while h * w > tokens and h * w > 1:
+        h, w = -(-h // 2), -(-w // 2)
+    if h * w != tokens:
+        raise UnsupportedModel(
+            f"{tokens} query tokens are no level of a {latent[0]}x{latent[1]} latent halved repeatedly; this UNet samples "
+            "down in another way. Write a family of your own that knows its grids."
+        )
+    return h, w

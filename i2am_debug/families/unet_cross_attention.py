@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import Layout, half_of_guidance
+from . import About, Layout, Product, Reference, half_of_guidance, level_grid
 
 _SUFFIX = ".attn2"
 
@@ -26,7 +26,15 @@ class UNetCrossAttention:
     """(height, width) of the reference tokens; by default a square, with one class token before it where that fits."""
     reference_tokens: slice | None = None
     """Which of the key tokens belong to the reference; by default all, less a class token."""
-    name: str = "unet_cross_attention"
+    name: ClassVar[str] = "unet_cross_attention"
+    about: ClassVar[About] = About(
+        models="UNets whose cross-attention reads reference tokens: Paint-by-Example, image variation, try-on and inpainting "
+        "by example with patch tokens",
+        g2r="yes; undefined with one reference token (Paint-by-Example, image variation)",
+        specific="as G2R",
+        imacs="IMACS_g; IMACS_r as G2R",
+    )
+    projections: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if not self.layers(denoiser):
@@ -47,16 +55,15 @@ class UNetCrossAttention:
         single = not any(".transformer_blocks.1." in n for n in found)
         return {_short(n) if single else n.removesuffix(_SUFFIX): m for n, m in found.items()}
 
-    def layout(self, arguments: dict[str, Any], query_tokens: int, key_tokens: int, call_index: int) -> Layout | None:
-        if call_index > 0:
+    def layout(self, product: Product) -> Layout | None:
+        if product.call > 0:
             return None
-        sample, states = arguments["sample"], arguments["encoder_hidden_states"]
-        reference, grid = self._reference(key_tokens)
+        sample, states = product.arguments["sample"], product.arguments["encoder_hidden_states"]
+        tokens, grid = self._reference(product.key_tokens)
         return Layout(
-            generated=slice(0, query_tokens),
-            reference=reference,
-            generated_grid=_level_grid(sample.shape[-2:], query_tokens),
-            reference_grid=grid,
+            generated=slice(0, product.query_tokens),
+            generated_grid=level_grid(sample.shape[-2:], product.query_tokens),
+            references={0: Reference(tokens=tokens, grid=grid)},
             conditional=half_of_guidance(sample, states, ("uncond", "cond")),
         )
 
@@ -87,16 +94,3 @@ class UNetCrossAttention:
 
 def _short(name: str) -> str:
     return name.removesuffix(_SUFFIX).removesuffix(".transformer_blocks.0")
-
-
-def _level_grid(latent: tuple[int, ...], tokens: int) -> Grid:
-    """The UNet level whose grid has so many tokens; every level halves the sides, rounding up."""
-    h, w = latent
-    while h * w > tokens and h * w > 1:
-        h, w = -(-h // 2), -(-w // 2)
-    if h * w != tokens:
-        raise UnsupportedModel(
-            f"{tokens} query tokens are no level of a {latent[0]}x{latent[1]} latent halved repeatedly; this UNet samples "
-            "down in another way. Write a family of your own that knows its grids."
-        )
-    return h, w
