@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from oracle import assert_maps_equal
 from torch.overrides import _get_current_function_mode_stack
 from training import untrained_pipeline
 
@@ -75,14 +76,7 @@ def materialised(unet, sample, states) -> dict[str, list[torch.Tensor]]:
 
 
 def assert_maps_equal_oracle(maps, logits, row: int, reference: slice) -> None:
-    assert set(maps.layers) == set(logits)
-    for layer, calls in logits.items():
-        of_row = torch.stack([call[row, :, :, reference] for call in calls])  # (S, N, G, R)
-        r2g = of_row.softmax(2).mean((0, 1, 3)).numpy()
-        g2r = of_row.softmax(3).mean((0, 1, 2)).numpy()
-        for ours, theirs in ((maps.r2g.by_layer[layer], r2g), (maps.g2r.by_layer[layer], g2r)):
-            assert np.abs(ours.ravel() - theirs).max() <= 1e-5 * theirs.max()
-            assert theirs.max() > 1.01 * theirs.min(), "the oracle's map is flat, the comparison would prove nothing"
+    assert_maps_equal(maps, {layer: [call[row, :, :, reference] for call in calls] for layer, calls in logits.items()})
 
 
 def test_maps_equal_a_materialised_softmax_on_uneven_grids():
