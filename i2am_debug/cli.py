@@ -71,8 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.parent.is_dir():
-        print(f"i2am-debug demo: --json: there is no folder {args.json.parent}", file=sys.stderr)
-        return EXIT_USAGE
+        return _usage_error(f"demo: --json: there is no folder {args.json.parent}")
+    if args.logdir.exists() and not args.logdir.is_dir():
+        return _usage_error(f"demo: --logdir: {args.logdir} is a file; a folder is needed")
     from .demo.finetune import run_demo, write_json
 
     result = run_demo(args.logdir, steps=args.steps, sabotage=args.sabotage, seed=args.seed)
@@ -91,12 +92,12 @@ def _demo(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     index = args.pipeline / "model_index.json"
     if not index.is_file():
-        print(
-            f"i2am-debug explain: {args.pipeline} is no pipeline folder: it has no model_index.json "
-            "(pipeline.save_pretrained writes one)",
-            file=sys.stderr,
+        return _usage_error(
+            f"explain: {args.pipeline} is no pipeline folder: it has no model_index.json "
+            "(pipeline.save_pretrained writes one)"
         )
-        return EXIT_USAGE
+    if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or args.output.is_dir():
+        return _usage_error(f"explain: -o {args.output}: expected a file ending in .png, .jpg or .webp")
     from .explain import explain
 
     own_class = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
@@ -121,13 +122,17 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _view(args: argparse.Namespace) -> int:
     if not args.logdir.is_dir():
-        print(f"i2am-debug view: there is no folder {args.logdir}", file=sys.stderr)
-        return EXIT_USAGE
+        return _usage_error(f"view: there is no folder {args.logdir}")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(args.logdir), "--port", str(args.port)]
     try:
         return subprocess.call(command)
     except KeyboardInterrupt:
         return EXIT_OK
+
+
+def _usage_error(text: str) -> int:
+    print(f"i2am-debug {text}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def _at_least(lowest: int) -> Callable[[str], int]:

@@ -77,6 +77,14 @@ def test_folders_that_do_not_exist_are_usage_errors(tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
 
 
+def test_outputs_that_can_not_be_written_are_usage_errors_before_anything_runs(saved, files, tmp_path, capsys):
+    assert explain(saved, files, tmp_path / "panel.xyz") == cli.EXIT_USAGE
+    assert "expected a file ending in .png" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert cli.main(["demo", "--logdir", str(tmp_path / "file")]) == cli.EXIT_USAGE
+    assert "is a file; a folder is needed" in capsys.readouterr().err
+
+
 def test_a_short_demo_writes_its_figures(tmp_path, capsys):
     target = tmp_path / "demo.json"
     code = cli.main(["demo", "--logdir", str(tmp_path / "runs"), "--steps", "16", "--json", str(target)])
