@@ -34,6 +34,8 @@ class RunTrackers:
         | `i2am/copying_layer/imacs_r_hole` | of the baseline's copying layer |
         | `i2am/attention_information` | of the layer where it is highest, bits |
         | `i2am/energy_r_hole` | share of the hole queries' G2R map on the reference object |
+        | `i2am/reference_mass` | joint attention: share of the generated tokens' attention on the reference |
+        | `i2am/branch_share` | decoupled cross-attention: norm of the reference's branch over that of both together |
         | `i2am/reference_gap`, `i2am/loss` | with another pair's reference minus with the right one; with the right one |
         | `i2am/drift/js_r2g`, `i2am/drift/js_g2r` | distance of the unified maps to the baseline's |
         | `i2am/reference_lines/<score>/<line>` | what maps without a model score; the charts under Custom Scalars show them |

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 Grid = tuple[int, int]
 """(height, width) in tokens."""
 
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,10 @@ def _attribute(
     g2r, g2r_region, entropy, mass = (torch.zeros(B, N, n, device=q.device) for n in (R, R, 1, G))
     for rows in _chunks(G, 4 * B * N * R, chunk_bytes):
         p_BNcR = (q[:, :, rows] @ k.transpose(-1, -2)).softmax(-1)
-        weight_B1c1 = region_BG[:, None, rows, None]
+        weight_B1c = region_BG[:, None, rows]
         g2r += p_BNcR.sum(2)
-        g2r_region += (p_BNcR * weight_B1c1).sum(2)
-        entropy += (torch.special.entr(p_BNcR).sum(-1, keepdim=True) * weight_B1c1).sum(2)
+        g2r_region += (weight_B1c[:, :, None] @ p_BNcR)[:, :, 0]
+        entropy += (torch.special.entr(p_BNcR).sum(-1) * weight_B1c).sum(-1, keepdim=True)
         if key_weight_BR is not None:
             mass[:, :, rows] = (p_BNcR @ key_weight_BR.float()[:, None, :, None])[..., 0]
     centred = k - k.mean(2, keepdim=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,41 +15,45 @@ from .pairs import ValidationPair
 PipelineCall = Callable[[Any, ValidationPair, torch.Generator], Any]
 """`call(pipeline, pair, generator)` → the pipeline's output, or the picture itself."""
 
-_REFERENCE_PARAMETERS = ("example_image", "ip_adapter_image", "reference_image")
+_IMAGE_IS_THE_REFERENCE = (
+    "FluxKontextPipeline",
+    "Flux2Pipeline",
+    "Flux2KleinPipeline",
+    "Flux2KleinKVPipeline",
+    "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
+    "WanImageToVideoPipeline",
+)
+"""Pipelines that edit or animate the picture they get: it is the reference, and there is no other."""
+
+_REFERENCE_PARAMETERS = ("example_image", "image_reference", "reference_image", "ip_adapter_image")
 
 
 def default_call(pipeline: Any, num_inference_steps: int | None = None) -> PipelineCall:
     """The call for a pipeline's class.
 
-    The reference goes to `example_image`, `ip_adapter_image` or `reference_image`; where the pipeline has only an `image`
-    and no mask, that is the reference (image variation). The target goes to `image`, the hole to `mask_image`.
+    The reference goes to `image` of the pipelines that edit it, else to the first of `example_image`, `image_reference`,
+    `reference_image` and `ip_adapter_image` that the pipeline takes; where it takes only an `image` and neither mask nor
+    prompt, that is the reference (image variation). The target goes to `image`, the hole to `mask_image`; a pair without a
+    prompt is called with an empty one.
 
     Raises:
-        UnsupportedModel: the pipeline takes no reference that is recognised.
+        UnsupportedModel: the pipeline takes no reference that is recognised, or has no IP-Adapter loaded to read it.
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    takes_reference = next((name for name in _REFERENCE_PARAMETERS if name in parameters), None)
-    variation = takes_reference is None and "image" in parameters and not {"mask_image", "prompt"} & set(parameters)
-    if takes_reference is None and not variation:
-        raise UnsupportedModel(
-            f"{type(pipeline).__name__} takes no {', '.join(_REFERENCE_PARAMETERS)}; say how a pair becomes a call with "
-            "call=lambda pipeline, pair, generator: pipeline(image=pair.target, …, generator=generator)"
-        )
+    takes_reference = _reference_parameter(pipeline, parameters)
 
     def call(pipeline: Any, pair: ValidationPair, generator: torch.Generator) -> Any:
         arguments: dict[str, Any] = dict(pair.extra)
-        if takes_reference is None:
-            arguments["image"] = pair.reference
-        else:
-            arguments[takes_reference] = pair.reference
-            if "image" in parameters:
-                arguments["image"] = pair.target
+        arguments[takes_reference] = pair.reference
+        if takes_reference != "image" and "image" in parameters:
+            arguments["image"] = pair.target
         if "mask_image" in parameters:
             if pair.mask is None:
                 raise InvalidPair(f"pair {pair.name!r} has no mask, and {type(pipeline).__name__} needs a mask_image")
             arguments["mask_image"] = pair.mask_image
-        if "prompt" in parameters and pair.prompt is not None:
-            arguments["prompt"] = pair.prompt
+        if "prompt" in parameters and arguments.get("prompt_embeds") is None:
+            arguments["prompt"] = pair.prompt or ""
         if num_inference_steps is not None and "num_inference_steps" in parameters:
             arguments.setdefault("num_inference_steps", num_inference_steps)
         unknown = sorted(set(arguments) - set(parameters))
@@ -61,6 +65,29 @@ def default_call(pipeline: Any, num_inference_steps: int | None = None) -> Pipel
         return pipeline(**arguments, generator=generator)
 
     return call
+
+
+def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
+    name = type(pipeline).__name__
+    if name in _IMAGE_IS_THE_REFERENCE:
+        return "image"
+    found = next((p for p in _REFERENCE_PARAMETERS if p in parameters), None)
+    if found is None and "image" in parameters and not {"mask_image", "prompt"} & set(parameters):
+        return "image"
+    how = (
+        "say how a pair becomes a call with call=lambda pipeline, pair, generator: "
+        "pipeline(image=pair.target, …, generator=generator)"
+    )
+    if found is None:
+        raise UnsupportedModel(f"{name} takes no {', '.join(_REFERENCE_PARAMETERS)}; {how}")
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    loaded = any(getattr(denoiser, part, None) is not None for part in ("encoder_hid_proj", "image_proj"))
+    if found == "ip_adapter_image" and not loaded:
+        raise UnsupportedModel(
+            f"{name} would take its reference as ip_adapter_image, but no IP-Adapter is loaded: "
+            f"pipeline.load_ip_adapter(…), or {how}"
+        )
+    return found
 
 
 def picture_of(output: Any) -> Image.Image:

@@ -323,6 +323,8 @@ class Evaluator:
             errors["attention_information"] = _figure(
                 lambda: jackknife_error(float, list(maps.information_by_step[copying]), population)
             )
+        figures["reference_mass"] = _share(maps.reference_mass, "no joint attention: 1 by construction")
+        figures["branch_share"] = _share(maps.branch_share, "no decoupled cross-attention")
         figures["loss"] = look.loss
         if isinstance(look.loss, Undefined):
             figures["reference_gap"] = look.loss
@@ -341,6 +343,10 @@ class Evaluator:
 
 def _by_layer(maps: AttributionMaps, which: str, layer: str) -> np.ndarray:
     return getattr(maps, which).by_layer[layer]
+
+
+def _share(by_layer: Mapping[str, float], without: str) -> Figure:
+    return as_figure(float(np.mean(list(by_layer.values())))) if by_layer else Undefined(without)
 
 
 def merge(looks: Sequence[Look], pictures: Mapping[int, Image.Image], count: int) -> list[Look]:
