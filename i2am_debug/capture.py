@@ -190,8 +190,8 @@ class Trace(AbstractContextManager["Trace"]):
         if not seen:
             raise NothingCaptured(_bypassed(run))
         self._products += run.products
-        if run.branches and run.plain is not None:
-            self._add_branch_shares(run, run.plain)
+        if run.branches and run.plain:
+            self._add_branch_shares(run)
 
     def _observe(self, run: ModuleRun, seen: SeenProduct) -> None:
         assert self._arguments is not None
@@ -207,7 +207,7 @@ class Trace(AbstractContextManager["Trace"]):
         layout = self.family.layout(product)
         if layout is None:
             if seen.output is not None:
-                run.plain = seen.output if run.plain is None else run.plain + seen.output
+                run.plain.append(seen.output)
             return
         if layout.branch_scale is not None and seen.output is not None:
             run.branches.append((layout, seen.output))
@@ -253,9 +253,9 @@ class Trace(AbstractContextManager["Trace"]):
             name, self._steps.step, (layout.generated_grid, reference.grid), list(heads), weights, found, rows
         )
 
-    def _add_branch_shares(self, run: ModuleRun, plain: torch.Tensor) -> None:
+    def _add_branch_shares(self, run: ModuleRun) -> None:
         """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
-        together = plain.float() + sum(layout.branch_scale * output.float() for layout, output in run.branches)
+        together = sum(o.float() for o in run.plain) + sum(s.branch_scale * o.float() for s, o in run.branches)
         for layout, output in run.branches:
             rows, tokens = layout.conditional, layout.generated
             branch, whole = (x[rows][:, :, tokens].flatten(1).norm(dim=1) for x in (output.float(), together))

@@ -45,8 +45,8 @@ class ModuleRun(TorchFunctionMode):
         self.error: I2AMError | None = None
         self.projected: dict[str, torch.Tensor] = {}
         """What `to_q` and `to_k` gave, (B, tokens, channels)."""
-        self.plain: torch.Tensor | None = None
-        """Sum of the outputs of products without a reference."""
+        self.plain: list[torch.Tensor] = []
+        """Outputs of products without a reference."""
         self.branches: list[tuple[Any, torch.Tensor]] = []
         """(layout, output) of products whose outputs are added to the plain ones."""
         self._observe = observe

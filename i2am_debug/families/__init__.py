@@ -112,9 +112,33 @@ def register_family(family: Family) -> None:
 
 def registered() -> list[Family]:
     """The known families in the order they are asked: the user's own, then those of this package."""
+    from .flux2 import Flux2
+    from .flux_kontext import FluxKontext
+    from .flux_redux import FluxRedux
+    from .ip_adapter import IPAdapter
+    from .ldm_cross_attention import LDMCrossAttention
+    from .omnigen import OmniGen
+    from .qwen_image_edit import QwenImageEdit
+    from .sd3_ip_adapter import SD3IPAdapter
+    from .self_attention_reference import KeyConcatenation, SpatialConcatenation
     from .unet_cross_attention import UNetCrossAttention
+    from .wan_image_to_video import WanImageToVideo
 
-    return [*_REGISTERED, UNetCrossAttention()]
+    own: list[Family] = [
+        IPAdapter(),  # before the cross-attention that it is loaded into
+        UNetCrossAttention(),
+        FluxKontext(),
+        Flux2(),
+        FluxRedux(),
+        QwenImageEdit(),
+        OmniGen(),
+        SD3IPAdapter(),
+        WanImageToVideo(),
+        KeyConcatenation(),
+        SpatialConcatenation(),
+        LDMCrossAttention(),
+    ]
+    return [*_REGISTERED, *own]
 
 
 def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
@@ -123,6 +147,11 @@ def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
     Raises:
         UnsupportedModel: none does; the text gives each one's reason.
     """
+    from . import channel_concatenation
+
+    no_tokens = channel_concatenation.reason(pipeline, denoiser)
+    if no_tokens is not None:
+        raise UnsupportedModel(no_tokens)
     reasons = []
     for family in registered():
         reason = family.refuses(pipeline, denoiser)

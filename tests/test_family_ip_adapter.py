@@ -1,0 +1,484 @@
+"""IP-Adapter on UNets: which product is which adapter's and picture's, and its share of what the layer adds together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers.image_processor import IPAdapterMaskProcessor
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from oracle import Recorded, assert_maps_equal, recorded_products, sharpened
+
+from i2am_debug import trace
+from i2am_debug.errors import NothingCaptured, UndefinedFigure, UnsupportedModel
+from i2am_debug.families.ip_adapter import IPAdapter
+
+TEXT, ENCODER = 12, 10  # channels of the text's and of the image encoder's tokens
+PATCHES = (3, 4)  # the full adapter's grid in these tests, with a class token before it
+FULL = IPAdapter(reference_grid=PATCHES)
+
+
+def projection(kind: str) -> dict[str, torch.Tensor]:
+    """The image projection's weights as the adapters' own files name them; `_load_ip_adapter_weights` tells kinds by them."""
+    if kind == "base":  # 4 tokens out of one embedding
+        shapes = {"proj.weight": (4 * TEXT, ENCODER), "proj.bias": (4 * TEXT,)}
+        return norm("norm", TEXT) | {name: torch.randn(shape) for name, shape in shapes.items()}
+    if kind == "full":  # each of the encoder's tokens by itself
+        shapes = {"proj.0": (ENCODER, ENCODER), "proj.2": (TEXT, ENCODER)}
+        weights = {f"{n}.weight": torch.randn(s) for n, s in shapes.items()}
+        return weights | {f"{n}.bias": torch.zeros(s[0]) for n, s in shapes.items()} | norm("proj.3", TEXT)
+    assert kind == "plus"  # 16 learnt queries gather from the encoder's tokens
+    resampler = IPAdapterPlusImageProjection(ENCODER, TEXT, hidden_dims=8, heads=1, num_queries=16)
+    weights = {}
+    for name, value in resampler.state_dict().items():
+        own = name.replace("ff.1.net.0.proj", "1.1").replace("ff.1.net.2", "1.3").replace("ff.0", "1.0")
+        own = own.replace("ln0", "0.norm1").replace("ln1", "0.norm2").replace("attn.to_out.0", "0.to_out")
+        own = own.replace("attn.to_q", "0.to_q")
+        if "attn.to_k" in own:
+            value = torch.cat([value, resampler.state_dict()[name.replace("to_k", "to_v")]])
+        if "attn.to_v" not in own:
+            weights[own.replace("attn.to_k", "0.to_kv")] = value
+    return weights
+
+
+def norm(name: str, channels: int) -> dict[str, torch.Tensor]:
+    return {f"{name}.weight": torch.ones(channels), f"{name}.bias": torch.zeros(channels)}
+
+
+def unet_with(*kinds: str, scales: Sequence[object] = (), **changes) -> UNet2DConditionModel:
+    """A small UNet with adapters loaded as `pipeline.load_ip_adapter` does, scales set as `set_ip_adapter_scale` does."""
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=None,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        cross_attention_dim=TEXT,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    unet = UNet2DConditionModel(**{**settings, **changes}).eval()
+    crossing = [m for n, m in unet.named_modules() if n.endswith("attn2")]
+    states = []
+    for kind in kinds:
+        keys = {}
+        for name in unet.attn_processors:  # the order in which the loader numbers them: 1, 3, 5, …
+            if "attn2" in name:
+                module = unet.get_submodule(name.removesuffix(".processor"))
+                number = 1 + 2 * (len(keys) // 2)
+                for part in ("to_k_ip", "to_v_ip"):
+                    keys[f"{number}.{part}.weight"] = torch.randn(module.to_q.out_features, TEXT) * TEXT**-0.5
+        states.append({"image_proj": projection(kind), "ip_adapter": keys})
+    if kinds:
+        unet._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+    for module in crossing:
+        for adapter, scale in enumerate(scales):
+            module.processor.scale[adapter] = scale
+    return sharpened(unet.eval(), "attn2.to_q", "attn2.to_k", *(f"to_k_ip.{i}" for i in range(len(kinds))))
+
+
+def pictures(kind: str, images: int = 1, count: int = 1, tokens: int = 1 + PATCHES[0] * PATCHES[1]) -> torch.Tensor:
+    """What the pipeline hands one adapter: (images, pictures, …) of the image encoder."""
+    if kind == "base":
+        return torch.randn(images, count, ENCODER)
+    return torch.randn(images, count, tokens, ENCODER)
+
+
+def guided(embeds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [torch.cat([torch.zeros_like(e), e]) for e in embeds]
+
+
+def run(unet, sample, text, embeds, **cross_attention) -> list[torch.Tensor]:
+    """The call of `StableDiffusionPipeline` (and of the XL, inpainting and ControlNet ones) at two noise times."""
+    with torch.no_grad():
+        return [
+            unet(
+                sample,
+                t,
+                encoder_hidden_states=text,
+                cross_attention_kwargs=cross_attention or None,
+                added_cond_kwargs={"image_embeds": embeds},
+                return_dict=False,
+            )[0]
+            for t in (800, 400)
+        ]
+
+
+def traced(unet, *inputs, family=FULL, **cross_attention):
+    """The trace and, layer by layer, the products the layer made; both see the same call."""
+    with recorded_products(family.layers(unet)) as products, trace(unet, family=family) as t:
+        run(unet, *inputs, **cross_attention)
+    return t, products
+
+
+def logits(products: dict[str, list[Recorded]], call: int, calls: int, row: int, keys: slice = slice(None)):
+    """Layer → logits of product `call` of each run; a run makes `calls` products."""
+    return {
+        layer: [p.logits(slice(row, row + 1), keys=keys)[0] for p in found[call::calls]]
+        for layer, found in products.items()
+    }
+
+
+def assert_shares(maps, products, calls: int, call: int, scales: Sequence[float], row: int) -> None:
+    """Norm of what one product adds over that of everything together."""
+    assert set(maps.branch_share) == set(products)
+    for layer, found in products.items():
+        shares = []
+        for start in range(0, len(found), calls):
+            parts = [p.output[row].double() for p in found[start : start + calls]]
+            whole = parts[0] + sum(s * p for s, p in zip(scales, parts[1:], strict=True))
+            shares.append(scales[call - 1] * parts[call].norm() / whole.norm())
+        assert maps.branch_share[layer] == pytest.approx(float(sum(shares) / len(shares)), rel=1e-5)
+
+
+def test_full_adapter_maps_equal_the_oracle_without_the_text_and_the_class_token():
+    unet = unet_with("full", scales=[0.7])
+    t, products = traced(unet, torch.randn(2, 4, 6, 10), torch.randn(2, 7, TEXT), [pictures("full", 2)])
+    assert {len(found) for found in products.values()} == {4}, "two runs of text and picture"
+    for image in (0, 1):
+        maps = t.maps(image)
+        assert_maps_equal(maps, logits(products, 1, 2, image, slice(1, None)))
+        assert_shares(maps, products, 2, 1, [0.7], image)
+        assert maps.g2r.unified.shape == PATCHES and not maps.reference_mass
+        assert {maps.r2g.by_layer[la].shape for la in maps.layers} == {(6, 10), (3, 5)}
+
+
+def test_by_default_257_tokens_are_a_class_token_and_16x16_patches():
+    unet = unet_with("full")
+    inputs = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full", tokens=257)]
+    t, products = traced(unet, *inputs, family=IPAdapter())
+    assert_maps_equal(t.maps(), logits(products, 1, 2, 0, slice(1, None)))
+    assert t.maps().g2r.unified.shape == (16, 16)
+    t, products = traced(unet, inputs[0], inputs[1], [pictures("full", tokens=16)], family=IPAdapter())
+    assert_maps_equal(t.maps(), logits(products, 1, 2, 0))
+    assert t.maps().g2r.unified.shape == (4, 4), "an image encoder without a class token"
+    t, _ = traced(unet, inputs[0], inputs[1], [pictures("full", tokens=15)], family=IPAdapter())
+    with pytest.raises(UndefinedFigure, match="no grid"):
+        t.maps().g2r  # noqa: B018
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("base", 4), ("plus", 16)])
+def test_tokens_without_a_place_have_r2g_and_information_only(kind, tokens):
+    unet = unet_with(kind)
+    t, products = traced(
+        unet, torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures(kind, tokens=257)], family=IPAdapter()
+    )
+    maps = t.maps()
+    for layer, steps in logits(products, 1, 2, 0).items():
+        assert steps[0].shape[-1] == tokens
+        truth = torch.stack(steps).softmax(2).mean((0, 1, 3)).numpy()
+        assert np.abs(maps.r2g.by_layer[layer].ravel() - truth).max() <= 1e-5 * truth.max()
+        assert truth.max() > 1.01 * truth.min()
+    assert_shares(maps, products, 2, 1, [1.0], 0)
+    for ask in (lambda: maps.g2r, lambda: maps.specific(0, 0)):
+        with pytest.raises(UndefinedFigure, match="no grid"):
+            ask()
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("told_by", ["picture", "text", "both"])
+def test_guidance_batches_show_their_conditional_rows(images, told_by):
+    """`[negative, positive]`; with the prompt "" both texts are equal, and only the picture tells the halves apart."""
+    unet = unet_with("full")
+    sample, text = torch.randn(images, 4, 8, 6).repeat(2, 1, 1, 1), torch.randn(2 * images, 7, TEXT)
+    embeds = guided([pictures("full", images)])
+    if told_by == "picture":
+        text = text[:images].repeat(2, 1, 1)
+    elif told_by == "text":
+        embeds = [embeds[0][images:].repeat(2, 1, 1, 1)]
+    t, products = traced(unet, sample, text, embeds)
+    assert t.images == images
+    for image in range(images):
+        assert_maps_equal(t.maps(image), logits(products, 1, 2, images + image, slice(1, None)))
+        assert_shares(t.maps(image), products, 2, 1, [1.0], images + image)
+
+
+def test_guidance_in_three_parts_is_refused_and_three_equal_latents_are_not():
+    unet = unet_with("full")
+    latents, text, embed = torch.randn(1, 4, 8, 8).repeat(3, 1, 1, 1), torch.randn(3, 7, TEXT), pictures("full", 3)
+    assert traced(unet, latents, text, [embed])[0].images == 3
+    perturbed = [torch.cat([torch.zeros(1, 1, 13, ENCODER), *[embed[:1]] * 2])]
+    with pytest.raises(UnsupportedModel, match=r"three times.*pag_scale=0"):
+        traced(unet, latents, text[[0, 1, 1]], perturbed)
+
+
+def test_several_pictures_of_one_adapter_share_a_product():
+    unet = unet_with("full", scales=[0.6])
+    t, products = traced(unet, torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full", count=3)])
+    assert t.references == (0, 1, 2) and {p.k.shape[2] for p in products["mid_block.attentions.0"][1::2]} == {39}
+    for number in range(3):
+        maps, own = t.maps(reference=number), slice(13 * number + 1, 13 * (number + 1))
+        assert_maps_equal(maps, logits(products, 1, 2, 0, own))
+        assert_shares(maps, products, 2, 1, [0.6], 0)  # of their common branch
+        for layer, found in products.items():
+            mass = torch.stack([p.weights(slice(0, 1))[..., own].sum(-1).mean() for p in found[1::2]]).mean()
+            assert maps.reference_mass[layer] == pytest.approx(float(mass), rel=1e-5)
+
+
+def test_pictures_are_numbered_across_adapters():
+    unet = unet_with("base", "full", "plus", scales=[0.4, 0.9, 0.5])
+    embeds = [pictures("base", 2, count=2), pictures("full", 2, count=2), pictures("plus", 2)]
+    t, products = traced(unet, torch.randn(2, 4, 6, 10), torch.randn(2, 7, TEXT), embeds)
+    assert t.references == (0, 1, 2, 3, 4)
+    for number, own in ((2, slice(1, 13)), (3, slice(14, 26))):
+        assert_maps_equal(t.maps(1, number), logits(products, 2, 4, 1, own))
+        assert_shares(t.maps(1, number), products, 4, 2, [0.4, 0.9, 0.5], 1)
+    for number, call in ((0, 1), (1, 1), (4, 3)):
+        assert_shares(t.maps(1, number), products, 4, call, [0.4, 0.9, 0.5], 1)
+        with pytest.raises(UndefinedFigure, match="no grid"):
+            t.maps(1, number).g2r  # noqa: B018
+
+
+def test_an_adapter_at_scale_0_is_skipped_and_numbers_stay():
+    unet = unet_with("base", "full", scales=[0, 0.8])
+    inputs = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("base", count=2), pictures("full")]
+    t, products = traced(unet, *inputs)
+    assert {len(found) for found in products.values()} == {4} and t.references == (2,)
+    assert_maps_equal(t.maps(reference=2), logits(products, 1, 2, 0, slice(1, None)))
+    assert_shares(t.maps(reference=2), products, 2, 1, [0.8], 0)
+
+    only = unet.mid_block.attentions[0].transformer_blocks[0].attn2  # as set_ip_adapter_scale({"mid": 1.0}) does
+    for module in FULL.layers(unet).values():
+        module.processor.scale = [0.3, 0.0] if module is only else [0.0, 0.0]
+    t, products = traced(unet, *inputs)
+    assert t.references == (0, 1) and t.maps().layers == ("mid_block.attentions.0",)
+    only.processor.scale = [0.0, 0.0]
+    with pytest.raises(NothingCaptured, match="scale above 0"):
+        traced(unet, *inputs)[0].maps()
+
+
+def masks(count: int) -> torch.Tensor:
+    """One a picture, as `IPAdapterMaskProcessor.preprocess` gives them, stacked to (1, pictures, height, width)."""
+    halves = np.zeros((count, 48, 80), np.float32)
+    for i in range(count):
+        halves[i, :, 80 * i // count : 80 * (i + 1) // count] = 1
+    return IPAdapterMaskProcessor().preprocess(torch.from_numpy(halves)[:, None], 48, 80).transpose(0, 1)
+
+
+def test_masked_pictures_are_products_of_their_own_each_with_a_scale():
+    unet = unet_with("full", "base", scales=[[0.5, 0.9], 0.7])
+    inputs = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full", count=2), pictures("base")]
+    t, products = traced(unet, *inputs, ip_adapter_masks=[masks(2), masks(1)])
+    assert {len(found) for found in products.values()} == {8} and t.references == (0, 1, 2)
+    for number in (0, 1):
+        assert_maps_equal(t.maps(reference=number), logits(products, 1 + number, 4, 0, slice(1, None)))
+        assert not t.maps(reference=number).branch_share and not t.maps(reference=number).reference_mass
+    with pytest.raises(UndefinedFigure, match="no grid"):
+        t.maps(reference=2).g2r  # noqa: B018
+
+    for module in FULL.layers(unet).values():  # a picture at scale 0 beside one that is not: attended to, added 0 times
+        module.processor.scale = [[0.0, 0.9], 0.0]
+    t, products = traced(unet, *inputs, ip_adapter_masks=[masks(2), masks(1)])
+    assert {len(found) for found in products.values()} == {6} and t.references == (1,)
+    assert_maps_equal(t.maps(reference=1), logits(products, 2, 3, 0, slice(1, None)))
+
+
+def test_an_adapter_without_a_mask_beside_a_masked_one_attends_once():
+    unet = unet_with("full", "full", scales=[0.5, 0.5])
+    inputs = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full", count=2), pictures("full", count=2)]
+    t, products = traced(unet, *inputs, ip_adapter_masks=[None, masks(2)])
+    assert {len(found) for found in products.values()} == {8} and t.references == (0, 1, 2, 3)
+    for number, call, start in ((0, 1, 1), (1, 1, 14), (2, 2, 1), (3, 3, 1)):
+        expected = logits(products, call, 4, 0, slice(start, start + 12))
+        assert_maps_equal(t.maps(reference=number), expected)
+        assert not t.maps(reference=number).branch_share
+
+
+def test_the_older_tensor_of_pictures_is_one_picture_of_one_adapter():
+    unet = unet_with("full")
+    sample, text, embeds = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), pictures("full")
+    t, products = traced(unet, sample, text, embeds[:, 0])
+    assert_maps_equal(t.maps(), logits(products, 1, 2, 0, slice(1, None)))
+
+
+class OwnCode(torch.nn.Module):
+    """As in the adapters' own training code: one adapter, its tokens behind the text's, attended to at any scale."""
+
+    def __init__(self, width: int, tokens: int, scale: float) -> None:
+        super().__init__()
+        self.to_k_ip, self.to_v_ip = (torch.nn.Linear(TEXT, width, bias=False) for _ in range(2))
+        self.num_tokens, self.scale = tokens, scale
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        def heads(x):
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        text, own = encoder_hidden_states.tensor_split([-self.num_tokens], dim=1)
+        q = heads(attn.to_q(hidden_states))
+        out = F.scaled_dot_product_attention(q, heads(attn.to_k(text)), heads(attn.to_v(text)))
+        out = out + self.scale * F.scaled_dot_product_attention(q, heads(self.to_k_ip(own)), heads(self.to_v_ip(own)))
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_tokens_that_come_behind_the_text_as_in_training_code(images):
+    unet = unet_with()
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            module.set_processor(OwnCode(module.to_q.out_features, 257, 0.6))
+    sharpened(unet, "to_k_ip")
+    sample = torch.randn(images, 4, 6, 10).repeat(2, 1, 1, 1)
+    text = torch.randn(images, 7, TEXT).repeat(2, 1, 1)
+    states = torch.cat([text, torch.cat([torch.zeros(images, 257, TEXT), torch.randn(images, 257, TEXT)])], 1)
+
+    def call():
+        with torch.no_grad():
+            unet(sample, 800, states)
+
+    with recorded_products(FULL.layers(unet)) as products, trace(unet, family=IPAdapter()) as t:
+        call()
+    assert t.images == images
+    assert_maps_equal(t.maps(images - 1), logits(products, 1, 2, 2 * images - 1, slice(1, None)))
+    assert_shares(t.maps(images - 1), products, 2, 1, [0.6], 2 * images - 1)
+    for module in FULL.layers(unet).values():
+        module.processor.scale = 0.0
+    with trace(unet, family=IPAdapter()) as t:
+        call()
+    with pytest.raises(NothingCaptured, match="scale above 0"):
+        t.maps()
+
+
+@pytest.mark.parametrize(("patch", "token"), [((3, 7), (2, 1)), ((0, 9), (0, 3)), ((5, 0), (1, 2))])
+@pytest.mark.parametrize("picture", [0, 1])
+def test_the_specific_map_of_a_planted_copy_peaks_at_its_key(patch, token, picture):
+    """Make one generated token's query the key of one reference token: its row must peak exactly there."""
+    unet = unet_with("full")
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    key = 2 * F.normalize(torch.randn(2, 13, 4, 2), dim=-2).transpose(2, 3).flatten(
+        2
+    )  # 2 pictures, 2 heads of 4 channels
+    query = torch.randn(1, 60, 8) * 0.1
+    query[0, patch[0] * 10 + patch[1]] = 6 * key[picture, 1 + token[0] * 4 + token[1]]
+    attention.to_q.forward = lambda x: query
+    attention.processor.to_k_ip[0].forward = lambda x: key[None]
+    t, _ = traced(unet, torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full", count=2)])
+    row = t.maps(reference=picture).specific(*patch, layer="down_blocks.0.attentions.0")
+    assert np.unravel_index(row.argmax(), row.shape) == token
+    other = t.maps(reference=picture).specific(2, 2, layer="down_blocks.0.attentions.0")
+    assert other.max() < 0.5 * row.max()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_output_is_bit_identical(masked):
+    unet = unet_with("full", "base", scales=[0.5, 0.7])
+    inputs = torch.randn(2, 4, 6, 10), torch.randn(2, 7, TEXT), [pictures("full", 2, 2), pictures("base", 2)]
+    changes = {"ip_adapter_masks": [masks(2), masks(1)]} if masked else {}
+    plain = run(unet, *inputs, **changes)
+    with trace(unet, family=FULL) as t:
+        looked_at = run(unet, *inputs, **changes)
+    assert t.references == (0, 1, 2) and all(map(torch.equal, plain, looked_at))
+
+
+def test_xl_unets_name_each_transformer_block():
+    """SDXL: several transformer blocks to an attention, linear projections, pooled text and sizes beside the pictures."""
+    unet = unet_with(
+        "full",
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=2,
+        projection_class_embeddings_input_dim=6 * 2 + 5,
+    )
+    sample, text, embeds = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full")]
+    added = {"image_embeds": embeds, "text_embeds": torch.randn(1, 5), "time_ids": torch.ones(1, 6)}
+    with recorded_products(FULL.layers(unet)) as products, trace(unet, family=FULL) as t, torch.no_grad():
+        unet(sample, 800, text, added_cond_kwargs=added)
+    assert_maps_equal(t.maps(), logits(products, 1, 2, 0, slice(1, None)))
+    assert "mid_block.attentions.0.transformer_blocks.1" in t.maps().layers
+
+
+class Adapted(torch.nn.Module):
+    """A projection with a low-rank part beside it, wrapped as LoRA libraries do."""
+
+    def __init__(self, base_layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.out_features = base_layer.out_features
+        self.down = torch.nn.Linear(base_layer.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, base_layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("change", ["low-rank", "compiled block", "compiled unet"])
+def test_low_rank_and_compiled_modules_are_captured(change):
+    unet = unet_with("full")
+    inputs = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full")]
+    if change == "low-rank":
+        for module in FULL.layers(unet).values():
+            module.to_q, module.to_k = Adapted(module.to_q), Adapted(module.to_k)
+        t, products = traced(unet, *inputs)
+        assert_maps_equal(t.maps(), logits(products, 1, 2, 0, slice(1, None)))
+        return
+    expected = traced(unet, *inputs)[0].maps().g2r.unified
+    if change == "compiled block":
+        unet.mid_block.attentions[0].transformer_blocks[0].compile(backend="eager")
+        run(unet, *inputs)
+    else:
+        unet = torch.compile(unet, backend="eager")
+    with trace(unet, family=FULL) as t:
+        run(unet, *inputs)
+    assert np.array_equal(t.maps().g2r.unified, expected)
+
+
+def test_attention_that_bypasses_torch_is_an_error_and_never_the_text():
+    unet = unet_with("full")
+    module = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    einsum = IPAdapterAttnProcessor(module.to_q.out_features, TEXT, num_tokens=[13], scale=[1.0])
+    module.set_processor(einsum)
+    with pytest.raises(NothingCaptured, match=r"'mid_block.attentions.0'.*IPAdapterAttnProcessor"):
+        traced(unet, torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full")])
+
+
+def test_what_is_not_its_own_is_refused():
+    unet = unet_with()
+    assert "no IP-Adapter is loaded" in IPAdapter().refuses(unet, unet)
+    assert "no IP-Adapter is loaded" in IPAdapter().refuses(None, torch.nn.Linear(2, 2))
+    assert IPAdapter().refuses(None, unet_with("base")) is None
+    unloaded = unet_with("base")
+    unloaded.set_attn_processor(AttnProcessor2_0())  # as unload_ip_adapter does
+    assert "no IP-Adapter is loaded" in IPAdapter().refuses(None, unloaded)
+    video = UNetMotionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+        layers_per_block=1,
+        cross_attention_dim=TEXT,
+        num_attention_heads=2,
+        norm_num_groups=4,
+        motion_num_attention_heads=2,
+    )
+    for name, module in video.named_modules():
+        if name.endswith("attn2") and "motion_modules" not in name:
+            module.set_processor(OwnCode(module.to_q.out_features, 4, 1.0))
+    assert "motion modules" in IPAdapter().refuses(None, video)
+
+
+def test_a_grid_that_does_not_fit_the_patches_and_a_processor_with_more_products_are_named():
+    unet = unet_with("full")
+    inputs = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full")]
+    with pytest.raises(UnsupportedModel, match=r"\(4, 5\) has 20 tokens, the model has 13 a picture"):
+        traced(unet, *inputs, family=IPAdapter(reference_grid=(4, 5)))
+
+    class Twice(torch.nn.Module):
+        def __init__(self, processor) -> None:
+            super().__init__()
+            self.processor, self.to_k_ip, self.scale = processor, processor.to_k_ip, processor.scale
+
+        def __call__(self, *args, **kwargs):
+            return self.processor(*args, **kwargs) + self.processor(*args, **kwargs)
+
+    module = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    module.set_processor(Twice(module.processor))
+    with pytest.raises(UnsupportedModel, match=r"Twice in 'mid_block.attentions.0' attends more than 2 times"):
+        traced(unet, *inputs)

@@ -1,0 +1,495 @@
+"""References that self-attention reads: features behind the layer's own tokens, and two pictures in one latent.
+
+The UNets are diffusers' own. IDM-VTON, OOTDiffusion, MimicBrush and CatVTON are not in diffusers: their UNets are subclasses or
+processors here that take and place the reference as those do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor2_0
+from oracle import assert_maps_equal, recorded_products, sharpened
+from torch import nn
+
+from i2am_debug import CapturePlan, trace
+from i2am_debug.errors import NothingCaptured, UnsupportedModel
+from i2am_debug.families.self_attention_reference import KeyConcatenation, SpatialConcatenation
+
+TEXT = 12
+LEVELS = {8: (6, 10), 16: (3, 5)}  # channels of a level → its grid, for a latent of 6x10
+
+
+class AppendsKeys(AttnProcessor2_0):
+    """Keys of the reference behind the layer's own, as the reference-only way has it."""
+
+    features: torch.Tensor | None = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        if self.features is None:
+            return super().__call__(attn, hidden_states)
+        return super().__call__(attn, hidden_states, torch.cat([hidden_states, self.features], dim=1))
+
+
+class AppendsTokens(AppendsKeys):
+    """Queries of the reference too, dropped afterwards, as in IDM-VTON and OOTDiffusion."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        if self.features is None:
+            return super().__call__(attn, hidden_states)
+        both = torch.cat([hidden_states, self.features], dim=1)
+        return AttnProcessor2_0.__call__(self, attn, both)[:, : hidden_states.shape[1]]
+
+
+class IDMVTON(UNet2DConditionModel):
+    def forward(self, sample, timestep, encoder_hidden_states, garment_features=None, **kwargs):
+        give(self, garment_features)
+        return super().forward(sample, timestep, encoder_hidden_states, **kwargs)
+
+
+class OOTDiffusion(UNet2DConditionModel):
+    def forward(self, sample, spatial_attn_inputs, timestep, encoder_hidden_states, **kwargs):
+        give(self, spatial_attn_inputs)
+        return super().forward(sample, timestep, encoder_hidden_states, **kwargs)
+
+
+def small(cls=UNet2DConditionModel, processor=AppendsTokens, **changes):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=None,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        cross_attention_dim=TEXT,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    unet = sharpened(cls(**{**settings, **changes}).eval())
+    for module in self_attention(unet).values():
+        module.set_processor(processor())
+    return unet
+
+
+def self_attention(unet) -> dict[str, nn.Module]:
+    suffix = ".transformer_blocks.0.attn1"
+    return {n.removesuffix(suffix): m for n, m in unet.named_modules() if n.endswith(suffix)}
+
+
+def give(unet, features) -> None:
+    for module, each in zip(self_attention(unet).values(), features, strict=True):
+        module.processor.features = each
+
+
+def features_for(unet, rows: int = 1, references: int = 1, levels=LEVELS, seed: int = 1) -> list[torch.Tensor]:
+    """What the reference's own UNet gives: one (rows, tokens, channels) for each self-attention."""
+    random = torch.Generator().manual_seed(seed)
+    channels = [module.to_q.in_features for module in self_attention(unet).values()]
+    return [torch.randn(rows, references * math.prod(levels[c]), c, generator=random) for c in channels]
+
+
+def run_twice(unet, sample, text, **more) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [unet(sample, timestep=t, encoder_hidden_states=text, **more).sample for t in (800, 400)]
+
+
+def own_tokens(unet) -> dict[str, int]:
+    return {n: math.prod(LEVELS[m.to_q.in_features]) for n, m in self_attention(unet).items()}
+
+
+@pytest.mark.parametrize("processor", [AppendsKeys, AppendsTokens])
+@pytest.mark.parametrize(("references", "latent"), [(1, None), (2, None), (1, (4, 7)), (2, (5, 3))])
+def test_maps_and_mass_of_appended_features_equal_the_models_own_attention(processor, references, latent):
+    unet = small(processor=processor)
+    height, width = latent or (6, 10)
+    levels = {8: (height, width), 16: (-(-height // 2), -(-width // 2))}
+    give(unet, features_for(unet, 2, references, levels))
+    sample, text = torch.randn(2, 4, 6, 10), torch.randn(2, 5, TEXT)
+    plain = run_twice(unet, sample, text)
+    with trace(unet, family=KeyConcatenation(references=references, reference_latent=latent)) as t:
+        looked_at = run_twice(unet, sample, text)
+    assert all(map(torch.equal, plain, looked_at))
+    with recorded_products(self_attention(unet)) as products:
+        run_twice(unet, sample, text)
+    own, grids = own_tokens(unet), {n: levels[m.to_q.in_features] for n, m in self_attention(unet).items()}
+    assert t.images == 2 and t.references == tuple(range(references))
+    for image in (0, 1):
+        for number in range(references):
+            maps, truth = t.maps(image, reference=number), {}
+            for layer, each in products.items():
+                first = own[layer] + number * math.prod(grids[layer])
+                keys = slice(first, first + math.prod(grids[layer]))
+                truth[layer] = [p.logits([image], slice(0, own[layer]), keys)[0] for p in each]
+                mass = np.mean(
+                    [float(p.weights([image], slice(0, own[layer]))[..., keys].sum(-1).mean()) for p in each]
+                )
+                assert maps.reference_mass[layer] == pytest.approx(mass, rel=1e-5)
+            assert_maps_equal(maps, truth)
+            assert {la: m.shape for la, m in maps.g2r.by_layer.items()} == grids
+            assert maps.r2g.unified.shape == (6, 10)
+
+
+def test_layers_without_features_are_passed_over():
+    unet = small(processor=AppendsKeys)
+    give(unet, features_for(unet))
+    unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor.features = None
+    with trace(unet, family=KeyConcatenation()) as t:
+        run_twice(unet, torch.randn(1, 4, 6, 10), torch.randn(1, 5, TEXT))
+    assert set(t.maps().layers) == set(self_attention(unet)) - {"mid_block.attentions.0"}
+    give(unet, [None] * len(self_attention(unet)))
+    with trace(unet, family=KeyConcatenation()) as t:
+        run_twice(unet, torch.randn(1, 4, 6, 10), torch.randn(1, 5, TEXT))
+    with pytest.raises(NothingCaptured, match="found reference tokens in none"):
+        t.maps()
+
+
+def assert_rows_are(maps, products, own, row: int) -> None:
+    """The maps are those of this row of the batch, with the features behind the layer's own tokens."""
+    truth = {
+        la: [p.logits([row], slice(0, own[la]), slice(own[la], None))[0] for p in each] for la, each in products.items()
+    }
+    assert_maps_equal(maps, truth)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_idm_vton_shows_the_half_with_the_garment(images):
+    """TryonPipeline: latents and masks twice, [negative, prompt], features [zeros, garment]."""
+    unet = small(IDMVTON, in_channels=9)
+    sample, text = torch.randn(images, 9, 6, 10).repeat(2, 1, 1, 1), torch.randn(2 * images, 5, TEXT)
+    features = [torch.cat([torch.zeros_like(f), f]) for f in features_for(unet, images)]
+    assert KeyConcatenation().refuses(unet, unet) is None
+    with trace(unet, family=KeyConcatenation()) as t:
+        run_twice(unet, sample, text, garment_features=features)
+    with recorded_products(self_attention(unet)) as products:
+        run_twice(unet, sample, text, garment_features=features)
+    assert t.images == images
+    for image in range(images):
+        assert_rows_are(t.maps(image), products, own_tokens(unet), images + image)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_ootdiffusion_shows_the_first_half(images):
+    """Its pipeline: the same prompt in both halves, and the features of [garment, a picture of zeros]."""
+    unet = small(OOTDiffusion, in_channels=8)
+    sample, text = torch.randn(images, 8, 6, 10).repeat(2, 1, 1, 1), torch.randn(images, 5, TEXT).repeat(2, 1, 1)
+    features = features_for(unet, 2 * images)
+    assert KeyConcatenation().refuses(unet, unet) is None
+    with trace(unet, family=KeyConcatenation()) as t:
+        run_twice(unet, sample, text, spatial_attn_inputs=features)
+    with recorded_products(self_attention(unet)) as products:
+        run_twice(unet, sample, text, spatial_attn_inputs=features)
+    assert t.images == images
+    for image in range(images):
+        assert_rows_are(t.maps(image), products, own_tokens(unet), image)
+
+
+@pytest.mark.parametrize(("conditional", "row"), [("first", 0), ("last", 4)])
+def test_the_parts_of_a_guidance_batch_can_be_set(conditional, row):
+    unet = small()  # the features are not among the arguments, and the text is the same everywhere
+    give(unet, features_for(unet, 6))
+    sample, text = torch.randn(2, 4, 6, 10).repeat(3, 1, 1, 1), torch.randn(1, 5, TEXT).expand(6, 5, TEXT)
+    with trace(unet, family=KeyConcatenation(guidance_parts=3, conditional=conditional)) as t:
+        run_twice(unet, sample, text)
+    with recorded_products(self_attention(unet)) as products:
+        run_twice(unet, sample, text)
+    assert t.images == 2
+    for image in (0, 1):
+        assert_rows_are(t.maps(image), products, own_tokens(unet), row + image)
+
+
+class ReadsBank(BasicTransformerBlock):
+    """A block that mixes self-attention with and without the features in its bank, as MimicBrush's do."""
+
+    def forward(self, hidden_states, encoder_hidden_states=None, **kwargs):
+        own = self.norm1(hidden_states)
+        both = torch.cat([own, *self.bank], dim=1)
+        read = self.attn1(both, encoder_hidden_states=both)[:, : own.shape[1]]
+        hidden_states = (read + self.attn1(own)) / 2 + hidden_states
+        hidden_states = (
+            self.attn2(self.norm2(hidden_states), encoder_hidden_states=encoder_hidden_states) + hidden_states
+        )
+        return self.ff(self.norm3(hidden_states)) + hidden_states
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_mimicbrush_is_recognised_by_its_banks(images):
+    unet = small(processor=AttnProcessor2_0)
+    assert KeyConcatenation().refuses(unet, unet) is not None
+    blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+    for block, features in zip(blocks, features_for(unet, images), strict=True):
+        block.__class__, block.bank = ReadsBank, [features.repeat(2, 1, 1)]
+    assert KeyConcatenation().refuses(unet, unet) is None
+    sample, text = torch.randn(images, 4, 6, 10).repeat(2, 1, 1, 1), torch.randn(2 * images, 5, TEXT)
+    with trace(unet, family=KeyConcatenation()) as t:
+        run_twice(unet, sample, text)
+    with recorded_products(self_attention(unet)) as products:
+        run_twice(unet, sample, text)
+    with_features = {layer: each[::2] for layer, each in products.items()}
+    for image in range(images):
+        assert_rows_are(t.maps(image), with_features, own_tokens(unet), images + image)
+
+
+@pytest.mark.parametrize("processor", [AppendsKeys, AppendsTokens])
+@pytest.mark.parametrize(("generated", "reference"), [((2, 7), (3, 1)), ((5, 0), (0, 4))])
+def test_a_reference_patchs_key_as_a_query_is_found_at_its_place(processor, generated, reference):
+    unet = small(processor=processor)
+    features = features_for(unet, 1, levels={8: (4, 7), 16: (2, 4)})
+    place = reference[0] * 7 + reference[1]
+    features[0][:, place] *= 3  # else another key may point the same way and be longer
+    give(unet, features)
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    projected = attention.to_q.forward
+
+    def planted(x):
+        query = 0.1 * projected(x)
+        query[:, generated[0] * 10 + generated[1]] = 5 * attention.to_k(features[0][:, place])
+        return query
+
+    attention.to_q.forward = planted
+    with trace(unet, family=KeyConcatenation(reference_latent=(4, 7))) as t:
+        run_twice(unet, torch.randn(1, 4, 6, 10), torch.randn(1, 5, TEXT))
+    row = t.maps().specific(*generated, layer="down_blocks.0.attentions.0")
+    assert row.shape == (4, 7) and np.unravel_index(row.argmax(), row.shape) == reference
+    assert t.maps().specific(3, 3, layer="down_blocks.0.attentions.0").max() < 0.5 * row.max()
+
+
+@pytest.mark.parametrize("processor", [AppendsKeys, AppendsTokens])
+def test_features_of_an_unknown_size_are_an_error_that_names_the_cure(processor):
+    unet = small(processor=processor)
+    give(unet, features_for(unet, levels={8: (4, 7), 16: (2, 4)}))
+    with (
+        pytest.raises(
+            UnsupportedModel, match=r"88 keys, which fits no level of a 6x10 latent followed by 1 of 6 x 10; pass"
+        ),
+        trace(unet, family=KeyConcatenation()),
+    ):
+        run_twice(unet, torch.randn(1, 4, 6, 10), torch.randn(1, 5, TEXT))
+
+
+class SkipAttnProcessor(nn.Module):
+    """CatVTON's cross-attention does nothing."""
+
+    def forward(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        return hidden_states
+
+
+def catvton(**changes) -> UNet2DConditionModel:
+    """An inpainting UNet: 4 channels of latent, the mask, 4 of the masked picture."""
+    unet = small(in_channels=9, processor=AttnProcessor2_0, **changes)
+    for name, module in unet.named_modules():
+        if name.endswith(".attn2"):
+            module.set_processor(SkipAttnProcessor())
+    return unet
+
+
+def side_by_side(images: int, dim: int, guidance: bool, seed: int = 1) -> torch.Tensor:
+    """What CatVTONPipeline gives its UNet: [latents, mask, masked picture and garment], garment zeroed in the first half."""
+    random = torch.Generator().manual_seed(seed)
+    noise, more_noise, person, garment, mask = (
+        torch.randn(images, channels, 6, 10, generator=random) for channels in (4, 4, 4, 4, 1)
+    )
+    latents = torch.cat([noise, more_noise], dim)
+    mask = torch.cat([mask, torch.zeros_like(mask)], dim)
+    with_garment = torch.cat([latents, mask, torch.cat([person, garment], dim)], dim=1)
+    without = torch.cat([latents, mask, torch.cat([person, torch.zeros_like(garment)], dim)], dim=1)
+    return torch.cat([without, with_garment]) if guidance else with_garment
+
+
+def halves(grid: tuple[int, int], axis: str) -> tuple[list[int], list[int]]:
+    """Numbers of the generated and of the reference's tokens of a layer, counted one by one."""
+    own, other = [], []
+    for y in range(grid[0]):
+        for x in range(grid[1]):
+            second = y >= grid[0] // 2 if axis == "height" else x >= grid[1] // 2
+            (other if second else own).append(y * grid[1] + x)
+    return own, other
+
+
+def assert_halves(maps, products, grids, axis, row: int) -> None:
+    """Maps and mass of one row of the batch equal what its generated half makes of the other half."""
+    truth = {}
+    for layer, each in products.items():
+        own, other = halves(grids[layer], axis)
+        truth[layer] = [p.logits([row], own, other)[0] for p in each]
+        mass = np.mean([float(p.weights([row], own)[..., other].sum(-1).mean()) for p in each])
+        assert maps.reference_mass[layer] == pytest.approx(mass, rel=1e-5)
+    assert_maps_equal(maps, truth)
+
+
+AXES = {"height": (-2, (12, 10), (6, 5)), "width": (-1, (6, 20), (3, 10))}  # dim, grid of each level
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize(("images", "guidance"), [(1, False), (2, False), (1, True), (3, True)])
+def test_two_pictures_in_one_latent(axis, images, guidance):
+    unet = catvton()
+    dim, *levels = AXES[axis]
+    sample = side_by_side(images, dim, guidance)
+    plain = run_twice(unet, sample, None)
+    with trace(unet, family=SpatialConcatenation(axis=axis)) as t:
+        looked_at = run_twice(unet, sample, None)
+    assert all(map(torch.equal, plain, looked_at))
+    with recorded_products(self_attention(unet)) as products:
+        run_twice(unet, sample, None)
+    grids = {n: levels[(8, 16).index(m.to_q.in_features)] for n, m in self_attention(unet).items()}
+    assert t.images == images
+    for image in range(images):
+        maps = t.maps(image)
+        assert_halves(maps, products, grids, axis, image + images * guidance)
+        assert maps.r2g.unified.shape == maps.g2r.unified.shape == (6, 10)
+        coarse = {m.shape for la, m in maps.r2g.by_layer.items() if la.startswith("mid")}
+        assert coarse == {(3, 5)}
+
+
+def test_fused_projections_give_the_same():
+    unet = catvton()
+    sample = side_by_side(1, -2, True)
+    with trace(unet, family=SpatialConcatenation()) as t:
+        run_twice(unet, sample, None)
+    for module in self_attention(unet).values():
+        module.fuse_projections()
+        module.set_processor(diffusers.models.attention_processor.FusedAttnProcessor2_0())
+    with trace(unet, family=SpatialConcatenation()) as fused:
+        run_twice(unet, sample, None)
+    assert np.allclose(t.maps().g2r.unified, fused.maps().g2r.unified, rtol=1e-4)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize(("generated", "reference"), [((2, 7), (3, 1)), ((5, 0), (0, 4))])
+def test_a_patch_copied_from_the_other_half_is_found_at_its_place(axis, generated, reference):
+    unet = catvton()
+    dim, grid, _ = AXES[axis]
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    own = generated[0] * grid[1] + generated[1]
+    other = (reference[0] + 6 * (axis == "height")) * grid[1] + reference[1] + 10 * (axis == "width")
+    key = torch.nn.functional.normalize(torch.randn(120, 2, 4), dim=-1).flatten(1)
+    query = torch.randn(120, 8) * 0.1
+    query[own] = 8 * key[other]
+    attention.to_q.forward = lambda x: query.expand(len(x), -1, -1)
+    attention.to_k.forward = lambda x: key.expand(len(x), -1, -1)
+    with trace(unet, family=SpatialConcatenation(axis=axis)) as t:
+        run_twice(unet, side_by_side(1, dim, True), None)
+    row = t.maps().specific(*generated, layer="down_blocks.0.attentions.0")
+    assert row.shape == (6, 10) and np.unravel_index(row.argmax(), row.shape) == reference
+    assert t.maps().specific(3, 3, layer="down_blocks.0.attentions.0").max() < 0.5 * row.max()
+
+
+def test_a_layer_whose_tokens_belong_to_both_pictures_is_named_and_can_be_left_out():
+    unet = catvton()
+    sample = torch.randn(1, 9, 6, 10)  # 5 tokens wide at the second level
+    with (
+        pytest.raises(UnsupportedModel, match=r"'down_blocks.1.attentions.0' works on a grid of 3x5.*along its width"),
+        trace(unet, family=SpatialConcatenation(axis="width")),
+    ):
+        run_twice(unet, sample, None)
+    plan = CapturePlan.full(exclude=("down_blocks.1*", "mid_block*", "up_blocks.0*"))
+    with trace(unet, plan=plan, family=SpatialConcatenation(axis="width")) as t:
+        run_twice(unet, sample, None)
+    assert t.maps().g2r.unified.shape == (6, 5)
+
+
+def dreamlite():
+    if not hasattr(diffusers, "DreamLiteUNetModel"):
+        pytest.skip("this diffusers has no DreamLite")
+    torch.manual_seed(0)
+    unet = diffusers.DreamLiteUNetModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
+        up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteCrossAttnNoSelfAttnUpBlock2D"),
+        cross_attention_dim=TEXT,
+        attention_head_dim=(2, 4),
+        norm_num_groups=4,
+        use_linear_projection=True,
+        ff_mult=2,
+    ).eval()
+    return sharpened(unet, "norm_q", "norm_k", factor=3)  # the weights of to_q and to_k are normalised away
+
+
+def edit(unet, parts, picture=True) -> list[torch.Tensor]:
+    """DreamLitePipeline's call: the picture on the right; parts [nothing, picture, picture and prompt] of one image.
+
+    With two parts the pipeline makes a picture from text, and the right half is zeros; with one (DreamLiteMobilePipeline) there
+    is no guidance.
+    """
+    random = torch.Generator().manual_seed(3)
+    latents, right, prompts = (torch.randn(*s, generator=random) for s in ((1, 4, 6, 10), (1, 4, 6, 10), (2, 5, TEXT)))
+    right = right if picture else torch.zeros_like(right)
+    conditions = {1: [right], 2: [right, right], 3: [torch.zeros_like(right), right, right]}[parts]
+    text = torch.stack([prompts[0]] * (parts - 1) + [prompts[1]])
+    model_input = torch.cat([torch.cat([latents] * parts), torch.cat(conditions)], dim=3)
+    with torch.no_grad():
+        return [
+            unet(
+                model_input,
+                timestep=torch.full((parts,), t),
+                encoder_hidden_states=text,
+                encoder_attention_mask=torch.ones(parts, 5),
+                added_cond_kwargs={"time_ids": torch.tensor([[80.0, 48.0]] * parts)},
+                return_dict=False,
+            )[0]
+            for t in (0.8, 0.4)
+        ]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_dreamlite_reads_its_picture_on_the_right(parts):
+    unet = dreamlite()
+    family = SpatialConcatenation()
+    assert family.refuses(unet, unet) is None
+    plain = edit(unet, parts)
+    with trace(unet, family=family) as t:
+        looked_at = edit(unet, parts)
+    assert all(map(torch.equal, plain, looked_at))
+    with recorded_products(self_attention(unet)) as products:
+        edit(unet, parts)
+    assert t.images == 1 and len(products) == 4
+    assert_halves(t.maps(), products, dict.fromkeys(products, (3, 10)), "width", parts - 1)
+    assert t.maps().g2r.unified.shape == (3, 5)
+
+
+def test_dreamlite_without_a_picture_holds_no_reference():
+    unet = dreamlite()
+    with trace(unet, family=SpatialConcatenation()) as t:
+        edit(unet, 2, picture=False)
+    with pytest.raises(NothingCaptured, match="found reference tokens in none"):
+        t.maps()
+
+
+def test_other_models_are_refused_and_the_text_says_that_the_family_must_be_chosen():
+    unet = small()
+    assert "pass family=KeyConcatenation()" in KeyConcatenation().refuses(unet, unet)
+    assert 'pass family=SpatialConcatenation(axis="height")' in SpatialConcatenation().refuses(unet, unet)
+    unet = catvton()
+    assert SpatialConcatenation().refuses(unet, unet) is None
+    assert KeyConcatenation().refuses(unet, unet) is not None
+    linear = nn.Linear(2, 2)
+    for family in (KeyConcatenation(), SpatialConcatenation()):
+        assert family.refuses(linear, linear) == "it has no self-attention module named attn1."
+
+
+def test_a_denoiser_without_a_picture_shaped_sample_is_named():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([BasicTransformerBlock(8, 2, 4)])
+
+        def forward(self, hidden_states):
+            return self.blocks[0](hidden_states)
+
+    other = Other()
+    for family in (KeyConcatenation(), SpatialConcatenation()):
+        with (
+            pytest.raises(UnsupportedModel, match="of 'blocks.0' was not called with a sample of"),
+            trace(other, family=family),
+        ):
+            other(torch.randn(1, 6, 8))
