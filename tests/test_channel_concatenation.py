@@ -1,7 +1,4 @@
-"""Pipelines whose picture nothing attends to: they are recognised, and it is true of them.
-
-Where transformers is not installed, diffusers has placeholders for most pipelines: classes of the same name without a call.
-"""
+"""Pipelines whose picture nothing attends to: they are recognised, and it is true of them."""
 
 from __future__ import annotations
 
@@ -18,7 +15,9 @@ from diffusers import (
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from oracle import recorded_products
 
+from i2am_debug import trace
 from i2am_debug.capture import find_denoiser
+from i2am_debug.errors import UnsupportedModel
 from i2am_debug.families import channel_concatenation
 from i2am_debug.families.channel_concatenation import reason
 
@@ -163,22 +162,38 @@ def assert_no_keys_of(first: dict, second: dict) -> None:
     assert moved, "the picture must change something, or the check would prove nothing"
 
 
-@pytest.mark.parametrize("way", ["channels", "class label"])
-def test_no_keys_come_from_the_picture(way):
-    """StableDiffusionInstructPix2PixPipeline's and StableUnCLIPImg2ImgPipeline's calls of their UNet."""
-    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 12)
-    if way == "channels":
-        unet, pictures = small_unet(in_channels=8), torch.randn(2, 1, 4, 8, 8)
-    else:
-        unet = small_unet(class_embed_type="projection", projection_class_embeddings_input_dim=6)
-        pictures = torch.randn(2, 1, 6)
+def test_instruct_pix2pix_has_no_keys_of_the_picture():
+    torch.manual_seed(0)
+    autoencoder = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval()
+    pipeline = diffusers.StableDiffusionInstructPix2PixPipeline(
+        vae=autoencoder,
+        text_encoder=None,
+        tokenizer=None,
+        unet=small_unet(in_channels=8),
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    text = torch.randn(2, 1, 5, 12)
 
     def run(picture):
-        if way == "channels":
-            return unet(torch.cat([latents, picture], dim=1), 500, text)
-        return unet(latents, 500, text, class_labels=picture)
+        generator = torch.Generator().manual_seed(0)
+        embeds = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1]}
+        pipeline(image=picture, num_inference_steps=2, generator=generator, output_type="latent", **embeds)
 
-    assert_no_keys_of(*(products_of(unet, lambda p=picture: run(p)) for picture in pictures))
+    assert_no_keys_of(*(products_of(pipeline.unet, lambda p=picture: run(p)) for picture in torch.rand(2, 1, 3, 8, 8)))
+    with pytest.raises(UnsupportedModel, match="StableDiffusionInstructPix2PixPipeline has no reference tokens"):
+        trace(pipeline)
+
+
+def test_a_class_label_gives_no_keys():
+    """StableUnCLIPImg2ImgPipeline's call of its UNet; its other components are too heavy."""
+    unet = small_unet(class_embed_type="projection", projection_class_embeddings_input_dim=6)
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 12)
+    calls = [lambda p=picture: unet(latents, 500, text, class_labels=p) for picture in torch.randn(2, 1, 6)]
+    assert_no_keys_of(*(products_of(unet, call) for call in calls))
 
 
 def test_a_real_super_resolution_pipeline_attends_to_its_own_tokens_only():

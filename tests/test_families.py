@@ -42,7 +42,9 @@ class OwnFamily:
 
 def test_a_family_of_ones_own_is_asked_first(monkeypatch):
     monkeypatch.setattr(families, "_REGISTERED", [])
-    with pytest.raises(UnsupportedModel, match="no family knows where the reference sits in Known.*see register_family"):
+    with pytest.raises(
+        UnsupportedModel, match="no family knows where the reference sits in Known.*see register_family"
+    ):
         find_family(Known(1, 1), Known(1, 1))
     register_family(OwnFamily())
     assert registered()[0].name == "own"

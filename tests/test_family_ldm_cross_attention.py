@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from oracle import assert_maps_equal, recorded_products, sharpened
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from i2am_debug import trace
@@ -421,23 +422,12 @@ def test_a_patch_copied_from_stablevitons_clothing_is_found_at_its_place(generat
     assert np.unravel_index(row.argmax(), row.shape) == reference
 
 
-class LowRank(nn.Module):
-    """A projection wrapped as peft wraps it."""
-
-    def __init__(self, base: nn.Linear):
-        super().__init__()
-        self.base_layer, self.down, self.up = base, nn.Linear(base.in_features, 2), nn.Linear(2, base.out_features)
-
-    def forward(self, x):
-        return self.base_layer(x) + self.up(self.down(x))
-
-
 def test_low_rank_adapters_and_compiled_blocks_are_looked_into():
     unet = small(depth=2)
     layers = list(LDMCrossAttention().layers(unet))
     assert "input_blocks.1.1.transformer_blocks.1" in layers  # two blocks: the number stays in the name
     block = unet.input_blocks[1][1].transformer_blocks[1]
-    block.attn2.to_q, block.attn2.to_k = LowRank(block.attn2.to_q), LowRank(block.attn2.to_k)
+    inject_adapter_in_model(LoraConfig(target_modules=["to_q", "to_k"], init_lora_weights=False), unet)
     x, context = torch.randn(1, 4, 6, 10), torch.randn(1, 9, CONTEXT)
     logits = cross(recorded(unet, lambda: run_twice(unet, x, context)))
     truth = {layer: [each[0] for each in runs] for layer, runs in logits.items()}

@@ -1,7 +1,7 @@
 """References that self-attention reads: features behind the layer's own tokens, and two pictures in one latent.
 
-The UNets are diffusers' own. IDM-VTON, OOTDiffusion, MimicBrush and CatVTON are not in diffusers: their UNets are subclasses or
-processors here that take and place the reference as those do.
+DreamLite is a pipeline of diffusers. IDM-VTON, OOTDiffusion, MimicBrush and CatVTON are not: here they are its UNet with a
+forward, a processor or a block that takes and places the reference as theirs do.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
 from oracle import assert_maps_equal, recorded_products, sharpened
+from peft import LoraConfig
+from PIL import Image
 from torch import nn
 
 from i2am_debug import CapturePlan, trace
@@ -350,17 +352,37 @@ def test_two_pictures_in_one_latent(axis, images, guidance):
         assert coarse == {(3, 5)}
 
 
-def test_fused_projections_give_the_same():
-    unet = catvton()
-    sample = side_by_side(1, -2, True)
-    with trace(unet, family=SpatialConcatenation()) as t:
-        run_twice(unet, sample, None)
+def fused(unet) -> None:
     for module in self_attention(unet).values():
         module.fuse_projections()
-        module.set_processor(diffusers.models.attention_processor.FusedAttnProcessor2_0())
-    with trace(unet, family=SpatialConcatenation()) as fused:
+        module.set_processor(FusedAttnProcessor2_0())
+
+
+def with_adapters(unet) -> None:
+    unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k"], init_lora_weights=False))
+
+
+def compiled_in_parts(unet) -> None:
+    block = unet.down_blocks[0].attentions[0].transformer_blocks
+    block[0] = torch.compile(block[0], backend="eager")
+    middle = unet.mid_block.attentions[0].transformer_blocks[0]
+    middle.attn1 = torch.compile(middle.attn1, backend="eager")
+
+
+@pytest.mark.parametrize("change", [fused, with_adapters, compiled_in_parts])
+def test_changed_attention_modules_are_found_and_read(change):
+    unet = catvton()
+    layers = list(SpatialConcatenation().layers(unet))
+    modules = self_attention(unet)
+    change(unet)
+    assert list(SpatialConcatenation().layers(unet)) == list(KeyConcatenation().layers(unet)) == layers
+    sample = side_by_side(1, -2, True)
+    with recorded_products(modules) as products:
         run_twice(unet, sample, None)
-    assert np.allclose(t.maps().g2r.unified, fused.maps().g2r.unified, rtol=1e-4)
+    with trace(unet, family=SpatialConcatenation()) as t:
+        run_twice(unet, sample, None)
+    grids = {n: AXES["height"][1:][(8, 16).index(m.to_out[0].out_features)] for n, m in modules.items()}
+    assert_halves(t.maps(), products, grids, "height", 1)
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -397,8 +419,15 @@ def test_a_layer_whose_tokens_belong_to_both_pictures_is_named_and_can_be_left_o
     assert t.maps().g2r.unified.shape == (6, 5)
 
 
-def dreamlite():
-    if not hasattr(diffusers, "DreamLiteUNetModel"):
+class PromptEncoder(nn.Module):
+    """Stands in for the Qwen3-VL of DreamLite, which `encode_prompt` below does without."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+
+def dreamlite(name: str = "DreamLitePipeline"):
+    """The real pipeline, with a small UNet and autoencoder."""
+    if not hasattr(diffusers, name):
         pytest.skip("this diffusers has no DreamLite")
     torch.manual_seed(0)
     unet = diffusers.DreamLiteUNetModel(
@@ -412,55 +441,62 @@ def dreamlite():
         use_linear_projection=True,
         ff_mult=2,
     ).eval()
-    return sharpened(unet, "norm_q", "norm_k", factor=3)  # the weights of to_q and to_k are normalised away
+    autoencoder = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+    pipeline = getattr(diffusers, name)(
+        text_encoder=PromptEncoder(),
+        tokenizer=None,
+        processor=None,
+        vae=autoencoder,
+        unet=sharpened(unet, "norm_q", "norm_k", factor=3),  # the weights of to_q and to_k are normalised away
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+    embeds = torch.randn(3, 5, TEXT)
+    pipeline.encode_prompt = lambda mode, prompts, **_: (embeds[: len(prompts)], torch.ones(len(prompts), 5))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def edit(unet, parts, picture=True) -> list[torch.Tensor]:
-    """DreamLitePipeline's call: the picture on the right; parts [nothing, picture, picture and prompt] of one image.
-
-    With two parts the pipeline makes a picture from text, and the right half is zeros; with one (DreamLiteMobilePipeline) there
-    is no guidance.
-    """
-    random = torch.Generator().manual_seed(3)
-    latents, right, prompts = (torch.randn(*s, generator=random) for s in ((1, 4, 6, 10), (1, 4, 6, 10), (2, 5, TEXT)))
-    right = right if picture else torch.zeros_like(right)
-    conditions = {1: [right], 2: [right, right], 3: [torch.zeros_like(right), right, right]}[parts]
-    text = torch.stack([prompts[0]] * (parts - 1) + [prompts[1]])
-    model_input = torch.cat([torch.cat([latents] * parts), torch.cat(conditions)], dim=3)
-    with torch.no_grad():
-        return [
-            unet(
-                model_input,
-                timestep=torch.full((parts,), t),
-                encoder_hidden_states=text,
-                encoder_attention_mask=torch.ones(parts, 5),
-                added_cond_kwargs={"time_ids": torch.tensor([[80.0, 48.0]] * parts)},
-                return_dict=False,
-            )[0]
-            for t in (0.8, 0.4)
-        ]
+def edit(pipeline, picture: bool = True) -> torch.Tensor:
+    """Two sampler steps on a 6x10 latent, with a picture to edit or from the text alone."""
+    noise = np.random.default_rng(2).integers(0, 255, (12, 20, 3), dtype=np.uint8)
+    return pipeline(
+        "a hat",
+        image=Image.fromarray(noise) if picture else None,
+        height=12,
+        width=20,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_dreamlite_reads_its_picture_on_the_right(parts):
-    unet = dreamlite()
+@pytest.mark.parametrize(("name", "row"), [("DreamLitePipeline", 2), ("DreamLiteMobilePipeline", 0)])
+def test_dreamlite_reads_its_picture_on_the_right(name, row):
+    """Its batch is [nothing, picture, picture and prompt] of one image; the mobile one has no guidance."""
+    pipeline = dreamlite(name)
     family = SpatialConcatenation()
-    assert family.refuses(unet, unet) is None
-    plain = edit(unet, parts)
-    with trace(unet, family=family) as t:
-        looked_at = edit(unet, parts)
-    assert all(map(torch.equal, plain, looked_at))
-    with recorded_products(self_attention(unet)) as products:
-        edit(unet, parts)
-    assert t.images == 1 and len(products) == 4
-    assert_halves(t.maps(), products, dict.fromkeys(products, (3, 10)), "width", parts - 1)
+    assert family.refuses(pipeline, pipeline.unet) is None and family.refuses(pipeline.unet, pipeline.unet) is None
+    plain = edit(pipeline)
+    with trace(pipeline, family=family) as t:
+        looked_at = edit(pipeline)
+    assert torch.equal(plain, looked_at)
+    with recorded_products(self_attention(pipeline.unet)) as products:
+        edit(pipeline)
+    assert t.images == 1 and t.maps().steps == (0, 1) and len(products) == 4
+    assert_halves(t.maps(), products, dict.fromkeys(products, (3, 10)), "width", row)
     assert t.maps().g2r.unified.shape == (3, 5)
 
 
-def test_dreamlite_without_a_picture_holds_no_reference():
-    unet = dreamlite()
-    with trace(unet, family=SpatialConcatenation()) as t:
-        edit(unet, 2, picture=False)
+@pytest.mark.parametrize("name", ["DreamLitePipeline", "DreamLiteMobilePipeline"])
+def test_dreamlite_without_a_picture_holds_no_reference(name):
+    pipeline = dreamlite(name)
+    with trace(pipeline, family=SpatialConcatenation()) as t:
+        edit(pipeline, picture=False)
     with pytest.raises(NothingCaptured, match="found reference tokens in none"):
         t.maps()
 

@@ -5,6 +5,7 @@ Every `attn2` takes its keys from `encoder_hidden_states`, which are the referen
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -39,6 +40,10 @@ class UNetCrossAttention:
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if not self.layers(denoiser):
             return "it has no cross-attention module named attn2."
+        parameters = inspect.signature(type(denoiser).forward).parameters
+        wrapped = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+        if not wrapped and not {"sample", "encoder_hidden_states"} <= parameters.keys():
+            return "its forward does not take sample and encoder_hidden_states, as the UNets of diffusers do."
         components = getattr(pipeline, "components", {})
         text_only = components.get("text_encoder") is not None and components.get("image_encoder") is None
         if text_only and not self._set_by_hand():
