@@ -53,4 +53,7 @@ def _remaining_steps(scheduler: Any, time: float | None) -> int | None:
     if times is None or getattr(scheduler, "num_inference_steps", None) is None:
         return None
     times = torch.as_tensor(times).flatten().tolist()
-    return len(times) - (times.index(time) if time in times else 0)
+    begin = getattr(scheduler, "begin_index", None)  # several pipelines hand the denoiser a time that is scaled
+    if begin is None:
+        begin = times.index(time) if time in times else 0
+    return len(times) - begin
