@@ -38,6 +38,20 @@ WITHOUT_TORCH = {"plan", "pairs", "record", "drift"}
 # From what knows nothing to what knows all: a module imports only from those above it. The way of the data, with the
 # plain values that all stages share (errors, plan, record) first; drift, which is pure, comes before the store that
 # keeps its alerts, and the store before the evaluation that compares maps in their stored form.
+FAMILIES = (
+    "channel_concatenation",
+    "unet_cross_attention",
+    "ip_adapter",
+    "wan_image_to_video",
+    "flux_kontext",
+    "flux2",
+    "flux_redux",
+    "qwen_image_edit",
+    "omnigen",
+    "sd3_ip_adapter",
+    "self_attention_reference",
+    "ldm_cross_attention",
+)
 STAGES = (
     "errors",
     "plan",
@@ -46,7 +60,8 @@ STAGES = (
     "calls",
     "attention",
     "families",
-    "families.unet_cross_attention",
+    *(f"families.{name}" for name in FAMILIES),
+    "families.__main__",
     "maps",
     "accumulate",
     "taps",
@@ -70,7 +85,7 @@ STAGES = (
     "cli",
 )
 FRONT_DOORS = ("", "callbacks", "demo")  # name their contents lazily, so they stand outside the order
-REGISTRY = {("families", "families.unet_cross_attention")}  # loads its families inside a function
+REGISTRY = {("families", f"families.{name}") for name in FAMILIES}  # loads its families inside a function
 
 
 def library() -> dict[str, Path]:
