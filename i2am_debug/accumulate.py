@@ -122,7 +122,7 @@ class Accumulator:
         total = total_steps or steps[-1] + 1
         groups = np.array([s * self._plan.time_groups // total for s in steps])
         reference_tokens = first.per_head["g2r"].shape[-1]
-        undefined = ONE_TOKEN if reference_tokens == 1 else NO_GRID if first.reference_grid is None else None
+        undefined = ONE_TOKEN if reference_tokens == 1 else None
 
         def direction(name: str) -> DirectionMaps | None:
             if name not in first.per_head or (undefined is not None and name not in ("r2g", "r2g_centred")):
@@ -151,6 +151,7 @@ class Accumulator:
             _g2r_region=direction("g2r_region"),
             _r2g_object_mass=direction("r2g_object_mass"),
             undefined_g2r=undefined,
+            undefined_place=undefined or (NO_GRID if first.reference_grid is None else None),
         )
 
     def _shares(self, name: str, image: int) -> dict[str, float]:
@@ -168,9 +169,9 @@ class Accumulator:
         return out
 
     def _grid(self, sums: _LayerSums, name: str) -> Grid:
-        grid = sums.generated_grid if name.startswith("r2g") else sums.reference_grid
-        assert grid is not None
-        return grid
+        if name.startswith("r2g"):
+            return sums.generated_grid
+        return sums.reference_grid or (1, sums.per_head["g2r"].shape[-1])
 
     def _direction(self, name: str, image: int, steps: tuple[int, ...], groups: np.ndarray) -> DirectionMaps:
         layers = self._layers

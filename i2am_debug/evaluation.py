@@ -140,7 +140,7 @@ class Evaluator:
                 errors.setdefault(tag, []).append(value)
             for tag, mask, found in (
                 ("imacs_g", pair.mask, look.maps.r2g),
-                ("imacs_r", pair.reference_mask, None if one_token else look.maps.g2r),
+                ("imacs_r", pair.reference_mask, None if look.maps.undefined_place else look.maps.g2r),
             ):
                 if mask is not None and found is not None:
                     lines[tag].append(reference_lines(mask, found.unified.shape, self.imacs))
@@ -275,6 +275,9 @@ class Evaluator:
     ) -> tuple[dict[str, Figure], dict[str, Figure]]:
         maps, settings = look.maps, self.imacs
         population = self._population(look)
+        # Without a place for its tokens a reference's mask can't be laid over them.
+        no_object = maps.undefined_place or "no reference mask"
+        object_mask = None if maps.undefined_place else pair.reference_mask
         figures: dict[str, Figure] = {}
         errors: dict[str, Figure] = {}
 
@@ -292,15 +295,15 @@ class Evaluator:
             errors[tag] = figures[tag] if isinstance(figures[tag], Undefined) else _figure(error)
 
         def of_object(score: Callable[..., float], get: Callable[[], np.ndarray], *more: Any) -> Figure:
-            return _figure(lambda: score(get(), _given(pair.reference_mask, "no reference mask"), *more))
+            return _figure(lambda: score(get(), _given(object_mask, no_object), *more))
 
         def distance(tag: str) -> float:
             before = _given((baseline or {}).get(f"{look.index}/{tag}"), "no baseline")
             return js_distance(unified_form(getattr(maps, tag).unified), before)
 
         imacs_of("imacs_g", lambda: maps.r2g, pair.mask, "no mask")
-        imacs_of("imacs_r", lambda: maps.g2r, pair.reference_mask, "no reference mask")
-        imacs_of("imacs_r_hole", lambda: maps.g2r_region, pair.reference_mask, "no reference mask")
+        imacs_of("imacs_r", lambda: maps.g2r, object_mask, no_object)
+        imacs_of("imacs_r_hole", lambda: maps.g2r_region, object_mask, no_object)
         figures["imacs_g_centred"] = _figure(
             lambda: score_imacs(maps.r2g_centred.unified, _given(pair.mask, "no mask"), settings)
         )

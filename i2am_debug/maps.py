@@ -84,6 +84,8 @@ class AttributionMaps:
     _r2g_object_mass: DirectionMaps | None = field(repr=False)
     undefined_g2r: str | None = None
     """Why G2R does not exist here, or None."""
+    undefined_place: str | None = None
+    """Why no mask can be laid over G2R: it does not exist, or its tokens have no grid and are one row, (1, n)."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ class AttributionMaps:
         """Which parts of the reference contribute to the generated image.
 
         Raises:
-            UndefinedFigure: there is one reference token, or the tokens have no grid.
+            UndefinedFigure: there is one reference token.
         """
         if self._g2r is None:
             raise UndefinedFigure(self.undefined_g2r or ONE_TOKEN)
@@ -121,7 +123,7 @@ class AttributionMaps:
             UndefinedFigure: the trace had no `reference_mask`.
         """
         if self._r2g_object_mass is None:
-            raise UndefinedFigure(NO_OBJECT if self.undefined_g2r is None else self.undefined_g2r)
+            raise UndefinedFigure(self.undefined_place or NO_OBJECT)
         return self._r2g_object_mass
 
     def specific(self, row: int, col: int, *, layer: str | None = None) -> np.ndarray:

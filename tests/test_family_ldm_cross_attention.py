@@ -126,9 +126,10 @@ class UNetModel(nn.Module):
 class StableVITON(UNetModel):
     """Its decoder also attends, before each block, to the features of a copy of the encoder that was given the clothing."""
 
-    def __init__(self, channels: int = 8, clothing: int = 10):
+    def __init__(self, channels: int = 8, clothing: int = 10, name: str = "warp_flow_blks"):
         super().__init__(channels)
-        self.warp_flow_blks = nn.ModuleList(SpatialTransformer(channels, clothing) for _ in range(2))
+        self.name = name
+        setattr(self, name, nn.ModuleList(SpatialTransformer(channels, clothing) for _ in range(2)))
         self.warp_zero_convs = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(2))
 
     def forward(self, x, timesteps=None, context=None, control=None, only_mid_control=False, **kwargs):
@@ -136,7 +137,7 @@ class StableVITON(UNetModel):
         for number, skip in enumerate(skips):
             x = F.interpolate(x, size=skip.shape[2:])
             hint = control.pop().flatten(2).transpose(1, 2)
-            x = x + self.warp_zero_convs[number](self.warp_flow_blks[number](x, hint))
+            x = x + self.warp_zero_convs[number](getattr(self, self.name)[number](x, hint))
             x = self.up(number, x, skip, context)
         return self.out(x)
 
@@ -314,11 +315,16 @@ def test_the_other_modules_of_stableviton_can_be_asked_for():
     assert t.maps().layers == ("input_blocks.1.1", "input_blocks.3.1")
     with pytest.raises(UndefinedFigure, match="one reference token"):
         t.maps().g2r  # noqa: B018
-    everything = LDMCrossAttention(modules="*.attn2")  # a feature map of the layer's grid is told from the context
-    with trace(unet, family=everything) as t:
+
+
+def test_a_feature_map_of_the_layers_grid_is_told_from_the_context():
+    unet = small(StableVITON, name="another_name")
+    x, _, control = viton_inputs()
+    with trace(unet, family=LDMCrossAttention(modules="*.attn2")) as t:
         unet(x, torch.tensor([800]), torch.randn(1, 4, CONTEXT), control=list(control))
     shapes = {la: m.shape for la, m in t.maps().g2r.by_layer.items()}
-    assert shapes["warp_flow_blks.1"] == (6, 10) and shapes["input_blocks.1.1"] == (2, 2)
+    assert shapes["another_name.0"] == (3, 5) and shapes["another_name.1"] == (6, 10)
+    assert shapes["input_blocks.1.1"] == (2, 2)
 
 
 @pytest.mark.parametrize("second", [0, 1])

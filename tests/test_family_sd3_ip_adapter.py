@@ -18,7 +18,7 @@ from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from oracle import recorded_products, sharpened
 
 from i2am_debug import trace
-from i2am_debug.errors import NothingCaptured, UndefinedFigure, UnsupportedModel
+from i2am_debug.errors import NothingCaptured, UnsupportedModel
 from i2am_debug.families import Product
 from i2am_debug.families.sd3_ip_adapter import SD3IPAdapter
 
@@ -186,15 +186,14 @@ def test_a_planted_copy_is_found_where_it_was_planted(patch, token):
     assert rows[ours].argmax() == token and np.delete(rows, ours, 0).max() < 0.5 * rows[ours].max()
 
 
-def test_tokens_without_a_grid_have_r2g_but_no_g2r():
+def test_tokens_without_a_grid_are_one_row():
     model = small_transformer()
     with trace(model, family=FAMILY) as t:
         generate(model)
     maps = t.maps()
     assert maps.r2g.unified.sum() == pytest.approx(1, abs=1e-5)
-    for ask in (lambda: maps.g2r, lambda: maps.specific(0, 0)):
-        with pytest.raises(UndefinedFigure, match="the reference tokens have no grid"):
-            ask()
+    assert maps.undefined_place == "the reference tokens have no grid"
+    assert maps.g2r.unified.shape == maps.specific(0, 0).shape == (1, maps.rows.reference_grid[1])
 
 
 def test_a_scale_of_zero_or_no_picture_says_that_no_reference_was_seen():

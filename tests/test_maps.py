@@ -319,10 +319,9 @@ def test_an_image_outside_the_batch_is_refused(image: int) -> None:
     [
         (Layer((3, 4), None, {0: 1.0}, tokens=1), "one reference token"),
         (Layer((3, 4), (1, 1), {0: 1.0}), "one reference token"),
-        (Layer((3, 4), None, {0: 1.0}, tokens=7), "the reference tokens have no grid"),
     ],
 )
-def test_without_a_grid_of_reference_tokens_only_r2g_exists(layer: Layer, reason: str) -> None:
+def test_with_one_reference_token_only_r2g_exists(layer: Layer, reason: str) -> None:
     r = run({"only": layer})
     assert r.maps.undefined_g2r == reason
     for figure in (lambda: r.maps.g2r, lambda: r.maps.g2r_region, lambda: r.maps.specific(0, 0)):
@@ -332,6 +331,17 @@ def test_without_a_grid_of_reference_tokens_only_r2g_exists(layer: Layer, reason
         assert str(caught.value) == f"undefined: {reason}"
     for name in ("r2g", "r2g_centred"):
         assert_close(getattr(r.maps, name).unified, mean(samples(r, name, common=(3, 4), weighting="equal")))
+
+
+def test_tokens_without_a_grid_are_one_row_and_no_mask_can_be_laid_over_them() -> None:
+    r = run({"only": Layer((3, 4), None, {0: 1.0}, tokens=7)})
+    assert r.maps.undefined_g2r is None and r.maps.undefined_place == "the reference tokens have no grid"
+    assert r.maps.g2r.unified.shape == (1, 7) and r.maps.specific(0, 0).shape == (1, 7)
+    in_a_row = run({"only": Layer((3, 4), (1, 7), {0: 1.0})}).maps
+    np.testing.assert_array_equal(r.maps.g2r.unified, in_a_row.g2r.unified)
+    np.testing.assert_array_equal(r.maps.rows.unified, in_a_row.rows.unified)
+    with pytest.raises(UndefinedFigure, match="the reference tokens have no grid"):
+        _ = r.maps.r2g_object_mass
 
 
 def test_with_one_reference_token_object_mass_says_nothing_either() -> None:

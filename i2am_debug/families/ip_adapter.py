@@ -34,9 +34,9 @@ class IPAdapter:
     name: ClassVar[str] = "ip_adapter"
     about: ClassVar[About] = About(
         models="Stable Diffusion 1.5, SDXL and Kolors with IP-Adapter: several adapters, several pictures, adapter masks",
-        g2r="with IP-Adapter full (257 tokens); undefined for base, plus and FaceID, whose tokens have no grid",
+        g2r="yes; a row of tokens without a grid for base, plus and FaceID",
         specific="as G2R",
-        imacs="IMACS_g; IMACS_r as G2R",
+        imacs="IMACS_g; IMACS_r with IP-Adapter full (257 tokens)",
         reference_mass="the branch's share of the norm, undefined with adapter masks; between several pictures of one adapter",
     )
     projections: ClassVar[bool] = False

@@ -20,7 +20,7 @@ from . import About, Layout, Product, Reference, half_of_guidance
 
 _PROCESSOR, _SUFFIX = "SD3IPAdapterJointAttnProcessor2_0", ".attn"
 _ORDER = ("uncond", "cond")
-_NO_GRID = "undefined: the reference tokens have no grid"
+_ROW = "a row of tokens without a grid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class SD3IPAdapter:
     name: ClassVar[str] = "sd3_ip_adapter"
     about: ClassVar[About] = About(
         models="Stable Diffusion 3 and 3.5 with an IP-Adapter",
-        g2r=_NO_GRID,
-        specific=_NO_GRID,
-        imacs="IMACS_g",
+        g2r=_ROW,
+        specific=_ROW,
+        imacs="IMACS_g; IMACS_r undefined: the reference tokens have no grid",
         reference_mass="of the adapter's own attention, before its scale",
     )
     projections: ClassVar[bool] = False
