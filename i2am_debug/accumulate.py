@@ -123,9 +123,11 @@ class Accumulator:
         groups = np.array([s * self._plan.time_groups // total for s in steps])
         reference_tokens = first.per_head["g2r"].shape[-1]
         undefined = ONE_TOKEN if reference_tokens == 1 else None
+        no_place = undefined or (NO_GRID if first.reference_grid is None else None)
 
         def direction(name: str) -> DirectionMaps | None:
-            if name not in first.per_head or (undefined is not None and name not in ("r2g", "r2g_centred")):
+            why_not = {"g2r": undefined, "g2r_region": undefined, "r2g_object_mass": no_place}.get(name)
+            if name not in first.per_head or why_not is not None:
                 return None
             return self._direction(name, image, steps, groups)
 
@@ -151,7 +153,7 @@ class Accumulator:
             _g2r_region=direction("g2r_region"),
             _r2g_object_mass=direction("r2g_object_mass"),
             undefined_g2r=undefined,
-            undefined_place=undefined or (NO_GRID if first.reference_grid is None else None),
+            undefined_place=no_place,
         )
 
     def _shares(self, name: str, image: int) -> dict[str, float]:

@@ -1,0 +1,75 @@
+"""The callback on families other than the tiny model's: sampling with a real pipeline, and tokens without a grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from i2am_debug.callbacks import I2AMCallback
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_family_ip_adapter import TEXT, pictures, unet_with
+from training import new_accelerator
+
+from i2am_debug import CapturePlan, ValidationPair, ValidationPairs
+from i2am_debug.record import Undefined
+from i2am_debug.store import read_evaluation
+
+
+def pairs(count: int, size: int = 64) -> ValidationPairs:
+    random = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        mask = np.zeros((size, size), bool)
+        mask[8:24, 8:40] = True
+        target, reference = (Image.fromarray(random.integers(0, 255, (size, size, 3), np.uint8)) for _ in range(2))
+        made.append(
+            ValidationPair(name=f"p{number}", target=target, reference=reference, mask=mask, reference_mask=mask)
+        )
+    return ValidationPairs(made)
+
+
+def images_and_scalars(folder) -> tuple[set[str], set[str]]:
+    tags = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload().Tags()
+    return set(tags["images"]), set(tags["scalars"])
+
+
+def test_tokens_without_a_grid_have_information_and_no_place(tmp_path):
+    """IP-Adapter base: four tokens from one embedding, read in a teacher-forced forward."""
+    accelerator = new_accelerator(tmp_path)
+    unet = accelerator.prepare(unet_with("base"))
+    text = torch.randn(1, 7, TEXT, generator=torch.Generator().manual_seed(0))
+
+    def loss_fn(batch, timesteps, generator, reference=None):
+        brightness = [np.asarray(picture).mean() / 255 for picture in reference or [p.reference for p in batch]]
+        embeds = pictures("base") * torch.tensor(brightness).view(-1, 1, 1)
+        noisy = torch.randn(len(batch), 4, 6, 10, generator=generator)
+        condition = {"image_embeds": [embeds]}
+        out = unet(noisy, timesteps, text.expand(len(batch), -1, -1), added_cond_kwargs=condition).sample
+        return (out - noisy).square().mean((1, 2, 3))
+
+    callback = I2AMCallback(
+        accelerator,
+        pipeline=unet,
+        pairs=pairs(2),
+        every_n_steps=1,
+        plan=CapturePlan(sampler_steps=2, heads=None),
+        loss_fn=loss_fn,
+        pictures=0,
+        on_error="raise",
+        disable_progress_bar=True,
+    )
+    callback.on_train_begin(0)
+    evaluation = callback.evaluate(1)
+    callback.on_train_end(1)
+    accelerator.end_training()
+    assert evaluation.fingerprint["family"] == "ip_adapter"
+    assert evaluation.mean("attention_information") > 0 and evaluation.copying_layer in evaluation.layers
+    assert evaluation.mean("imacs_r") == Undefined("the reference tokens have no grid")
+    assert not isinstance(evaluation.mean("imacs_g"), Undefined)
+    assert evaluation.mean("branch_share") > 0 and isinstance(evaluation.mean("reference_mass"), Undefined)
+    assert evaluation.mean("drift/js_g2r") == pytest.approx(0, abs=1e-3)
+    _, maps = read_evaluation(tmp_path / "run/plugins/i2am_debug/step_00000001.safetensors")
+    assert maps["0/g2r"].shape == (1, 4)
+    images, scalars = images_and_scalars(tmp_path / "run")
+    assert "i2am/pair_00" in images and "i2am/branch_share" in scalars
