@@ -16,6 +16,8 @@ PipelineCall = Callable[[Any, ValidationPair, torch.Generator], Any]
 """`call(pipeline, pair, generator)` → the pipeline's output, or the picture itself."""
 
 _IMAGE_IS_THE_REFERENCE = (
+    "DreamLiteMobilePipeline",
+    "DreamLitePipeline",
     "FluxKontextPipeline",
     "Flux2Pipeline",
     "Flux2KleinPipeline",

@@ -322,15 +322,19 @@ def _shares(heads: Mapping[int, float]) -> torch.Tensor:
 
 
 def find_denoiser(pipeline: Any) -> nn.Module:
-    """The network that removes noise: `pipeline.unet`, `pipeline.transformer`, or the module itself.
+    """The network that removes noise: `pipeline.unet` (OOTDiffusion: `unet_vton`), `pipeline.transformer`,
+    `pipeline.model.diffusion_model` of latent diffusion code, or the module itself.
 
     Raises:
         UnsupportedModel: there is none.
     """
-    for name in ("unet", "transformer"):
+    for name in ("unet", "unet_vton", "transformer"):
         module = getattr(pipeline, name, None)
         if isinstance(module, nn.Module):
             return getattr(module, "_orig_mod", module)
+    inner = getattr(getattr(pipeline, "model", None), "diffusion_model", None)  # latent diffusion code before diffusers
+    if isinstance(inner, nn.Module):
+        return getattr(inner, "_orig_mod", inner)
     if isinstance(pipeline, nn.Module):
         return getattr(pipeline, "_orig_mod", pipeline)
     raise UnsupportedModel(

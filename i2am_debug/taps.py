@@ -70,7 +70,8 @@ class ModuleRun(TorchFunctionMode):
 
     def use_projections(self) -> bool:
         """Tells of the product of `to_q` and `to_k`, if both were seen; whether they were."""
-        if not {"to_q", "to_k"} <= self.projected.keys() or not hasattr(self.module, "heads"):
+        normed = any(getattr(self.module, norm, None) is not None for norm in ("norm_q", "norm_k"))
+        if normed or not {"to_q", "to_k"} <= self.projected.keys() or not hasattr(self.module, "heads"):
             return False
         q, k = (self.projected[n].unflatten(-1, (self.module.heads, -1)).transpose(1, 2) for n in ("to_q", "to_k"))
         self._tell(SeenProduct(query=q, key=k, scale=getattr(self.module, "scale", None), mask=None, output=None))

@@ -28,12 +28,14 @@ class Recorded:
     output: torch.Tensor
 
     def logits(self, rows: Any = slice(None), queries: Any = slice(None), keys: Any = slice(None)) -> torch.Tensor:
-        """(B, N, Q, K) of the chosen batch rows, queries and keys; without the mask."""
+        """(B, N, Q, K) of the chosen batch rows, queries and keys (slices or lists); without the mask."""
+        assert not any(isinstance(chosen, int) for chosen in (rows, queries, keys)), "an int drops a dimension"
         q, k = self.q[rows][:, :, queries], self.k[rows][:, :, keys]
         return q @ k.transpose(-1, -2) * self.scale
 
     def weights(self, rows: Any = slice(None), queries: Any = slice(None)) -> torch.Tensor:
         """(B, N, Q, K): the model's own attention over all keys, with its mask."""
+        assert not any(isinstance(chosen, int) for chosen in (rows, queries)), "an int drops a dimension"
         logits = self.q @ self.k.transpose(-1, -2) * self.scale
         if self.mask is not None:
             mask = self.mask

@@ -75,12 +75,29 @@ def models() -> dict[str, torch.nn.Module]:
         "sd3_ip_adapter": test_family_sd3_ip_adapter.small_transformer(),
         "wan_image_to_video": test_family_wan_image_to_video.small(),
         "ldm_cross_attention": test_family_ldm_cross_attention.small(),
+        "key_concatenation": garment_unet(),
     }
 
 
-def test_every_model_is_found_and_no_other_family_claims_it():
+def garment_unet() -> torch.nn.Module:
+    """A UNet that takes features of a garment, as IDM-VTON's."""
+    import test_capture
+
+    class GarmentUNet(type(test_capture.small_unet())):
+        def forward(self, sample, timestep, encoder_hidden_states, garment_features=None):
+            return super().forward(sample, timestep, encoder_hidden_states)
+
+    unet = test_capture.small_unet()
+    unet.__class__ = GarmentUNet
+    return unet
+
+
+def test_every_model_is_found_by_its_own_family():
     for name, model in models().items():
         assert find_family(model, model).name == name
+
+
+def test_no_family_claims_a_model_that_is_asked_before_its_own():
+    for name, model in models().items():
         claims = [f.name for f in registered() if f.refuses(model, model) is None]
-        # an adapter is loaded into a UNet whose cross-attention reads text: the adapter's family is asked first
-        assert claims == [name] or (name == "ip_adapter" and claims == [name, "unet_cross_attention"]), claims
+        assert claims[0] == name and set(claims[1:]) <= {"unet_cross_attention"}, claims

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPAGPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from oracle import Recorded, assert_maps_equal, recorded_products, sharpened
+from peft import LoraConfig
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from i2am_debug import trace
 from i2am_debug.errors import NothingCaptured, UnsupportedModel
@@ -67,23 +77,23 @@ def unet_with(*kinds: str, scales: Sequence[object] = (), **changes) -> UNet2DCo
         norm_num_groups=4,
     )
     unet = UNet2DConditionModel(**{**settings, **changes}).eval()
-    crossing = [m for n, m in unet.named_modules() if n.endswith("attn2")]
-    states = []
-    for kind in kinds:
-        keys = {}
-        for name in unet.attn_processors:  # the order in which the loader numbers them: 1, 3, 5, …
-            if "attn2" in name:
-                module = unet.get_submodule(name.removesuffix(".processor"))
-                number = 1 + 2 * (len(keys) // 2)
-                for part in ("to_k_ip", "to_v_ip"):
-                    keys[f"{number}.{part}.weight"] = torch.randn(module.to_q.out_features, TEXT) * TEXT**-0.5
-        states.append({"image_proj": projection(kind), "ip_adapter": keys})
     if kinds:
-        unet._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
-    for module in crossing:
-        for adapter, scale in enumerate(scales):
-            module.processor.scale[adapter] = scale
+        unet._load_ip_adapter_weights([adapter(unet, kind) for kind in kinds], low_cpu_mem_usage=False)
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            for number, scale in enumerate(scales):
+                module.processor.scale[number] = scale
     return sharpened(unet.eval(), "attn2.to_q", "attn2.to_k", *(f"to_k_ip.{i}" for i in range(len(kinds))))
+
+
+def adapter(unet: UNet2DConditionModel, kind: str) -> dict[str, dict[str, torch.Tensor]]:
+    """An adapter's weights as its file holds them: keys and values of each cross-attention, numbered 1, 3, 5, …"""
+    keys = {}
+    for i, name in enumerate(n for n in unet.attn_processors if "attn2" in n):
+        width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        for part in ("to_k_ip", "to_v_ip"):
+            keys[f"{1 + 2 * i}.{part}.weight"] = torch.randn(width, TEXT) * TEXT**-0.5
+    return {"image_proj": projection(kind), "ip_adapter": keys}
 
 
 def pictures(kind: str, images: int = 1, count: int = 1, tokens: int = 1 + PATCHES[0] * PATCHES[1]) -> torch.Tensor:
@@ -374,6 +384,85 @@ def test_output_is_bit_identical(masked):
     assert t.references == (0, 1, 2) and all(map(torch.equal, plain, looked_at))
 
 
+def tiny_pipeline(kind: str, cls=StableDiffusionPipeline):
+    """The pipeline itself, without text encoder: its calls pass `prompt_embeds`. Latents are as large as the picture."""
+    unet = unet_with(sample_size=8)
+    vision = CLIPVisionConfig(
+        hidden_size=ENCODER,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=12,
+        patch_size=4,
+        projection_dim=ENCODER,
+    )
+    pipeline = cls(
+        vae=AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=CLIPImageProcessor(size=12, crop_size=12),
+        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        requires_safety_checker=False,
+    )
+    pipeline.load_ip_adapter(adapter(unet, kind), subfolder="", weight_name="", low_cpu_mem_usage=False)
+    pipeline.set_ip_adapter_scale(0.6)
+    pipeline.set_progress_bar_config(disable=True)
+    sharpened(unet, "to_k_ip.0")
+    return pipeline
+
+
+def colours(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 12, 3), np.uint8))
+
+
+def generate(pipeline, count: int, **changes) -> torch.Tensor:
+    random = torch.Generator().manual_seed(2)
+    arguments = {
+        "prompt_embeds": torch.randn(count, 7, TEXT, generator=random),
+        "negative_prompt_embeds": torch.randn(count, 7, TEXT, generator=random),
+        "ip_adapter_image": [[colours(0), colours(1)]],
+        "height": 8,
+        "width": 16,
+        "num_inference_steps": 2,
+        "guidance_scale": 5.0,
+        "output_type": "latent",
+    }
+    return pipeline(**{**arguments, **changes}, generator=random).images
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_pipeline_itself_with_two_pictures_and_guidance(count):
+    pipeline = tiny_pipeline("full")
+    plain = generate(pipeline, count)
+    with recorded_products(FULL.layers(pipeline.unet)) as products, trace(pipeline) as t:
+        looked_at = generate(pipeline, count)
+    assert torch.equal(plain, looked_at) and t.family == IPAdapter()
+    assert t.images == count and t.references == (0, 1) and t.maps().steps == (0, 1)
+    for image in range(count):
+        for number in (0, 1):
+            maps, own = t.maps(image, number), slice(10 * number + 1, 10 * (number + 1))
+            assert_maps_equal(maps, logits(products, 1, 2, count + image, own))
+            assert_shares(maps, products, 2, 1, [0.6], count + image)
+            assert maps.r2g.unified.shape == (8, 16) and maps.g2r.unified.shape == (3, 3)
+
+
+def test_the_pipeline_without_guidance_and_with_perturbed_attention():
+    pipeline = tiny_pipeline("base")
+    with recorded_products(FULL.layers(pipeline.unet)) as products, trace(pipeline) as t:
+        generate(pipeline, 2, guidance_scale=1.0, ip_adapter_image=colours(0))
+    assert t.images == 2
+    assert_maps_equal(t.maps(1), logits(products, 1, 2, 1))
+    perturbed = tiny_pipeline("base", StableDiffusionPAGPipeline)
+    with trace(perturbed) as t:
+        generate(perturbed, 2, ip_adapter_image=colours(0), pag_scale=0.0)
+    assert t.images == 2
+    with pytest.raises(UnsupportedModel, match="pag_scale=0"), trace(perturbed):
+        generate(perturbed, 2, ip_adapter_image=colours(0), pag_scale=3.0)
+
+
 def test_xl_unets_name_each_transformer_block():
     """SDXL: several transformer blocks to an attention, linear projections, pooled text and sizes beside the pictures."""
     unet = unet_with(
@@ -392,27 +481,12 @@ def test_xl_unets_name_each_transformer_block():
     assert "mid_block.attentions.0.transformer_blocks.1" in t.maps().layers
 
 
-class Adapted(torch.nn.Module):
-    """A projection with a low-rank part beside it, wrapped as LoRA libraries do."""
-
-    def __init__(self, base_layer: torch.nn.Linear) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.out_features = base_layer.out_features
-        self.down = torch.nn.Linear(base_layer.in_features, 2, bias=False)
-        self.up = torch.nn.Linear(2, base_layer.out_features, bias=False)
-
-    def forward(self, x):
-        return self.base_layer(x) + self.up(self.down(x))
-
-
-@pytest.mark.parametrize("change", ["low-rank", "compiled block", "compiled unet"])
-def test_low_rank_and_compiled_modules_are_captured(change):
+@pytest.mark.parametrize("change", ["LoRA", "compiled block", "compiled unet"])
+def test_lora_and_compiled_modules_are_captured(change):
     unet = unet_with("full")
     inputs = torch.randn(1, 4, 6, 10), torch.randn(1, 7, TEXT), [pictures("full")]
-    if change == "low-rank":
-        for module in FULL.layers(unet).values():
-            module.to_q, module.to_k = Adapted(module.to_q), Adapted(module.to_k)
+    if change == "LoRA":
+        unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
         t, products = traced(unet, *inputs)
         assert_maps_equal(t.maps(), logits(products, 1, 2, 0, slice(1, None)))
         return

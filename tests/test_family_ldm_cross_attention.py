@@ -363,7 +363,7 @@ def test_pasd_is_read_off_its_pixel_aware_cross_attention(images):
     assert t.family.refuses(unet, unet) is None and t.images == images
     for image in range(images):  # 15 text tokens are as many as the coarse level's: the name tells the feature map
         maps = t.maps(image)
-        assert_maps_equal(maps, {n: [p.logits(images + image) for p in each] for n, each in products.items()})
+        assert_maps_equal(maps, {n: [p.logits([images + image])[0] for p in each] for n, each in products.items()})
         assert maps.g2r.unified.shape == (6, 10)
 
 

@@ -9,13 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import (
+    AutoencoderKLWan,
     ChronoEditTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     SkyReelsV2Transformer3DModel,
+    WanImageToVideoPipeline,
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
 from oracle import assert_maps_equal, recorded_products, sharpened
+from peft import LoraConfig
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from i2am_debug import trace
 from i2am_debug.errors import NothingCaptured, UnsupportedModel
@@ -214,28 +220,73 @@ def test_output_is_bit_identical(model):
     assert t.images == 2 and all(map(torch.equal, plain, looked_at))
 
 
-class Adapted(torch.nn.Module):
-    """A projection with a low-rank part beside it, wrapped as LoRA libraries do."""
+def tiny_pipeline(**changes) -> WanImageToVideoPipeline:
+    """The pipeline itself, without text encoder: its calls pass `prompt_embeds`."""
+    vision = CLIPVisionConfig(
+        hidden_size=ENCODER,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=12,
+        patch_size=4,
+    )
+    pipeline = WanImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        image_processor=CLIPImageProcessor(size=12, crop_size=12),
+        image_encoder=CLIPVisionModel(vision).eval(),
+        transformer=small(in_channels=16 + 4 + 16, out_channels=16, **changes),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
-    def __init__(self, base_layer: torch.nn.Linear) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.down = torch.nn.Linear(base_layer.in_features, 2, bias=False)
-        self.up = torch.nn.Linear(2, base_layer.out_features, bias=False)
 
-    def forward(self, x):
-        return self.base_layer(x) + self.up(self.down(x))
+@pytest.mark.parametrize("last", [False, True], ids=["first frame", "first and last frame"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_pipeline_itself_with_guidance(count, last):
+    pipeline = tiny_pipeline(pos_embed_seq_len=20) if last else tiny_pipeline()
+    noise = np.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 255, (32, 48, 3), np.uint8)) for _ in range(1 + last)]
+
+    def generate() -> torch.Tensor:
+        random = torch.Generator().manual_seed(2)
+        return pipeline(
+            image=pictures[0],
+            last_image=pictures[1] if last else None,
+            prompt_embeds=torch.randn(count, 512, TEXT, generator=random),
+            negative_prompt_embeds=torch.randn(count, 512, TEXT, generator=random),
+            height=32,
+            width=48,
+            num_frames=5,
+            num_inference_steps=2,
+            generator=random,
+            output_type="latent",
+        ).frames
+
+    plain = generate()
+    with recorded_products(FAMILY.layers(pipeline.transformer)) as products, trace(pipeline) as t:
+        looked_at = generate()
+    assert torch.equal(plain, looked_at) and t.family == WanImageToVideo()
+    assert t.images == count and t.references == tuple(range(1 + last)) and t.maps().steps == (0, 1)
+    assert {len(found) for found in products.values()} == {8}, "two steps of two forwards of picture and text"
+    for row in range(count):
+        for number in t.references:
+            maps = t.maps(row, number)
+            assert_maps_equal(maps, logits(products, 2, row, slice(10 * number + 1, 10 * (number + 1))))
+            assert_shares(maps, products, 2, row)
+            assert maps.r2g.unified.shape == (2 * 2, 3) and maps.g2r.unified.shape == (3, 3)
 
 
-@pytest.mark.parametrize("change", ["fused", "low-rank", "compiled", "compiled block"])
-def test_fused_low_rank_and_compiled_models_are_captured(change):
+@pytest.mark.parametrize("change", ["fused", "LoRA", "compiled", "compiled block"])
+def test_fused_lora_and_compiled_models_are_captured(change):
     model = small()
     if change == "fused":
         model.fuse_qkv_projections()
         assert model.blocks[0].attn2.fused_projections
-    elif change == "low-rank":
-        for block in model.blocks:
-            block.attn2.to_q, block.attn2.add_k_proj = Adapted(block.attn2.to_q), Adapted(block.attn2.add_k_proj)
+    elif change == "LoRA":
+        model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "add_k_proj"], init_lora_weights=False))
     elif change == "compiled block":
         model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
     inputs = video(), text(), picture()

@@ -112,6 +112,10 @@ def register_family(family: Family) -> None:
 
 def registered() -> list[Family]:
     """The known families in the order they are asked: the user's own, then those of this package."""
+    return [*_REGISTERED, *_of_this_package()]
+
+
+def _of_this_package() -> list[Family]:
     from .flux2 import Flux2
     from .flux_kontext import FluxKontext
     from .flux_redux import FluxRedux
@@ -124,8 +128,12 @@ def registered() -> list[Family]:
     from .unet_cross_attention import UNetCrossAttention
     from .wan_image_to_video import WanImageToVideo
 
-    own: list[Family] = [
-        IPAdapter(),  # before the cross-attention that it is loaded into
+    return [
+        # What is recognised by a sign of its own comes before the UNets that any such model also is.
+        LDMCrossAttention(),
+        KeyConcatenation(),
+        SpatialConcatenation(),
+        IPAdapter(),
         UNetCrossAttention(),
         FluxKontext(),
         Flux2(),
@@ -134,11 +142,7 @@ def registered() -> list[Family]:
         OmniGen(),
         SD3IPAdapter(),
         WanImageToVideo(),
-        KeyConcatenation(),
-        SpatialConcatenation(),
-        LDMCrossAttention(),
     ]
-    return [*_REGISTERED, *own]
 
 
 def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
@@ -149,15 +153,16 @@ def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
     """
     from . import channel_concatenation
 
-    no_tokens = channel_concatenation.reason(pipeline, denoiser)
-    if no_tokens is not None:
-        raise UnsupportedModel(no_tokens)
     reasons = []
-    for family in registered():
-        reason = family.refuses(pipeline, denoiser)
-        if reason is None:
-            return family
-        reasons.append(f"{family.name}: {reason}")
+    for families in (_REGISTERED, _of_this_package()):
+        for family in families:
+            reason = family.refuses(pipeline, denoiser)
+            if reason is None:
+                return family
+            reasons.append(f"{family.name}: {reason}")
+        no_tokens = channel_concatenation.reason(pipeline, denoiser)  # only a family of the user's own may know better
+        if no_tokens is not None:
+            raise UnsupportedModel(no_tokens)
     model = (
         type(denoiser).__name__ if pipeline is denoiser else f"{type(pipeline).__name__} ({type(denoiser).__name__})"
     )

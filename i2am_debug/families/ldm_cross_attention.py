@@ -77,7 +77,8 @@ class LDMCrossAttention:
         wanted = self.conditional_forward
         if wanted is None and product.layer.startswith("warp_flow_blks."):
             wanted = 0
-        if product.call > 0 or (wanted is not None and product.forward % 2 != wanted):  # PLMS begins with four forwards
+        # Not "forward > 0": at its second noise time PLMS has four forwards.
+        if product.call > 0 or (wanted is not None and product.forward % 2 != wanted):
             return None
         sample = _argument(product.arguments, "x", "sample")
         context = _argument(product.arguments, "context", "encoder_hidden_states")
@@ -106,9 +107,8 @@ class LDMCrossAttention:
     def _reference(self, product: Product, grid: Grid, context: Any) -> tuple[slice, Grid | None]:
         count = product.key_tokens
         own = self.reference_grid
-        elsewhere = (
-            not isinstance(context, torch.Tensor) or context.shape[1] != count
-        )  # the keys are not of the context
+        # Keys that are not the context's, as many as the layer's own tokens, are those of a feature map.
+        elsewhere = not isinstance(context, torch.Tensor) or context.shape[1] != count
         if own is None and (_reads_features(product.layer) or (elsewhere and count == product.query_tokens)):
             own = "layer"
         if own is None:
