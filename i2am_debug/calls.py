@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -16,6 +17,7 @@ PipelineCall = Callable[[Any, ValidationPair, torch.Generator], Any]
 """`call(pipeline, pair, generator)` → the pipeline's output, or the picture itself."""
 
 _IMAGE_IS_THE_REFERENCE = (
+    "ChronoEditPipeline",
     "DreamLiteMobilePipeline",
     "DreamLitePipeline",
     "FluxKontextPipeline",
@@ -24,6 +26,7 @@ _IMAGE_IS_THE_REFERENCE = (
     "Flux2KleinKVPipeline",
     "QwenImageEditPipeline",
     "QwenImageEditPlusPipeline",
+    "SkyReelsV2ImageToVideoPipeline",
     "WanImageToVideoPipeline",
 )
 """Pipelines that edit or animate the picture they get: it is the reference, and there is no other."""
@@ -84,6 +87,8 @@ def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
         raise UnsupportedModel(f"{name} takes no {', '.join(_REFERENCE_PARAMETERS)}; {how}")
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     loaded = any(getattr(denoiser, part, None) is not None for part in ("encoder_hid_proj", "image_proj"))
+    kind = getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None)
+    loaded = loaded and kind in (None, "ip_image_proj")  # Kolors has a projection of its text under the same name
     if found == "ip_adapter_image" and not loaded:
         raise UnsupportedModel(
             f"{name} would take its reference as ip_adapter_image, but no IP-Adapter is loaded: "
@@ -93,13 +98,18 @@ def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
 
 
 def picture_of(output: Any) -> Image.Image:
-    """The first picture of a pipeline's output: a PIL image, a list of them, or an object with `images`.
+    """The first picture of a pipeline's output: a PIL image, a list of them, or an object with `images`; of a video
+    (`frames`) the last frame.
 
     Raises:
         UnsupportedModel: it is none of these.
     """
     images = getattr(output, "images", output)
     first = images[0] if isinstance(images, (list, tuple)) and images else images
+    if hasattr(output, "frames"):
+        first = output.frames[0][-1]
+    if isinstance(first, np.ndarray) and first.dtype.kind == "f" and first.ndim == 3:
+        first = Image.fromarray((first.clip(0, 1) * 255).round().astype(np.uint8))
     if not isinstance(first, Image.Image):
         raise UnsupportedModel(
             f"the pipeline returned a {type(first).__name__}; the call must return pictures (output_type='pil')"

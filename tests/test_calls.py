@@ -128,5 +128,7 @@ def test_a_pipeline_without_a_reference_says_how_to_call_it():
 def test_the_picture_of_an_output():
     picture = Image.new("RGB", (2, 2))
     assert all(picture_of(o) is picture for o in (picture, [picture], SimpleNamespace(images=[picture])))
+    video = SimpleNamespace(frames=np.stack([np.zeros((1, 4, 6, 3)), np.ones((1, 4, 6, 3))], 1))  # what Wan returns
+    assert picture_of(video).size == (6, 4) and colour(picture_of(video)) == (255, 255, 255)
     with pytest.raises(UnsupportedModel, match="returned a Tensor.*output_type='pil'"):
         picture_of(torch.zeros(1))

@@ -56,7 +56,7 @@ class UNetCrossAttention:
 
     def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         found = {n: m for n, m in denoiser.named_modules() if n.endswith(_SUFFIX) and hasattr(m, "processor")}
-        found = {n.removeprefix("_orig_mod."): m for n, m in found.items()}
+        found = {n.replace("_orig_mod.", ""): m for n, m in found.items()}
         single = not any(".transformer_blocks.1." in n for n in found)
         return {_short(n) if single else n.removesuffix(_SUFFIX): m for n, m in found.items()}
 
