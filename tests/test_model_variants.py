@@ -1,6 +1,6 @@
-"""What users do to a model before they train it: adapters, fused projections, autocast, compilation, other backends.
+"""What changes a model's arithmetic (trained LoRA, fused projections, autocast, slicing, other backends), against an oracle.
 
-Capture is exact for each, or says what to do; it never shows nothing without a word.
+Capture is exact, or says what to do. What leaves the arithmetic alone is in test_family_variants.py.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class UNet:
         found = {n: m for n, m in self.model.named_modules() if n.endswith("attn2")}
         return {n.removesuffix(".transformer_blocks.0.attn2"): m for n, m in found.items()}
 
-    def run(self, model=None) -> list[torch.Tensor]:
-        return [(self.model if model is None else model)(self.given[0], t, self.given[1]).sample for t in (800, 400)]
+    def run(self) -> list[torch.Tensor]:
+        return [self.model(self.given[0], t, self.given[1]).sample for t in (800, 400)]
 
 
 class Kontext:
@@ -51,16 +51,16 @@ class Kontext:
     def modules(self) -> dict[str, torch.nn.Module]:
         return blocks(self.model)
 
-    def run(self, model=None) -> list[torch.Tensor]:
-        return denoise(self.model if model is None else model, inputs(2), guidance=False)
+    def run(self) -> list[torch.Tensor]:
+        return denoise(self.model, inputs(2), guidance=False)
 
 
-def assert_exact(case, model=None, around=contextlib.nullcontext) -> None:
+def assert_exact(case, around=contextlib.nullcontext) -> None:
     """Maps of both images equal the recorded products' float64 softmax, and the output is what it was."""
     with around(), torch.no_grad(), recorded_products(case.modules()) as products:
         plain = case.run()
-    with around(), torch.no_grad(), trace(case.model if model is None else model, family=case.family) as t:
-        seen = case.run(model)
+    with around(), torch.no_grad(), trace(case.model, family=case.family) as t:
+        seen = case.run()
     assert all(map(torch.equal, plain, seen))
     for image in (0, 1):
         rows = slice(image, image + 1)
@@ -93,41 +93,6 @@ def test_fused_projections_are_seen(case):
 @CASES
 def test_what_autocast_hands_over_is_what_is_attributed(case):
     assert_exact(case(), around=lambda: torch.autocast("cpu", torch.bfloat16))
-
-
-def compiled(model):
-    return torch.compile(model, backend="eager")
-
-
-def compiled_in_place(model):
-    model.compile(backend="eager")
-    return model
-
-
-def compiled_blocks(model):
-    model.compile_repeated_blocks(backend="eager")
-    return model
-
-
-@CASES
-@pytest.mark.parametrize("how", [compiled, compiled_in_place, compiled_blocks])
-def test_compiled_models_are_seen(case, how):
-    torch.compiler.reset()
-    case = case()
-    if how is compiled_blocks and not getattr(case.model, "_repeated_blocks", None):
-        pytest.skip("diffusers names no repeated blocks in this model")
-    with torch.no_grad():
-        plain = case.run()
-    model = how(case.model)
-    with torch.no_grad():
-        case.run(model)  # compiled before anybody looks: hooks added now would be skipped
-        with trace(model, family=case.family) as t:
-            seen = case.run(model)
-        after = case.run(model)
-    assert len(t.maps().layers) == len(case.modules())
-    for ours in (seen, after):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
-    torch.compiler.reset()
 
 
 @CASES
