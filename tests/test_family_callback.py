@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import test_family_flux_kontext as kontext
 import torch
 from i2am_debug.callbacks import I2AMCallback
 from PIL import Image
@@ -27,6 +28,25 @@ def pairs(count: int, size: int = 64) -> ValidationPairs:
             ValidationPair(name=f"p{number}", target=target, reference=reference, mask=mask, reference_mask=mask)
         )
     return ValidationPairs(made)
+
+
+def kontext_pair(number: int) -> ValidationPair:
+    """Pictures of 16x16 pixels a token; what the tiny pipeline without text encoders needs comes as further arguments."""
+    hole, thing = np.zeros((64, 96), bool), np.zeros((48, 80), bool)
+    hole[16:48, 32:64] = thing[0:32, 16:48] = True
+    random = torch.Generator().manual_seed(number)
+    shapes = {"prompt_embeds": (kontext.TEXT, 12), "pooled_prompt_embeds": (8,)}
+    return ValidationPair(
+        name=f"p{number}",
+        target=kontext.picture(kontext.GENERATED, number),
+        reference=kontext.picture(kontext.REFERENCE, 10 + number),
+        mask=hole,
+        reference_mask=thing,
+        extra={
+            **{name: torch.randn(1, *shape, generator=random) for name, shape in shapes.items()},
+            **{"height": 64, "width": 96, "max_area": 64 * 96, "_auto_resize": False},
+        },
+    )
 
 
 def images_and_scalars(folder) -> tuple[set[str], set[str]]:
@@ -73,3 +93,37 @@ def test_tokens_without_a_grid_have_information_and_no_place(tmp_path):
     assert maps["0/g2r"].shape == (1, 4)
     images, scalars = images_and_scalars(tmp_path / "run")
     assert "i2am/pair_00" in images and "i2am/branch_share" in scalars
+
+
+def test_a_joint_attention_pipeline_is_sampled_with_its_default_call(tmp_path):
+    """FluxKontextPipeline: the reference is its `image`; the map has its own grid, and its share of the attention."""
+    accelerator = new_accelerator(tmp_path)
+    pipeline = kontext.kontext_pipeline(kontext.FluxKontextPipeline)
+    pipeline.transformer.train()
+    before = {n: p.clone() for n, p in pipeline.transformer.named_parameters()}
+    callback = I2AMCallback(
+        accelerator,
+        pipeline=pipeline,
+        pairs=ValidationPairs([kontext_pair(n) for n in range(2)]),
+        every_n_steps=5,
+        plan=CapturePlan(sampler_steps=2),
+        num_inference_steps=2,
+        on_error="raise",
+        disable_progress_bar=True,
+    )
+    callback.on_train_begin(0)
+    callback.on_step_end(5)
+    callback.on_train_end(5)
+    accelerator.end_training()
+    first, second = callback.history()
+    assert first.figures == {**second.figures, **{t: first.figures[t] for t in ("drift/js_r2g", "drift/js_g2r")}}
+    assert second.fingerprint["family"] == "flux_kontext" and len(second.layers) == 3
+    assert 0 < second.mean("reference_mass") < 1 and isinstance(second.mean("branch_share"), Undefined)
+    for tag in ("imacs_g", "imacs_r", "imacs_r_hole", "attention_information"):
+        assert not isinstance(second.mean(tag), Undefined), tag
+    _, maps = read_evaluation(tmp_path / "run/plugins/i2am_debug/step_00000005.safetensors")
+    assert maps["0/g2r"].shape == kontext.REFERENCE and maps["0/r2g"].shape == kontext.GENERATED
+    images, scalars = images_and_scalars(tmp_path / "run")
+    assert {"i2am/pair_00", "i2am/pair_01", "i2am/pair_00/specific"} <= images and "i2am/reference_mass" in scalars
+    assert pipeline.transformer.training
+    assert all(torch.equal(p, before[n]) for n, p in pipeline.transformer.named_parameters())
