@@ -255,12 +255,13 @@ class Trace(AbstractContextManager["Trace"]):
 
     def _add_branch_shares(self, run: ModuleRun) -> None:
         """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
-        together = sum(o.float() for o in run.plain) + sum(s.branch_scale * o.float() for s, o in run.branches)
-        for layout, output in run.branches:
+        added = [torch.as_tensor(s.branch_scale, device=o.device) * o.float() for s, o in run.branches]
+        together = sum(o.float() for o in run.plain) + sum(added)
+        for (layout, _), ours in zip(run.branches, added, strict=True):
             rows, tokens = layout.conditional, layout.generated
-            branch, whole = (x[rows][:, :, tokens].flatten(1).norm(dim=1) for x in (output.float(), together))
+            branch, whole = (x[rows][:, :, tokens].flatten(1).norm(dim=1) for x in (ours, together))
             for number in layout.references:
-                share = branch * layout.branch_scale / whole.clamp_min(1e-30)
+                share = branch / whole.clamp_min(1e-30)
                 self._accumulators[number].add_share(run.name, "branch_share", share)
 
     def _weights(self, layer: str, count: int) -> Mapping[int, float]:

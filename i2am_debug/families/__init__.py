@@ -57,7 +57,7 @@ class Layout:
     """The batch rows, one an image, that see the reference."""
     joint: bool = False
     """Other keys compete with the reference's in the same softmax: the reference mass is recorded."""
-    branch_scale: float | None = None
+    branch_scale: float | torch.Tensor | None = None
     """The product's output is added, times this, to those of the module's products without a layout (decoupled
     cross-attention): the share of its norm is recorded."""
 

@@ -37,7 +37,7 @@ class IPAdapter:
         g2r="yes; a row of tokens without a grid for base, plus and FaceID",
         specific="as G2R",
         imacs="IMACS_g; IMACS_r with IP-Adapter full (257 tokens)",
-        reference_mass="the branch's share of the norm, undefined with adapter masks; between several pictures of one adapter",
+        reference_mass="the branch's share of the norm; between several pictures of one adapter",
     )
     projections: ClassVar[bool] = False
 
@@ -66,7 +66,7 @@ class IPAdapter:
                 f"{type(product.module.processor).__name__} in {product.layer!r} attends more than {1 + len(branches)} times, "
                 "which no IP-Adapter processor of diffusers does; pass family= with one that knows it"
             )
-        adapter, first, count, scale = branches[product.call - 1]
+        adapter, first, count, scale, mask = branches[product.call - 1]
         shown = first + count if scale else first  # a picture attended to but added 0 times is not looked at
         tokens = product.key_tokens // count
         if embeds:  # as many tokens as the image encoder gave: each has kept its place
@@ -85,8 +85,7 @@ class IPAdapter:
             },
             conditional=_conditional(sample, torch.cat([s.flatten(1) for s in (text, *embeds)], dim=1)),
             joint=shown - first > 1,
-            # A mask weighs the branch differently at each token, and one number can't say that.
-            branch_scale=None if masks is not None else scale,
+            branch_scale=scale if mask is None else scale * _at_tokens(mask, product.query_tokens),
         )
 
 
@@ -112,8 +111,11 @@ def _embeds(arguments: Any) -> list[torch.Tensor]:
     return list(embeds or ())
 
 
-def _branches(processor: Any, pictures: Sequence[int], masks: Any) -> list[tuple[int, int, int, float]]:
-    """(adapter, number of its first picture, pictures, scale) of each product after the text's, in the processor's order."""
+_Branch = tuple[int, int, int, float, Any]  # adapter, number of its first picture, pictures, scale, mask or None
+
+
+def _branches(processor: Any, pictures: Sequence[int], masks: Any) -> list[_Branch]:
+    """Each product after the text's, in the processor's order."""
     several = isinstance(processor.to_k_ip, nn.ModuleList)  # else the adapter's own code: one, called at any scale
     scales = processor.scale if several else [processor.scale]
     found, first = [], 0
@@ -122,11 +124,18 @@ def _branches(processor: Any, pictures: Sequence[int], masks: Any) -> list[tuple
         if several and not any(each):
             pass
         elif masks is not None and masks[adapter] is not None:
-            found += [(adapter, first + i, 1, float(each[i])) for i in range(count)]
+            found += [(adapter, first + i, 1, float(each[i]), masks[adapter].flatten(0, -3)[i]) for i in range(count)]
         else:
-            found.append((adapter, first, count, float(scale)))
+            found.append((adapter, first, count, float(scale), None))
         first += count
     return found
+
+
+def _at_tokens(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """(tokens, 1): how much of each generated token a picture's (height, width) mask lets through."""
+    from diffusers.image_processor import IPAdapterMaskProcessor
+
+    return IPAdapterMaskProcessor.downsample(mask[None], 1, tokens, 1)[0]  # as the processor does it
 
 
 def _conditional(sample: torch.Tensor, states: torch.Tensor) -> slice:
