@@ -44,6 +44,7 @@ FAMILIES = (
     "ip_adapter",
     "wan_image_to_video",
     "flux_kontext",
+    "flux_ip_adapter",
     "flux2",
     "flux_redux",
     "qwen_image_edit",

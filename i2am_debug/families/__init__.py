@@ -117,6 +117,7 @@ def registered() -> list[Family]:
 
 def _of_this_package() -> list[Family]:
     from .flux2 import Flux2
+    from .flux_ip_adapter import FluxIPAdapter
     from .flux_kontext import FluxKontext
     from .flux_redux import FluxRedux
     from .ip_adapter import IPAdapter
@@ -135,6 +136,7 @@ def _of_this_package() -> list[Family]:
         SpatialConcatenation(),
         IPAdapter(),
         UNetCrossAttention(),
+        FluxIPAdapter(),
         FluxKontext(),
         Flux2(),
         FluxRedux(),
