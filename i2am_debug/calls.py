@@ -17,6 +17,7 @@ PipelineCall = Callable[[Any, ValidationPair, torch.Generator], Any]
 """`call(pipeline, pair, generator)` → the pipeline's output, or the picture itself."""
 
 _IMAGE_IS_THE_REFERENCE = (
+    "BriaFiboEditPipeline",
     "ChronoEditPipeline",
     "DreamLiteMobilePipeline",
     "DreamLitePipeline",
@@ -24,6 +25,7 @@ _IMAGE_IS_THE_REFERENCE = (
     "Flux2Pipeline",
     "Flux2KleinPipeline",
     "Flux2KleinKVPipeline",
+    "LongCatImageEditPipeline",
     "QwenImageEditPipeline",
     "QwenImageEditPlusPipeline",
     "SkyReelsV2ImageToVideoPipeline",

@@ -77,7 +77,8 @@ class Trace(AbstractContextManager["Trace"]):
         self.denoiser = find_denoiser(pipeline)
         self.family = family or find_family(pipeline, self.denoiser)
         self.plan = plan
-        self._scheduler = None if pipeline is self.denoiser else getattr(pipeline, "scheduler", None)
+        schedulers = (getattr(pipeline, n, None) for n in ("scheduler", "decoder_scheduler"))
+        self._scheduler = None if pipeline is self.denoiser else next((s for s in schedulers if s is not None), None)
         self._masks, self._reference_masks = _stack(masks), _stack(reference_masks)
         self._heads = heads
         self._accumulators: dict[int, Accumulator] = {}
@@ -290,13 +291,12 @@ class Trace(AbstractContextManager["Trace"]):
 def _bypassed(run: ModuleRun) -> str:
     processor = type(getattr(run.module, "processor", None)).__name__
     backend = getattr(getattr(run.module, "processor", None), "_attention_backend", None)
+    with_backend = f", its backend {getattr(backend, 'value', backend)}" if backend else ""
+    wanted = "AttnAddedKVProcessor2_0" if "AddedKV" in processor else "AttnProcessor2_0"
     return (
         f"attention module {run.name!r} ran without a call of torch's scaled_dot_product_attention: its processor is "
-        f"{processor}"
-        + (f", its backend {getattr(backend, 'value', backend)}" if backend else "")
-        + ". Attention slicing, "
-        "xformers, flash, sage and flex backends bypass it; for the evaluation use AttnProcessor2_0 "
-        "(pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
+        f"{processor}{with_backend}. Attention slicing, xformers, flash, sage and flex backends bypass it; for the evaluation "
+        f"use {wanted} (pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
         'denoiser.set_attention_backend("native"), or leave the layer out with CapturePlan(exclude=(…))'
     )
 
@@ -312,6 +312,8 @@ def _own_mask(mask: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
                 f"attention module {name!r} masks some keys of reference {number}; the attribution of masked reference "
                 "tokens is not defined"
             )
+    if own.shape[1] > 1 and bool((own == own[:, :1]).all()):
+        own = own[:, :1]  # one mask, repeated for each head
     if layout.joint and own.shape[1] > 1:
         raise UnsupportedModel(f"attention module {name!r} has a mask for each head; the reference mass is not defined")
     return own
@@ -323,13 +325,13 @@ def _shares(heads: Mapping[int, float]) -> torch.Tensor:
 
 
 def find_denoiser(pipeline: Any) -> nn.Module:
-    """The network that removes noise: `pipeline.unet` (OOTDiffusion: `unet_vton`), `pipeline.transformer`,
-    `pipeline.model.diffusion_model` of latent diffusion code, or the module itself.
+    """The network that removes noise: the pipeline's `unet` (OOTDiffusion: `unet_vton`), `transformer`, `decoder` (UnCLIP)
+    or, in latent diffusion code, `model.diffusion_model`; or the module itself.
 
     Raises:
         UnsupportedModel: there is none.
     """
-    for name in ("unet", "unet_vton", "transformer"):
+    for name in ("unet", "unet_vton", "transformer", "decoder"):
         module = getattr(pipeline, name, None)
         if isinstance(module, nn.Module):
             return getattr(module, "_orig_mod", module)

@@ -56,10 +56,13 @@ def test_a_family_of_ones_own_is_asked_first(monkeypatch):
 def models() -> dict[str, torch.nn.Module]:
     """Family → a model of it, made by that family's own tests."""
     import test_capture
+    import test_family_added_key_value
+    import test_family_bria_fibo_edit
     import test_family_flux2
     import test_family_flux_kontext
     import test_family_ip_adapter
     import test_family_ldm_cross_attention
+    import test_family_longcat_edit
     import test_family_omnigen
     import test_family_qwen_image_edit
     import test_family_sd3_ip_adapter
@@ -76,6 +79,9 @@ def models() -> dict[str, torch.nn.Module]:
         "wan_image_to_video": test_family_wan_image_to_video.small(),
         "ldm_cross_attention": test_family_ldm_cross_attention.small(),
         "key_concatenation": garment_unet(),
+        "added_key_value": test_family_added_key_value.small_unet(),
+        "longcat_edit": test_family_longcat_edit.tiny_transformer(),
+        "bria_fibo_edit": test_family_bria_fibo_edit.tiny_transformer(),
     }
 
 

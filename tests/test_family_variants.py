@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_family_bria_fibo_edit as bria
 import test_family_flux2 as flux2
 import test_family_flux_kontext as kontext
 import test_family_ip_adapter as ip_adapter
 import test_family_ldm_cross_attention as ldm
+import test_family_longcat_edit as longcat
 import test_family_omnigen as omnigen
 import test_family_qwen_image_edit as qwen
 import test_family_sd3_ip_adapter as sd3
@@ -91,6 +93,12 @@ CASES = {
         kontext.tiny_transformer(), lambda model: kontext.denoise(model, kontext.inputs(), guidance=False)
     ),
     "flux2": lambda: Case(flux2.tiny_transformer(), lambda model: flux2.denoise(model, flux2.Inputs())),
+    "longcat_edit": lambda: Case(
+        longcat.tiny_transformer(), lambda model: longcat.denoise(model, longcat.inputs(), guidance=False)
+    ),
+    "bria_fibo_edit": lambda: Case(
+        bria.tiny_transformer(), lambda model: bria.denoise(model, bria.inputs(), guidance=False)
+    ),
     "qwen_image_edit": lambda: Case(qwen.small_transformer(), qwen.edit),
     "omnigen": omnigen_edit,
     "sd3_ip_adapter": lambda: Case(sd3.small_transformer(), sd3.generate),

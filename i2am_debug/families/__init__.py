@@ -116,12 +116,15 @@ def registered() -> list[Family]:
 
 
 def _of_this_package() -> list[Family]:
+    from .added_key_value import AddedKeyValue
+    from .bria_fibo_edit import BriaFiboEdit
     from .flux2 import Flux2
     from .flux_ip_adapter import FluxIPAdapter
     from .flux_kontext import FluxKontext
     from .flux_redux import FluxRedux
     from .ip_adapter import IPAdapter
     from .ldm_cross_attention import LDMCrossAttention
+    from .longcat_edit import LongCatImageEdit
     from .omnigen import OmniGen
     from .qwen_image_edit import QwenImageEdit
     from .sd3_ip_adapter import SD3IPAdapter
@@ -136,11 +139,14 @@ def _of_this_package() -> list[Family]:
         SpatialConcatenation(),
         IPAdapter(),
         UNetCrossAttention(),
+        AddedKeyValue(),
         FluxIPAdapter(),
         FluxKontext(),
         Flux2(),
         FluxRedux(),
         QwenImageEdit(),
+        LongCatImageEdit(),
+        BriaFiboEdit(),
         OmniGen(),
         SD3IPAdapter(),
         WanImageToVideo(),
