@@ -10,6 +10,7 @@ from i2am_debug.callbacks import I2AMCallback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_family_ip_adapter import TEXT, pictures, unet_with
+from test_family_variants import CASES
 from training import new_accelerator
 
 from i2am_debug import CapturePlan, ValidationPair, ValidationPairs
@@ -127,3 +128,40 @@ def test_a_joint_attention_pipeline_is_sampled_with_its_default_call(tmp_path):
     assert {"i2am/pair_00", "i2am/pair_01", "i2am/pair_00/specific"} <= images and "i2am/reference_mass" in scalars
     assert pipeline.transformer.training
     assert all(torch.equal(p, before[n]) for n, p in pipeline.transformer.named_parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_callback_works_on_every_family(name, tmp_path):
+    """Teacher-forced, with the family's own way of calling its model; every figure is a number or says why not."""
+    accelerator = new_accelerator(tmp_path)
+    case = CASES[name]()
+    case.model.train()
+    before = {n: p.clone() for n, p in case.model.named_parameters()}
+
+    def loss_fn(batch, timesteps, generator, reference=None):
+        return torch.stack([output.float().square().mean() for output in case.call(case.model)]).mean()[None]
+
+    callback = I2AMCallback(
+        accelerator,
+        pipeline=case.model,
+        family=case.family,
+        pairs=pairs(2),
+        every_n_steps=1,
+        plan=CapturePlan(sampler_steps=1, heads=None),
+        loss_fn=loss_fn,
+        pictures=0,
+        on_error="raise",
+        disable_progress_bar=True,
+    )
+    callback.on_train_begin(0)
+    evaluation = callback.evaluate(1)
+    callback.on_train_end(1)
+    accelerator.end_training()
+    assert evaluation.fingerprint["family"] == name and evaluation.layers
+    assert not isinstance(evaluation.mean("imacs_g"), Undefined)
+    assert evaluation.mean("attention_information") > 0
+    placed = isinstance(evaluation.mean("imacs_r"), float)
+    assert placed or evaluation.mean("imacs_r") == Undefined("the reference tokens have no grid")
+    images, scalars = images_and_scalars(tmp_path / "run")
+    assert {"i2am/pair_00", "i2am/pair_01"} <= images and {"i2am/imacs_g", "i2am/attention_information"} <= scalars
+    assert case.model.training and all(torch.equal(p, before[n]) for n, p in case.model.named_parameters())
