@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_family_added_key_value as added_key_value
 import test_family_bria_fibo_edit as bria
 import test_family_flux2 as flux2
+import test_family_flux_ip_adapter as flux_adapter
 import test_family_flux_kontext as kontext
+import test_family_flux_redux as redux
 import test_family_ip_adapter as ip_adapter
 import test_family_ldm_cross_attention as ldm
 import test_family_longcat_edit as longcat
@@ -28,9 +31,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from test_capture import left_behind, small_unet
 
 from i2am_debug import trace
-from i2am_debug.families import Family
+from i2am_debug.families import Family, registered
 from i2am_debug.families.ip_adapter import IPAdapter
-from i2am_debug.families.self_attention_reference import KeyConcatenation
+from i2am_debug.families.self_attention_reference import KeyConcatenation, SpatialConcatenation
 from i2am_debug.families.unet_cross_attention import UNetCrossAttention
 
 
@@ -52,6 +55,23 @@ def with_garment() -> Case:
     self_attention.give(unet, self_attention.features_for(unet))
     inputs = drawn(1, 4, 6, 10), drawn(1, 5, self_attention.TEXT)
     return Case(unet, lambda model: self_attention.run_twice(model, *inputs), KeyConcatenation())
+
+
+def two_in_one_latent() -> Case:
+    unet = self_attention.catvton()
+    sample = self_attention.side_by_side(1, self_attention.AXES["width"][0], False)
+    family = SpatialConcatenation(axis="width")
+    return Case(unet, lambda model: self_attention.run_twice(model, sample, None), family)
+
+
+def flux_with_adapter() -> Case:
+    given = {"ip_adapter_image_embeds": [torch.ones(1, 1, flux_adapter.FEATURES)]}
+
+    def call(model):
+        with torch.no_grad():
+            return [flux_adapter.denoise(model, flux_adapter.positions(0, flux_adapter.GRID), dict(given))]
+
+    return Case(flux_adapter.with_adapters(), call)
 
 
 def cross_attention() -> Case:
@@ -93,6 +113,14 @@ CASES = {
         kontext.tiny_transformer(), lambda model: kontext.denoise(model, kontext.inputs(), guidance=False)
     ),
     "flux2": lambda: Case(flux2.tiny_transformer(), lambda model: flux2.denoise(model, flux2.Inputs())),
+    "flux_redux": lambda: Case(
+        redux.tiny_transformer(), lambda model: redux.denoise(model, (redux.TEXT + 15,)), redux.FAMILY
+    ),
+    "flux_ip_adapter": flux_with_adapter,
+    "added_key_value": lambda: Case(
+        added_key_value.small_unet(), lambda model: added_key_value.generate(model, "image_proj", guided=False)
+    ),
+    "spatial_concatenation": two_in_one_latent,
     "longcat_edit": lambda: Case(
         longcat.tiny_transformer(), lambda model: longcat.denoise(model, longcat.inputs(), guidance=False)
     ),
@@ -106,6 +134,10 @@ CASES = {
     "key_concatenation": with_garment,
     "ldm_cross_attention": latent_diffusion,
 }
+
+
+def test_every_registered_family_has_a_case():
+    assert set(CASES) == {family.name for family in registered()}
 
 
 def looked_at(case: Case, model: Any = None) -> tuple[Any, list[torch.Tensor]]:
@@ -135,8 +167,9 @@ def in_place(model):
 
 
 def repeated_blocks(model):
-    if not getattr(model, "_repeated_blocks", None):
-        pytest.skip("diffusers names no repeated blocks in this model")
+    kinds = {type(m).__name__ for m in model.modules()}
+    if not kinds & set(getattr(model, "_repeated_blocks", None) or ()):
+        pytest.skip("the model has none of the blocks that diffusers compiles one by one")
     model.compile_repeated_blocks(backend="eager")
     return model
 
