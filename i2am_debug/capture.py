@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ class Trace(AbstractContextManager["Trace"]):
             if self.family.projections:
                 for part in ("to_q", "to_k"):
                     if isinstance(getattr(module, part, None), nn.Module):
-                        hook = lambda _, __, output, p=part: self._projected(p, output)  # noqa: E731
+                        hook = partial(self._projected, part)
                         self._handles.append(getattr(module, part).register_forward_hook(hook))
         return self
 
@@ -176,7 +177,7 @@ class Trace(AbstractContextManager["Trace"]):
             self._running.append(ModuleRun(name, module, self._observe))
             self._running[-1].__enter__()
 
-    def _projected(self, part: str, output: torch.Tensor) -> None:
+    def _projected(self, part: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         if self._running and not self._running[-1].products:
             self._running[-1].projected[part] = output
 

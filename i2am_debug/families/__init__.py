@@ -207,3 +207,15 @@ def level_grid(latent: tuple[int, ...], tokens: int) -> Grid:
             "down in another way. Write a family of your own that knows its grids."
         )
     return h, w
+
+
+def patch_grid(latent: tuple[int, ...], tokens: int) -> tuple[Grid, int]:
+    """The grid of so many square patches of a latent, and a patch's side."""
+    for patch in range(1, min(latent) + 1):
+        h, w = latent[0] // patch, latent[1] // patch
+        if h * w == tokens:
+            return (h, w), patch
+    raise UnsupportedModel(
+        f"{tokens} tokens are no grid of square patches of a {latent[0]}x{latent[1]} latent; this model embeds its "
+        "pictures in another way. Write a family of your own that knows its grids."
+    )

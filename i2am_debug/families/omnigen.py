@@ -16,7 +16,7 @@ from torch import nn
 
 from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference
+from . import About, Layout, Product, Reference, patch_grid
 
 _DENOISER, _SUFFIX = "OmniGenTransformer2DModel", ".self_attn"
 
@@ -44,7 +44,7 @@ class OmniGen:
         if product.forward > 0 or not any((spans or {}).values()):  # the pipeline runs all conditions in one batch
             return None
         start = arguments["input_ids"].shape[1] + 1  # the time token comes between prompt and generated picture
-        grid, patch = _patches(sample.shape[-2:], product.query_tokens - start)
+        grid, patch = patch_grid(sample.shape[-2:], product.query_tokens - start)
         latents = iter(arguments["input_img_latents"])
         references = {
             row: [(a, b, _grid(next(latents).shape[-2:], patch)) for a, b in of_row] for row, of_row in spans.items()
@@ -63,18 +63,6 @@ class OmniGen:
             conditional=conditional,
             joint=True,
         )
-
-
-def _patches(latent: tuple[int, ...], tokens: int) -> tuple[Grid, int]:
-    """The grid of so many patches of a latent, and a patch's side."""
-    for patch in range(1, min(latent) + 1):
-        h, w = _grid(latent, patch)
-        if h * w == tokens:
-            return (h, w), patch
-    raise UnsupportedModel(
-        f"{tokens} tokens are no grid of square patches of a {latent[0]}x{latent[1]} latent; this model embeds its "
-        "pictures in another way. Write a family of your own that knows its grids."
-    )
 
 
 def _grid(latent: tuple[int, ...], patch: int) -> Grid:

@@ -14,9 +14,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..attention import Grid
-from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference, half_of_guidance
+from . import About, Layout, Product, Reference, half_of_guidance, patch_grid
 
 _PROCESSOR, _SUFFIX = "SD3IPAdapterJointAttnProcessor2_0", ".attn"
 _ORDER = ("uncond", "cond")
@@ -57,7 +55,7 @@ class SD3IPAdapter:
         halves = [half_of_guidance(sample, s, _ORDER) for s in (arguments["encoder_hidden_states"], picture)]
         return Layout(
             generated=slice(0, image),
-            generated_grid=_patch_grid(sample.shape[-2:], image),
+            generated_grid=patch_grid(sample.shape[-2:], image)[0],
             references={0: Reference(tokens=slice(image, product.key_tokens), grid=None)},
             conditional=min(halves, key=lambda rows: rows.stop - rows.start),
             joint=True,
@@ -66,15 +64,3 @@ class SD3IPAdapter:
 
 def _has_adapter(module: nn.Module) -> bool:
     return any(c.__name__ == _PROCESSOR for c in type(getattr(module, "processor", None)).__mro__)
-
-
-def _patch_grid(latent: tuple[int, ...], tokens: int) -> Grid:
-    """The grid of so many square patches of a latent."""
-    for patch in range(1, min(latent) + 1):
-        h, w = latent[0] // patch, latent[1] // patch
-        if h * w == tokens:
-            return h, w
-    raise UnsupportedModel(
-        f"{tokens} tokens are no grid of square patches of a {latent[0]}x{latent[1]} latent; this model embeds its "
-        "pictures in another way. Write a family of your own that knows its grids."
-    )
