@@ -6,33 +6,39 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
 from i2am_debug.calls import PipelineCall
 from i2am_debug.capture import find_denoiser
-from i2am_debug.drift import Alert, Margins, find_drops
-from i2am_debug.errors import I2AMError
+from i2am_debug.drift import Alert, Watch
+from i2am_debug.errors import I2AMError, IMACSRegression
 from i2am_debug.evaluation import Evaluator, Look, LossFunction, merge, with_seconds
 from i2am_debug.families import Family
+from i2am_debug.judge import refuse_unknown_figures
+from i2am_debug.packing import pack_looks, unified_maps
 from i2am_debug.pairs import ValidationPairs
 from i2am_debug.plan import CapturePlan
 from i2am_debug.record import Evaluation, Undefined, differences
-from i2am_debug.report import log_line, pictures_of
+from i2am_debug.report import alert_panels, log_line, pictures_of
+from i2am_debug.rules import SEVERITIES, Rules, Severity, at_least
 from i2am_debug.scores import IMACSSettings
-from i2am_debug.store import RunStore, pack_pair, read_evaluation, unified_form
+from i2am_debug.store import RunStore, Stored, read_evaluation
 
+from .processes import from_main, gather, share
 from .trackers import RunTrackers
 from .untouched import Untouched
 
 logger = logging.getLogger("i2am_debug")
+
+_LOG_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
 
 _Seen = tuple[list[Look], dict[int, Image.Image]]  # looks at pairs, and pictures sampled apart from them
 
@@ -53,14 +59,19 @@ class I2AMCallback:
         loss_fn: the teacher-forced way (`evaluation.LossFunction`): figures from a few noised-truth forwards instead of a
             whole sampling, and the reference gap. Without it every pair is sampled.
         call: `call(pipeline, pair, generator)` → output; by default as the pipeline's class wants it.
-        baseline: path of a stored evaluation (`step_….safetensors`) to compare with; default: this run's first.
+        baseline: path of a stored evaluation (`step_….safetensors`, or a file of `i2am-debug baseline save`) to compare
+            with; default: this run's first.
+        rules: what counts as an alert; `Rules.from_toml(path)` reads them from a file.
         on_alert: called with each alert on the main process; what it raises ends the training.
+        stop_on: alerts as severe as this, or more, make `should_stop` true; None for none.
+        fail_on: alerts as severe as this, or more, raise `IMACSRegression` on every process; None for none.
         on_error: "warn": a failed evaluation is a warning in the log; "raise": it ends the training.
         family: where the reference sits in the model; found from the model by default.
-        imacs, margins: how the score is formed, and how far figures may fall.
+        imacs: how the score is formed.
         num_inference_steps: of each sampling; None for the pipeline's own default.
         batch_size: pairs in one forward of `loss_fn`.
         pictures: for how many pairs the strips are drawn and, with a `loss_fn`, a picture is sampled.
+        panels: for how many pairs a panel is drawn; an alert draws those of the pairs most to blame in any case.
         keep_matrices: how many evaluations keep their specific-reference rows on disk, besides baseline, best and alerted.
         logdir: where to write when the run has no TensorBoard tracker; default `<project_dir or "runs">/i2am_debug`.
         disable_progress_bar: no bar.
@@ -81,14 +92,17 @@ class I2AMCallback:
         loss_fn: LossFunction | None = None,
         call: PipelineCall | None = None,
         baseline: str | Path | None = None,
+        rules: Rules | None = None,
         on_alert: Callable[[Alert], Any] | None = None,
+        stop_on: Severity | None = "critical",
+        fail_on: Severity | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         family: Family | None = None,
         imacs: IMACSSettings | None = None,
-        margins: Margins | None = None,
         num_inference_steps: int | None = None,
         batch_size: int = 1,
         pictures: int = 4,
+        panels: int = 16,
         keep_matrices: int = 20,
         logdir: str | Path | None = None,
         disable_progress_bar: bool = False,
@@ -103,6 +117,12 @@ class I2AMCallback:
                 raise ValueError(f"I2AMCallback({name}={value!r}): expected a whole number of at least 1")
         if on_error not in ("warn", "raise"):
             raise ValueError(f'I2AMCallback(on_error={on_error!r}): expected "warn" or "raise"')
+        for name, severity in (("stop_on", stop_on), ("fail_on", fail_on)):
+            if severity not in (*SEVERITIES, None):
+                expected = ", ".join(map(repr, SEVERITIES))
+                raise ValueError(f"I2AMCallback({name}={severity!r}): expected {expected} or None")
+        if rules is not None and not isinstance(rules, Rules):
+            raise ValueError(f"I2AMCallback(rules={rules!r}): expected Rules, or Rules.from_toml(path)")
         if not isinstance(pairs, ValidationPairs):
             pairs = ValidationPairs(pairs)
         self.accelerator = accelerator
@@ -119,20 +139,23 @@ class I2AMCallback:
             pictures=pictures,
             seed=seed,
         )
-        self.margins = margins or Margins()
+        self.should_stop = False
+        """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
         self._pipeline = pipeline
+        self._watch = Watch(rules or Rules())
         self._on_alert, self._on_error = on_alert, on_error
+        self._stop_on, self._fail_on = stop_on, fail_on
         self._keep_matrices = keep_matrices
+        self._panels = panels
         self._logdir = logdir
         self._disable_progress_bar = disable_progress_bar
         self._trackers: RunTrackers | None = None
         self._store: RunStore | None = None
         self._baseline: Evaluation | None = None
         self._baseline_maps: dict[str, Any] = {}
-        self._alerting: set[str] = set()  # figures already reported as fallen; reported again only after a recovery
         self._last_step: int | None = None
         self._resumed_at: int | None = None
-        self._told_not_comparable = False
+        self._told: set[str] = set()
         if baseline is not None:
             self._baseline, self._baseline_maps = read_evaluation(baseline)
 
@@ -142,7 +165,7 @@ class I2AMCallback:
         """Checks pairs, pipeline and arguments, and makes the baseline evaluation unless there is one.
 
         Raises:
-            I2AMError: something can't work; raised whatever `on_error` says, before training time is spent.
+            I2AMError, ValueError: something can't work; raised whatever `on_error` says, before training time is spent.
         """
         with Untouched(self._trained_modules()) as untouched:
             self.evaluator.check(self._build_pipeline(untouched))
@@ -154,6 +177,7 @@ class I2AMCallback:
             self._resumed_at = global_step  # whatever the folder holds beyond this step is of an abandoned attempt
         if due:
             self._evaluate(global_step)
+        from_main(self.accelerator, self._check_rules)
 
     def on_step_end(self, global_step: int) -> None:
         """Evaluates when `global_step` is a multiple of `every_n_steps`; once a step, however often it is called."""
@@ -171,15 +195,14 @@ class I2AMCallback:
         self.accelerator.wait_for_everyone()
 
     def evaluate(self, global_step: int) -> Evaluation:
-        """Evaluates now, writes and compares; returns the figures on every process. Errors are raised."""
-        started = time.monotonic()
-        with Untouched(self._trained_modules()) as untouched:
-            pipeline = self._build_pipeline(untouched)
-            looks = self._together(lambda: self._look(pipeline))
-            evaluation, alert = self._from_main(lambda: self._score_and_write(pipeline, looks, global_step, started))
-        self._last_step = global_step
-        if alert is not None and self._on_alert is not None and self._main:
-            self._on_alert(alert)
+        """Evaluates now, writes and compares; returns the figures on every process.
+
+        Raises:
+            IMACSRegression: an alert as severe as `fail_on`, on every process.
+            Exception: what went wrong, whatever `on_error` says.
+        """
+        evaluation, alert = self._look_and_write(global_step)
+        self._act_on(alert)
         return evaluation
 
     def history(self) -> list[Evaluation]:
@@ -194,7 +217,8 @@ class I2AMCallback:
             "last_step": self._last_step,
             "baseline": None if self._baseline is None else json.dumps(self._baseline.to_json()),
             "baseline_maps": {k: torch.as_tensor(v) for k, v in self._baseline_maps.items()},
-            "alerting": sorted(self._alerting),
+            "alerting": {figure: list(known) for figure, known in self._watch.alerting.items()},
+            "should_stop": self.should_stop,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,7 +228,8 @@ class I2AMCallback:
             self._baseline = Evaluation.from_json(json.loads(state["baseline"]))
             self.evaluator.heads = self._baseline.heads
         self._baseline_maps = {k: v.numpy() for k, v in state["baseline_maps"].items()}
-        self._alerting = set(state["alerting"])
+        self._watch = Watch(self._watch.rules, state["alerting"])
+        self.should_stop = state["should_stop"]
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
@@ -213,10 +238,9 @@ class I2AMCallback:
         return self.accelerator.is_main_process
 
     def _evaluate(self, global_step: int) -> None:
-        alerts: list[Alert] = []
-        on_alert, self._on_alert = self._on_alert, alerts.append
+        alert = None
         try:
-            self.evaluate(global_step)
+            _, alert = self._look_and_write(global_step)
         except Exception as error:
             if self._on_error == "raise":
                 raise
@@ -227,11 +251,27 @@ class I2AMCallback:
                 error,
                 exc_info=not isinstance(error, I2AMError),
             )
-        finally:
-            self._on_alert = on_alert
-        for alert in alerts:  # outside the try: an on_alert that raises means to end the training
-            if on_alert is not None:
-                on_alert(alert)
+        self._act_on(alert)  # outside the try: an on_alert that raises, and fail_on, mean to end the training
+
+    def _look_and_write(self, global_step: int) -> tuple[Evaluation, Alert | None]:
+        started = time.monotonic()
+        with Untouched(self._trained_modules()) as untouched:
+            pipeline = self._build_pipeline(untouched)
+            looks = self._together(lambda: self._look(pipeline))
+            seen = from_main(self.accelerator, lambda: self._score_and_write(pipeline, looks, global_step, started))
+        self._last_step = global_step
+        return seen
+
+    def _act_on(self, alert: Alert | None) -> None:
+        """What an alert does, the same on every process but for `on_alert`."""
+        if alert is None:
+            return
+        if self._stop_on is not None and at_least(alert.severity, self._stop_on):
+            self.should_stop = True
+        if self._on_alert is not None and self._main:
+            self._on_alert(alert)
+        if self._fail_on is not None and at_least(alert.severity, self._fail_on):
+            raise IMACSRegression(alert.text, alert)
 
     def _build_pipeline(self, untouched: Untouched) -> Any:
         given = self._pipeline
@@ -252,7 +292,7 @@ class I2AMCallback:
         """This process's share of the pairs and pictures; every process runs the same number of forwards."""
         evaluator = self.evaluator
         evaluator.pilot(pipeline)
-        batches, apart = self._share(evaluator.batches), self._share(evaluator.sampled_apart)
+        batches, apart = share(self.accelerator, evaluator.batches), share(self.accelerator, evaluator.sampled_apart)
         no_bar = self._disable_progress_bar or not self._main
         looks, pictures = [], {}
         with tqdm(total=len(batches) + len(apart), desc="i2am", leave=False, disable=no_bar) as bar:
@@ -264,47 +304,11 @@ class I2AMCallback:
                 bar.update()
         return looks, pictures
 
-    def _share(self, work: list[Any]) -> list[Any]:
-        """This process's part of the work, padded with repetitions so that all parts are of one length."""
-        if not work:
-            return []
-        with self.accelerator.split_between_processes(work, apply_padding=True) as mine:
-            return mine
-
     def _together(self, look: Callable[[], _Seen]) -> list[Look]:
-        """All processes' looks in order; an error on one is an error on all, so that none waits for ever."""
-        seen: _Seen = ([], {})
-        error: Exception | None = None
-        try:
-            seen = look()
-        except Exception as raised:
-            error = raised
-        if self.accelerator.num_processes > 1:
-            told = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
-            if error is None and any(told):
-                raise I2AMError(f"another process failed: {next(t for t in told if t)}")
-        if error is not None:
-            raise error
-        everyones = gather_object([seen]) if self.accelerator.num_processes > 1 else [seen]
+        """All processes' looks, in the order of the pairs."""
+        everyones = gather(self.accelerator, look)
         pictures = {i: picture for _, some in everyones for i, picture in some.items()}
         return merge([look for some, _ in everyones for look in some], pictures, len(self.evaluator.pairs))
-
-    def _from_main(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns on the main process, on every process."""
-        outcome: list[Any] = [None, None]
-        error: Exception | None = None
-        if self._main:
-            try:
-                outcome = [work(), None]
-            except Exception as raised:
-                error, outcome = raised, [None, f"{type(raised).__name__}: {raised}"]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(outcome)
-        if error is not None:
-            raise error
-        if outcome[1] is not None:
-            raise I2AMError(f"the main process failed: {outcome[1]}")
-        return outcome[0]
 
     def _score_and_write(
         self, pipeline: Any, looks: list[Look], global_step: int, started: float
@@ -316,18 +320,21 @@ class I2AMCallback:
         evaluation = with_seconds(evaluation, time.monotonic() - started)
         if self._baseline is None:
             self._baseline = evaluation
-            self._baseline_maps = _unified_maps(looks)
+            self._baseline_maps = unified_maps(looks)
         copying = self._baseline.copying_layer
-        self._write(store, evaluation, looks, copying)
-        alert = self._compare(evaluation)
+        store.write(evaluation, *pack_looks(looks, None if isinstance(copying, Undefined) else copying))
+        store.write_pairs(evaluation, self.evaluator.pairs)
+        alert = self._compare(evaluation, store)
         trackers.scalars(evaluation, copying)
-        trackers.alert(alert, global_step)
         logger.info(log_line(evaluation, copying))
         if alert is not None:
+            alert = self._keep_panels(alert, evaluation, looks, store)
             store.write_alert(alert)
-            logger.warning("i2am ALERT: %s", alert.text)
+            logger.log(_LOG_LEVELS[alert.severity], "i2am ALERT: %s", alert.text)
+        trackers.alert(alert, global_step)
         trackers.pictures(
-            pictures_of(evaluation, looks, self.evaluator.pairs, strips=self.evaluator.pictures), global_step
+            pictures_of(evaluation, looks, self.evaluator.pairs, panels=self._panels, strips=self.evaluator.pictures),
+            global_step,
         )
         trackers.flush()
         store.thin(self._keep_matrices, self._protected(store))
@@ -343,46 +350,47 @@ class I2AMCallback:
             self._resumed_at = None
         return self._trackers, self._store
 
-    def _write(self, store: RunStore, evaluation: Evaluation, looks: list[Look], copying: str | Undefined) -> None:
-        arrays, grids = {}, {}
-        for look in looks:
-            own, own_grids = pack_pair(look.maps, None if isinstance(copying, Undefined) else copying, look.generated)
-            arrays.update({f"{look.index}/{name}": value for name, value in own.items()})
-            grids[str(look.index)] = own_grids
-        store.write(evaluation, arrays, grids)
-
-    def _compare(self, evaluation: Evaluation) -> Alert | None:
-        """An alert for figures that have newly fallen below the baseline."""
+    def _compare(self, evaluation: Evaluation, store: RunStore) -> Alert | None:
+        """An alert for what has newly fallen."""
         baseline = self._baseline
         assert baseline is not None
         unlike = differences(evaluation, baseline)
         if unlike:
-            if not self._told_not_comparable:
-                logger.warning("i2am: no drift is looked for, the baseline is not comparable: %s", _in_words(unlike))
-                self._told_not_comparable = True
+            self._tell_once("no drift is looked for, the baseline is not comparable: %s", _in_words(unlike))
             return None
-        drops = find_drops(evaluation, baseline, self.margins)
-        fallen = {d.figure for d in drops}
-        new = fallen - self._alerting
-        self._alerting = fallen
-        if not new:
-            return None
-        return Alert(global_step=evaluation.global_step, baseline_step=baseline.global_step, drops=drops)
+        rules, count = self._watch.rules, len(baseline.pairs)
+        if not rules.can_test(count):
+            self._tell_once("too few to tell a fall from noise, only limits and margins act: %s", rules.too_few(count))
+        comparable: list[Stored] = [
+            s for s in store.evaluations() if s.comparable_id == baseline.comparable_id and s.path.is_file()
+        ]
+        return self._watch.judge(baseline, comparable)
+
+    def _check_rules(self) -> None:
+        if self._main and self._baseline is not None:
+            refuse_unknown_figures(self._watch.rules, self._baseline)
+
+    def _tell_once(self, text: str, *values: Any) -> None:
+        if text not in self._told:
+            logger.warning("i2am: " + text, *values)
+            self._told.add(text)
+
+    def _keep_panels(self, alert: Alert, evaluation: Evaluation, looks: list[Look], store: RunStore) -> Alert:
+        """With the panels of the pairs most to blame as files, which outlast TensorBoard's last ten pictures."""
+        drawn = alert_panels(alert, evaluation, looks, self.evaluator.pairs)
+        files = {
+            evaluation.pairs[number]: store.write_panel(alert.global_step, number, panel)
+            for number, panel in drawn.items()
+        }
+        return replace(alert, panels=files)
 
     def _protected(self, store: RunStore) -> set[int]:
         """Evaluations whose rows are kept: the baseline, the one with the most attention information, alerted ones."""
         assert self._baseline is not None
         steps = {self._baseline.global_step, *(a.global_step for a in store.alerts())}
-        scored = [(s.evaluation.mean("attention_information"), s.evaluation.global_step) for s in store.evaluations()]
+        scored = [(s.mean("attention_information"), s.global_step) for s in store.evaluations()]
         best = max(((v, step) for v, step in scored if not isinstance(v, Undefined)), default=None)
         return steps if best is None else steps | {best[1]}
-
-
-def _unified_maps(looks: list[Look]) -> dict[str, Any]:
-    maps = {f"{look.index}/r2g": unified_form(look.maps.r2g.unified) for look in looks}
-    if looks[0].maps.undefined_g2r is None:
-        maps.update({f"{look.index}/g2r": unified_form(look.maps.g2r.unified) for look in looks})
-    return maps
 
 
 def _in_words(unlike: dict[str, tuple[Any, Any]]) -> str:

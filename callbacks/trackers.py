@@ -14,11 +14,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from i2am_debug.drift import Alert
+from i2am_debug.drift import Alert, headline
 from i2am_debug.record import Evaluation, Undefined
+from i2am_debug.rules import COPYING
 
 PREFIX = "i2am/"
 _CHARTS = {"IMACS_g": "imacs_g", "IMACS_r": "imacs_r"}
+_BANDS = {
+    "IMACS_r of the hole in the copying layer": "copying_layer/imacs_r_hole",
+    "attention information, bits": "attention_information",
+    "reference gap": "reference_gap",
+    "reference mass": "reference_mass",
+    "IMACS_g over pairs": "imacs_g",
+    "IMACS_r over pairs": "imacs_r",
+}
+_WANDB_LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
 
 
 class RunTrackers:
@@ -38,6 +48,7 @@ class RunTrackers:
         | `i2am/branch_share` | decoupled cross-attention: norm of the reference's branch over that of both together |
         | `i2am/reference_gap`, `i2am/loss` | with another pair's reference minus with the right one; with the right one |
         | `i2am/drift/js_r2g`, `i2am/drift/js_g2r` | distance of the unified maps to the baseline's |
+        | `i2am/interval/<tag>/low`, `…/high` | 95 % bootstrap interval over pairs of the tags charted with a band |
         | `i2am/reference_lines/<score>/<line>` | what maps without a model score; the charts under Custom Scalars show them |
         | `i2am/alert` | 1 at an evaluation that raised an alert, else 0; `i2am/alert/text` its words |
         | `i2am/undefined` | figures without a value, and why (text) |
@@ -66,15 +77,16 @@ class RunTrackers:
         """Every figure's mean over the pairs, the reference lines, and once the charts that put them together."""
         values: dict[str, float] = {}
         undefined: dict[str, str] = {}
-        tags = dict.fromkeys(evaluation.figures)
-        means = {tag: evaluation.mean(tag) for tag in tags}
+        means = evaluation.estimates()
         if not isinstance(copying_layer, Undefined):
-            means["copying_layer/imacs_r_hole"] = evaluation.mean(f"layer/{copying_layer}/imacs_r_hole")
+            means["copying_layer/imacs_r_hole"] = means[f"layer/{copying_layer}/imacs_r_hole"]
         for tag, value in means.items():
             if isinstance(value, Undefined):
                 undefined[tag] = value.reason
-            else:
-                values[PREFIX + tag] = float(value)
+                continue
+            values[PREFIX + tag] = value.mean
+            if tag in _BANDS.values() and value.low is not None and value.high is not None:
+                values[f"{PREFIX}interval/{tag}/low"], values[f"{PREFIX}interval/{tag}/high"] = value.low, value.high
         for score, lines in evaluation.reference_lines.items():
             values.update({f"{PREFIX}reference_lines/{score}/{line}": float(v) for line, v in lines.items()})
         step = evaluation.global_step
@@ -100,10 +112,13 @@ class RunTrackers:
                     tracker.log_images({PREFIX + tag: [array]}, step=global_step)
 
     def alert(self, alert: Alert | None, global_step: int) -> None:
-        """1 and the words of an alert, or 0."""
+        """1 and the words of an alert, or 0; wandb's own alert too, which reaches a person by mail or chat."""
         self._writer.add_scalar(f"{PREFIX}alert", float(alert is not None), global_step)
         for tracker in self._others:
             tracker.log({f"{PREFIX}alert": float(alert is not None)}, step=global_step)
+            if alert is not None and tracker.name == "wandb":
+                title = f"i2am: {headline(alert.findings)} at step {alert.global_step}"
+                tracker.tracker.alert(title=title, text=alert.text, level=_WANDB_LEVELS[alert.severity])
         if alert is not None:
             self._writer.add_text(f"{PREFIX}alert/text", alert.text, global_step)
 
@@ -124,10 +139,15 @@ def _chart_layout(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
         own = [tag, *(["imacs_r_hole", "copying_layer/imacs_r_hole"] if tag == "imacs_r" else [])]
         lines = [f"reference_lines/{tag}/{line}" for line in evaluation.reference_lines.get(tag, {})]
         charts[title] = _multiline(own + lines)
-    charts["attention information, bits"] = _multiline(["attention_information"])
-    if not isinstance(evaluation.mean("reference_gap"), Undefined):
-        charts["reference gap"] = _multiline(["reference_gap"])
+    for title, tag in _BANDS.items():
+        known = evaluation.mean("imacs_r_hole" if tag.startswith(COPYING) else tag)
+        if not isinstance(known, Undefined):
+            charts[f"{title}, 95 % interval"] = _margin(tag)
     return {"I2AM": charts}
+
+
+def _margin(tag: str) -> list[Any]:
+    return ["Margin", [PREFIX + tag, f"{PREFIX}interval/{tag}/low", f"{PREFIX}interval/{tag}/high"]]
 
 
 def _multiline(tags: list[str]) -> list[Any]:

@@ -17,26 +17,31 @@ _HOME = {
     "Direction": "maps",
     "imacs": "scores",
     "IMACSSettings": "scores",
-    "js_distance": "scores",
+    "js_distance": "distances",
     "CapturePlan": "plan",
     "ValidationPair": "pairs",
     "ValidationPairs": "pairs",
     "Evaluation": "record",
     "Undefined": "record",
     "Alert": "drift",
-    "Margins": "drift",
+    "Rule": "rules",
+    "Rules": "rules",
+    "IMACSRegression": "errors",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .capture import trace
-    from .drift import Alert, Margins
+    from .distances import js_distance
+    from .drift import Alert
+    from .errors import IMACSRegression
     from .maps import AttributionMaps, Direction
     from .pairs import ValidationPair, ValidationPairs
     from .plan import CapturePlan
     from .record import Evaluation, Undefined
-    from .scores import IMACSSettings, imacs, js_distance
+    from .rules import Rule, Rules
+    from .scores import IMACSSettings, imacs
 
 
 def __getattr__(name: str) -> Any:

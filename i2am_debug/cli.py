@@ -1,22 +1,25 @@
-"""The command line: `i2am-debug demo · explain · view`. Imports torch only where a command needs it."""
+"""The command line: `i2am-debug demo · explain · view · check · baseline · calibrate`. Imports torch only where needed."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
+from .ci_commands import add_commands
 from .errors import I2AMError
+from .exit_codes import ExitCode
 
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2  # argparse's own
+# Written out, since what they do needs torch; a test compares.
+_SABOTAGES = (
+    *("shuffle", "zero", "drop", "learning-rate", "encoder", "flip", "shift-mask", "colours", "gradual"),
+    "none",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
     except I2AMError as error:
         print(f"i2am-debug: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return ExitCode.FAILED
+    except BrokenPipeError:  # whoever read our output has seen enough; the interpreter must not complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=_at_least(16), default=48, help="training steps, at least 16 (default: 48)")
     demo.add_argument(
         "--sabotage",
-        choices=("shuffle", "none"),
+        choices=_SABOTAGES,
         default="shuffle",
-        help="shuffle the references across the batch from half way on, or leave them alone (default: shuffle)",
+        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references)",
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write evaluations and alerts to FILE")
@@ -66,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("logdir", type=Path, metavar="LOGDIR", help="a run, or a folder of runs")
     view.add_argument("--port", type=int, default=6006, help="TensorBoard's port (default: 6006)")
     view.set_defaults(run=_view)
+    add_commands(commands)
     return parser
 
 
@@ -79,34 +86,30 @@ def _demo(args: argparse.Namespace) -> int:
     result = run_demo(args.logdir, steps=args.steps, sabotage=args.sabotage, seed=args.seed)
     print(f"\n{result.table()}\n")
     for alert in result.alerts:
-        print(f"alert at step {alert.global_step}: {alert.text}\n")
+        print(f"{alert.text}\n")
     if not result.alerts:
         print("no alert\n")
     if args.json is not None:
         write_json(result, args.json)
         print(f"figures: {args.json}")
     print(f"maps and scores: {result.run}\nto look at them: tensorboard --logdir {args.logdir}")
-    return EXIT_OK
+    return ExitCode.OK
 
 
 def _explain(args: argparse.Namespace) -> int:
-    index = args.pipeline / "model_index.json"
-    if not index.is_file():
-        return _usage_error(
-            f"explain: {args.pipeline} is no pipeline folder: it has no model_index.json "
-            "(pipeline.save_pretrained writes one)"
-        )
     if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or args.output.is_dir():
         return _usage_error(f"explain: -o {args.output}: expected a file ending in .png, .jpg or .webp")
     from .explain import explain
+    from .repeat import load_pipeline
 
-    own_class = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    tiny = own_class == "TinyExamplePipeline"
-    home = importlib.import_module("i2am_debug.demo.pipeline" if tiny else "diffusers")
-    pipeline_class = home.TinyExamplePipeline if tiny else home.DiffusionPipeline  # the latter finds the saved class
-
+    try:
+        pipeline = load_pipeline(args.pipeline)
+    except I2AMError:
+        raise
+    except ValueError as error:
+        return _usage_error(f"explain: {error}")
     picture = explain(
-        pipeline_class.from_pretrained(args.pipeline),
+        pipeline,
         reference=args.reference,
         image=args.image,
         mask=args.mask,
@@ -117,7 +120,7 @@ def _explain(args: argparse.Namespace) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.output)
     print(args.output)
-    return EXIT_OK
+    return ExitCode.OK
 
 
 def _view(args: argparse.Namespace) -> int:
@@ -127,12 +130,12 @@ def _view(args: argparse.Namespace) -> int:
     try:
         return subprocess.call(command)
     except KeyboardInterrupt:
-        return EXIT_OK
+        return ExitCode.OK
 
 
 def _usage_error(text: str) -> int:
     print(f"i2am-debug {text}", file=sys.stderr)
-    return EXIT_USAGE
+    return ExitCode.USAGE
 
 
 def _at_least(lowest: int) -> Callable[[str], int]:

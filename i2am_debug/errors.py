@@ -42,5 +42,16 @@ class NotComparable(I2AMError, ValueError):
         return type(self), (self.differences,)
 
 
+class IMACSRegression(I2AMError, RuntimeError):
+    """An alert at least as severe as `fail_on` was raised; its text says which figures fell. `alert` is the `drift.Alert`."""
+
+    def __init__(self, text: str, alert: object = None) -> None:
+        super().__init__(text)
+        self.alert = alert
+
+    def __reduce__(self) -> tuple[type, tuple[str, object]]:
+        return type(self), (str(self), self.alert)
+
+
 class StoreError(I2AMError, ValueError):
     """A stored evaluation is missing, broken, or was written by a newer version."""

@@ -19,14 +19,15 @@ from PIL import Image
 from . import __version__
 from .calls import PipelineCall, default_call, picture_of
 from .capture import Trace, find_denoiser, trace
+from .distances import js_distance
 from .errors import I2AMError, NothingCaptured, UndefinedFigure, UnsupportedModel
 from .families import Family, find_family
 from .maps import AttributionMaps
+from .packing import unified_form
 from .pairs import ValidationPair, ValidationPairs
 from .plan import CapturePlan, HeadChoice, choose_heads
 from .record import Evaluation, Figure, Undefined, as_figure
-from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, js_distance, reference_lines, score_imacs
-from .store import unified_form
+from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, reference_lines, score_imacs
 
 LossFunction = Callable[..., torch.Tensor]
 """`loss_fn(pairs, timesteps, generator, reference=None)` → loss of each pair, shape (B,).
@@ -35,6 +36,7 @@ LossFunction = Callable[..., torch.Tensor]
 `reference`, when given, a list of B pictures to use in place of each pair's own. It must run the pipeline's own denoiser."""
 
 _PILOT_PAIRS = 4
+_NOT_FINITE = "the attention is not finite"
 
 
 @dataclass(kw_only=True)
@@ -125,9 +127,10 @@ class Evaluator:
         layers = looks[0].maps.layers
         information = {la: float(np.mean([look.maps.layer_information[la] for look in looks])) for la in layers}
         one_token = looks[0].maps.undefined_g2r
-        copying: str | Undefined = (
-            Undefined(one_token) if one_token else max(information, key=lambda la: information[la])
-        )
+        finite = {la: bits for la, bits in information.items() if math.isfinite(bits)}
+        copying: str | Undefined = Undefined(one_token or _NOT_FINITE)
+        if one_token is None and finite:
+            copying = max(finite, key=lambda la: finite[la])
         columns: dict[str, list[Figure]] = {}
         errors: dict[str, list[Figure]] = {}
         lines: dict[str, list[dict[str, float]]] = {"imacs_g": [], "imacs_r": []}
@@ -317,12 +320,14 @@ class Evaluator:
             figures[f"layer/{layer}/imacs_r_hole"] = of_object(score_imacs, hole_queries, settings)
             figures[f"layer/{layer}/energy_r_hole"] = of_object(energy, hole_queries)
             figures[f"layer/{layer}/attention_information"] = (
-                Undefined(maps.undefined_g2r) if maps.undefined_g2r else maps.layer_information[layer]
+                Undefined(maps.undefined_g2r)
+                if maps.undefined_g2r
+                else as_figure(maps.layer_information[layer], _NOT_FINITE)
             )
         if isinstance(copying, Undefined):
             figures["attention_information"] = errors["attention_information"] = copying
         else:
-            figures["attention_information"] = maps.layer_information[copying]
+            figures["attention_information"] = as_figure(maps.layer_information[copying], _NOT_FINITE)
             errors["attention_information"] = _figure(
                 lambda: jackknife_error(float, list(maps.information_by_step[copying]), population)
             )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from .resampling import bootstrap_intervals
 
 FORMAT = 1
 """Version of the stored form. A reader refuses a higher one."""
@@ -26,6 +29,41 @@ class Undefined:
 
 Figure = float | Undefined
 """A finite number, or why there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over pairs and how sure it is."""
+
+    mean: float
+    low: float | None
+    """Lower end of the 95 % bootstrap interval over pairs; None with fewer than two pairs."""
+    high: float | None
+    pairs: int
+    """How many pairs have a value."""
+
+    def __str__(self) -> str:
+        digits = _decimals(self.mean)
+        if self.low is None or self.high is None:
+            return f"{self.mean:{digits}} (one pair)"
+        return f"{self.mean:{digits}} [{self.low:{digits}}, {self.high:{digits}}]"
+
+
+def estimates(columns: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """Name → `Estimate` of a column of values, one a pair, NaN where a pair has none; columns without any are left out."""
+    kept = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    if not kept:
+        return {}
+    lows, highs = bootstrap_intervals(np.stack(list(kept.values()), axis=1)).tolist()
+    return {
+        name: Estimate(
+            mean=float(np.mean(values[np.isfinite(values)])),
+            low=None if math.isnan(low) else low,
+            high=None if math.isnan(high) else high,
+            pairs=int(np.isfinite(values).sum()),
+        )
+        for (name, values), low, high in zip(kept.items(), lows, highs, strict=True)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +88,17 @@ class Evaluation:
     """All that the figures depend on beside the weights. Evaluations that differ here are not comparable."""
     heads: Mapping[str, Mapping[int, float]] | None = None
     """The (layer, head) pairs that a pilot chose, with weights; None where all were looked at."""
+    margins: Mapping[str, float | str] = field(default_factory=dict)
+    """Of a calibrated baseline: figure → how far it may fall (`rules.Margin`)."""
     seconds: float = field(default=0.0, compare=False)
     """Wall time it took."""
+
+    @property
+    def comparable_id(self) -> str:
+        """Twelve hex digits; evaluations that share them are comparable."""
+        flat = {name: _one_kind_of_number(value) for name, value in _flat(self.fingerprint).items()}
+        text = json.dumps(flat, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def mean(self, tag: str) -> Figure:
         """Mean of a figure over the pairs that have it; undefined when none has, or the tag is unknown."""
@@ -60,9 +107,29 @@ class Evaluation:
             return Undefined("not recorded")
         numbers = [v for v in values if not isinstance(v, Undefined)]
         if not numbers:
-            reasons = sorted({v.reason for v in values if isinstance(v, Undefined)})
-            return Undefined("; ".join(reasons) or "no pairs")
+            return Undefined(self._why(tag))
         return float(np.mean(numbers))
+
+    def estimate(self, tag: str) -> Estimate | Undefined:
+        """The mean of a figure with its interval; undefined as `mean` is."""
+        mean = self.mean(tag)
+        return mean if isinstance(mean, Undefined) else estimates({tag: self.values(tag)})[tag]
+
+    def estimates(self) -> dict[str, Estimate | Undefined]:
+        """`estimate` of every figure."""
+        known = estimates({tag: self.values(tag) for tag in self.figures})
+        return {tag: known[tag] if tag in known else Undefined(self._why(tag)) for tag in self.figures}
+
+    def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
+        """Why pairs have no value of a figure, each reason once; `among`: of which pairs, one truth value a pair."""
+        values = self.figures.get(tag, [Undefined("not recorded")] * len(self.pairs))
+        asked = among if among is not None else [True] * len(values)
+        return tuple(
+            sorted({v.reason for v, ask in zip(values, asked, strict=True) if ask and isinstance(v, Undefined)})
+        )
+
+    def _why(self, tag: str) -> str:
+        return "; ".join(self.reasons(tag)) or "no pairs"
 
     def values(self, tag: str) -> np.ndarray:
         """(pairs,) float64 of a figure, NaN where it is undefined or the tag is unknown."""
@@ -84,6 +151,7 @@ class Evaluation:
             "heads": None
             if self.heads is None
             else {layer: {str(h): w for h, w in heads.items()} for layer, heads in self.heads.items()},
+            "margins": dict(self.margins),
             "seconds": self.seconds,
         }
 
@@ -101,6 +169,7 @@ class Evaluation:
             reference_lines=row["reference_lines"],
             fingerprint=row["fingerprint"],
             heads=None if heads is None else {la: {int(h): w for h, w in hs.items()} for la, hs in heads.items()},
+            margins=row.get("margins", {}),
             seconds=row["seconds"],
         )
 
@@ -127,6 +196,13 @@ def as_figure(value: float, reason: str = "not a finite number") -> Figure:
     return float(value) if math.isfinite(value) else Undefined(reason)
 
 
+def _one_kind_of_number(value: Any) -> Any:
+    """Numbers that are equal are written the same: 1, 1.0 and True; 0.0 and -0.0."""
+    if isinstance(value, list):
+        return [_one_kind_of_number(v) for v in value]
+    return float(value) + 0.0 if isinstance(value, (bool, int, float)) else value
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in tree.items():
@@ -137,3 +213,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
                 json.dumps(value)
             )  # one side may have been stored, which turns tuples to lists
     return out
+
+
+def _decimals(value: float) -> str:
+    """Format of three decimals, or of three digits of what is smaller: the size of a loss is the user's own."""
+    if value == 0 or abs(value) >= 0.1:
+        return ".3f"
+    return f".{2 - math.floor(math.log10(abs(value)))}f" if abs(value) >= 1e-6 else ".3g"

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from math import prod
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
-from unicodedata import normalize
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+
+from .lettering import font, shorten, wrap
 
 LONGEST = 1024  # pixels: TensorBoard and a pull request show it without scaling it down
 SMALLEST_TEXT = 12  # pixels
@@ -155,6 +155,39 @@ def specific_grid(
     return _sheet(title, explanation, tiles, legend, group=2)
 
 
+def comparison(
+    *,
+    name: str,
+    subtitle: str,
+    reference: Image.Image,
+    truth: Image.Image,
+    before: tuple[Image.Image | None, Map, Map],
+    now: tuple[Image.Image | None, Map, Map],
+    hole: Mask,
+    reference_object: Mask,
+) -> Image.Image:
+    """One pair at the baseline and now: what was generated, and both directions of attention, each on one colour scale.
+
+    before, now: (generated picture, r2g, g2r). R2G lies over the generated picture of its time, or over the truth where
+    there is none; hole and reference_object are outlined.
+    """
+    seen = (("baseline", before), ("now", now))
+    tops = [max([2.0, *(float(_relative(s[i]).max()) for _, s in seen if not _problem(s[i]))]) for i in (1, 2)]
+    tiles = []
+    if before[0] is not None and now[0] is not None:
+        tiles.append(_Tile("Truth", "", truth, partial(_scaled, truth)))
+        tiles += [_Tile(f"Generated, {when}", "", s[0], partial(_scaled, s[0])) for when, s in seen if s[0] is not None]
+    tiles.append(_Tile("Reference", "", reference, partial(_scaled, reference)))
+    tiles += [_map_tile(f"G2R, {when}", _times(s[2]), reference, s[2], reference_object, tops[1]) for when, s in seen]
+    outlined = partial(_scaled, truth) if hole is None else partial(_outlined, truth, hole)
+    tiles.append(_Tile("Truth" if hole is None else "Hole", "", truth, outlined))
+    for when, (generated, r2g, _) in seen:
+        where = f"R2G, {when}" + ("" if generated else ", on the truth")
+        tiles.append(_map_tile(where, _times(r2g), generated or truth, r2g, hole, tops[0]))
+    note = "Baseline and now share one colour scale in each direction. × = times the even share."
+    return _sheet(name, subtitle, tiles, partial(_legend, ("low", "high share of attention"), note), columns=3)
+
+
 def choose_patches(hole: Mask, grid: Size, count: int = 6) -> list[tuple[int, int]]:
     """Up to `count` patches (row, column), evenly spread over the hole, in reading order; the same for the same input.
 
@@ -194,9 +227,9 @@ def _map_tile(title: str, note: str, under: Image.Image, map: Map, mask: Mask = 
 def _overlay(picture: Image.Image, map: Map, mask: Mask, top: float, size: Size) -> Image.Image:
     """`heat` at exactly this size; `top` is its vmax as a multiple of the map's mean or 0, `mask` is outlined."""
     if reason := _problem(map):
-        image, font = Image.new("RGB", size, _NEUTRAL), _font(SMALLEST_TEXT)
-        text = "\n".join(_wrap(f"undefined: {reason}", font, size[0] - 8, max(1, size[1] // _NOTE_LINE)))
-        ImageDraw.Draw(image).multiline_text((size[0] / 2, size[1] / 2), text, _GREY, font, "mm", 5, "center")
+        image, face = Image.new("RGB", size, _NEUTRAL), font(SMALLEST_TEXT)
+        text = "\n".join(wrap(f"undefined: {reason}", face, size[0] - 8, max(1, size[1] // _NOTE_LINE)))
+        ImageDraw.Draw(image).multiline_text((size[0] / 2, size[1] / 2), text, _GREY, face, "mm", 5, "center")
         return image
     strength = _relative(map) / np.float32(top or max(2.0, _relative(map).max()))
     if min(strength.shape) == 1:
@@ -281,8 +314,8 @@ def _sheet(
     """`columns` 0: what makes the tiles largest. `roomy`: cells wide enough for a sentence, shorter rows centred.
     `group`: so many neighbours stand closer together."""
     narrow, caption = _NARROWEST - 2 * _MARGIN, _TITLE_LINE + _NOTE_LINE + 7
-    heading = [(line, _INK, _font(21, bold=True), 29) for line in _wrap(title, _font(21, bold=True), narrow, 2)]
-    heading += [(line, _GREY, _font(14), 21) for line in _wrap(subtitle, _font(14), narrow, 2) if line]
+    heading = [(line, _INK, font(21, bold=True), 29) for line in wrap(title, font(21, bold=True), narrow, 2)]
+    heading += [(line, _GREY, font(14), 21) for line in wrap(subtitle, font(14), narrow, 2) if line]
     # The legend is measured at the narrowest width, where it is highest: at the real width it can only need less.
     fixed = 2 * _MARGIN + 8 + sum(line[3] for line in heading) + legend(narrow).height
 
@@ -303,16 +336,16 @@ def _sheet(
     width = max(_NARROWEST, used + 2 * _MARGIN)
     canvas = Image.new("RGB", (width, LONGEST), _PAPER)
     draw, y = ImageDraw.Draw(canvas), _MARGIN - 6
-    for line, colour, font, height in heading:
-        draw.text((_MARGIN, y + height / 2), line, colour, font, "lm")
+    for line, colour, face, height in heading:
+        draw.text((_MARGIN, y + height / 2), line, colour, face, "lm")
         y += height
     y += 14
-    small, bold = _font(SMALLEST_TEXT), _font(14 if cell > 240 else SMALLEST_TEXT, bold=True)
+    small, bold = font(SMALLEST_TEXT), font(14 if cell > 240 else SMALLEST_TEXT, bold=True)
     for row, row_sizes in zip(rows, sizes, strict=True):
         x = (width - used + (columns - len(row)) * (cell + _GAP)) // 2 if roomy else _MARGIN
         for index, (tile, size) in enumerate(zip(row, row_sizes, strict=True), start=1):
-            draw.text((x, y + _TITLE_LINE / 2), _shorten(tile.title, bold, cell), _INK, bold, "lm")
-            draw.text((x, y + _TITLE_LINE + _NOTE_LINE / 2), _shorten(tile.note, small, cell), _GREY, small, "lm")
+            draw.text((x, y + _TITLE_LINE / 2), shorten(tile.title, bold, cell), _INK, bold, "lm")
+            draw.text((x, y + _TITLE_LINE + _NOTE_LINE / 2), shorten(tile.note, small, cell), _GREY, small, "lm")
             draw.rectangle((x - 1, y + caption - 1, x + size[0], y + caption + size[1]), outline=_LINE)
             canvas.paste(tile.draw(size), (x, y + caption))
             x += cell + (_GAP if group == 1 else _GAP // 3 if index % group else _GAP * 5 // 3)
@@ -325,9 +358,9 @@ def _sheet(
 def _legend(ends: Sequence[str], note: str, width: int, figures: dict[str, str] | None = None) -> Image.Image:
     """What stands below the tiles, as high as it needs to be: figures, and, where there is a map, the colour bar."""
     canvas = Image.new("RGB", (width, LONGEST), _PAPER)
-    draw, plain, bold, x, y = ImageDraw.Draw(canvas), _font(14), _font(14, bold=True), 0.0, 0
+    draw, plain, bold, x, y = ImageDraw.Draw(canvas), font(14), font(14, bold=True), 0.0, 0
     for name, value in (figures or {}).items():
-        name, value = _shorten(name, plain, width / 2 - 8), _shorten(value, bold, width / 2 - 8)
+        name, value = shorten(name, plain, width / 2 - 8), shorten(value, bold, width / 2 - 8)
         middle, used = plain.getlength(name) + 7, plain.getlength(name) + 7 + bold.getlength(value)
         if x and x + used > width:
             x, y = 0.0, y + 22
@@ -341,45 +374,7 @@ def _legend(ends: Sequence[str], note: str, width: int, figures: dict[str, str] 
         draw.text((0, y + 9), ends[0], _INK, plain, "lm")
         draw.text((left + 208, y + 9), ends[1], _INK, plain, "lm")
         canvas.paste(_blend(Image.new("RGB", (200, 14), _GROUND), ramp), (left, y + 2))
-        lines = _wrap(note, _font(SMALLEST_TEXT), width, 3)
-        draw.multiline_text((0, y + 26), "\n".join(lines), _GREY, _font(SMALLEST_TEXT), spacing=5)
+        lines = wrap(note, font(SMALLEST_TEXT), width, 3)
+        draw.multiline_text((0, y + 26), "\n".join(lines), _GREY, font(SMALLEST_TEXT), spacing=5)
         y += 26 + len(lines) * _NOTE_LINE
     return canvas.crop((0, 0, width, max(1, y)))
-
-
-@lru_cache(maxsize=32)
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf", f"DejaVuSans{'-Bold' * bold}.ttf")), size)
-
-
-@lru_cache(maxsize=4096)
-def _shown(character: str) -> str:
-    """The character, or its escape where the font has only an empty box for it: two names must not look the same."""
-    font = _font(14)
-    if character.isprintable() and (
-        character.isascii() or bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
-    ):
-        return character
-    return character.encode("unicode_escape").decode()
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, its middle replaced by "…" if it is wider than `width`: names often differ at either end."""
-    text = "".join(map(_shown, normalize("NFC", " ".join(text.split()))))
-    keep, cut = len(text), text
-    while font.getlength(cut) > width and keep > 1:
-        keep = max(1, min(keep - 1, round(keep * width / font.getlength(cut))))
-        cut = f"{text[: (keep + 1) // 2].rstrip('._ ')}…{text[len(text) - keep // 2 :].lstrip('._ ')}"
-    return cut
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
-    """The text in at most `lines` lines; what does not fit is marked by "…"."""
-    done = [""]
-    for word in text.split():
-        word = _shorten(word, font, width)
-        longer = f"{done[-1]} {word}".strip()
-        done = [*done[:-1], longer] if font.getlength(longer) <= width else [*done, word]
-    return done if len(done) <= lines else [*done[: lines - 1], _shorten(" ".join(done[lines - 1 :]), font, width)]

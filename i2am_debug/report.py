@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .drift import Alert
 from .evaluation import Look
 from .maps import AttributionMaps
 from .pairs import ValidationPair, ValidationPairs
@@ -17,16 +18,18 @@ from .render import choose_patches, panel, specific_grid, strip
 
 
 def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
-    """One line with the figures that alerts look at."""
-    parts = [f"IMACS_g {_short(evaluation.mean('imacs_g'))}", f"IMACS_r {_short(evaluation.mean('imacs_r'))}"]
+    """One line with the figures that alerts look at, with their 95 % intervals over pairs."""
+
+    def shown(tag: str, unit: str = "") -> str:
+        estimate = evaluation.estimate(tag)
+        return str(estimate) if isinstance(estimate, Undefined) else f"{estimate}{unit}"
+
+    parts = [f"IMACS_g {shown('imacs_g')}", f"IMACS_r {shown('imacs_r')}"]
     if not isinstance(copying_layer, Undefined):
-        copying = evaluation.mean(f"layer/{copying_layer}/imacs_r_hole")
-        parts.append(f"of the hole in {copying_layer} {_short(copying)}")
-    parts.append(f"attention information {_short(evaluation.mean('attention_information'), ' bit')}")
-    parts.append(f"reference gap {_short(evaluation.mean('reference_gap'))}")
-    parts.append(
-        f"JS to baseline {_short(evaluation.mean('drift/js_r2g'))} R2G {_short(evaluation.mean('drift/js_g2r'))} G2R"
-    )
+        parts.append(f"of the hole in {copying_layer} {shown(f'layer/{copying_layer}/imacs_r_hole')}")
+    parts.append(f"attention information {shown('attention_information', ' bit')}")
+    parts.append(f"reference gap {shown('reference_gap')}")
+    parts.append(f"JS to baseline {shown('drift/js_r2g')} R2G {shown('drift/js_g2r')} G2R")
     return (
         f"i2am step {evaluation.global_step}: {', '.join(parts)} "
         f"({len(evaluation.pairs)} pairs, {evaluation.seconds:.1f} s)"
@@ -34,18 +37,30 @@ def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
 
 
 def pictures_of(
-    evaluation: Evaluation, looks: Sequence[Look], pairs: ValidationPairs, *, strips: int
+    evaluation: Evaluation, looks: Sequence[Look], pairs: ValidationPairs, *, panels: int, strips: int
 ) -> dict[str, Callable[[], Image.Image]]:
-    """Tag → function that draws: a panel for each pair, and strips for the first `strips` pairs."""
+    """Tag → function that draws: a panel for each of the first `panels` pairs, and strips for the first `strips`."""
     out: dict[str, Callable[[], Image.Image]] = {}
     for number, look in enumerate(looks):
         tag = f"pair_{number:02d}"
         pair = pairs[look.index]
         subtitle = f"step {evaluation.global_step}"
-        out[tag] = partial(pair_panel, look, pair, figures_of_pair(evaluation, number), subtitle)
+        if number < panels:
+            out[tag] = partial(pair_panel, look, pair, figures_of_pair(evaluation, number), subtitle)
         if number < strips:
             out.update({f"{tag}/{name}": draw for name, draw in level_strips(look.maps, pair, look.generated).items()})
     return out
+
+
+def alert_panels(
+    alert: Alert, evaluation: Evaluation, looks: Sequence[Look], pairs: ValidationPairs
+) -> dict[int, Image.Image]:
+    """Pair number → panel, of the pairs most to blame for an alert."""
+    subtitle = f"alert at step {alert.global_step}"
+    return {
+        number: pair_panel(looks[number], pairs[looks[number].index], figures_of_pair(evaluation, number), subtitle)
+        for number in map(evaluation.pairs.index, alert.pairs)
+    }
 
 
 def figures_of_pair(evaluation: Evaluation, number: int) -> dict[str, str]:

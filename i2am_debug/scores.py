@@ -1,4 +1,4 @@
-"""Figures of maps: IMACS and its chance level, energy, pointing, distances. Pure; never sees a picture or a model.
+"""Figures of maps: IMACS and its chance level, energy, pointing. Pure; never sees a picture or a model.
 
 A figure without a value raises `UndefinedFigure` with its reason; inside a run the evaluation records that reason.
 """
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .attention import Grid, region_weight
+from .distances import distribution
 from .errors import UndefinedFigure
 from .maps import Direction
 
@@ -179,21 +180,6 @@ def pointing(map: Any, mask: Any) -> bool:
     return bool(_coverage(mask, m).flatten()[m.argmax()] >= 0.5)
 
 
-def js_distance(a: Any, b: Any) -> float:
-    """Square root of the Jensen–Shannon divergence (base 2) of two maps normalised to sum 1; 0..1.
-
-    Raises:
-        UndefinedFigure: the maps differ in size.
-    """
-    p, q = _distribution(a), _distribution(b)
-    if p.shape != q.shape:
-        (ph, pw), (qh, qw) = p.shape, q.shape
-        raise UndefinedFigure(f"maps of {ph}x{pw} and {qh}x{qw} tokens")
-    m = (p + q) / 2
-    entropy = [float(torch.special.entr(x).sum()) for x in (m, p, q)]
-    return float(np.sqrt(max(0.0, entropy[0] - (entropy[1] + entropy[2]) / 2) / np.log(2)))
-
-
 def jackknife_error(score: Callable[[np.ndarray], float], samples: Sequence[np.ndarray], total: int) -> float:
     """Standard error of `score(mean of samples)` by leaving each sample out in turn.
 
@@ -250,13 +236,7 @@ def _map(map: Any) -> torch.Tensor:
 
 
 def _distribution(map: Any) -> torch.Tensor:
-    """The map with sum 1."""
-    m = _map(map)
-    if not torch.isfinite(m).all():
-        raise UndefinedFigure("the map is not finite")
-    if not (m.min() >= 0 and m.sum() > 0):
-        raise UndefinedFigure("the map has no mass" if m.min() >= 0 else "the map has negative values")
-    return m / m.sum()
+    return torch.from_numpy(distribution(map.float() if isinstance(map, torch.Tensor) else map))
 
 
 def _mask(mask: Any) -> torch.Tensor:

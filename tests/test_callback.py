@@ -15,11 +15,19 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from test_capture import left_behind
 from training import Run, untrained_pipeline
 
-from i2am_debug import CapturePlan, Margins, ValidationPair, ValidationPairs
+from i2am_debug import CapturePlan, Rule, Rules, ValidationPair, ValidationPairs
 from i2am_debug.demo.pairs import validation_pairs
 from i2am_debug.errors import I2AMError, InvalidPair, UnsupportedModel
 from i2am_debug.record import Undefined
 from i2am_debug.store import RunStore, read_evaluation
+
+# An untrained model wanders, so these alert for certain.
+EAGER = Rules(
+    rules=tuple(
+        Rule(name=figure, kind="drop", figure=figure, margin=1e-9)
+        for figure in ("copying_layer/imacs_r_hole", "attention_information")
+    )
+)
 
 
 def assert_same(ours, theirs, where="state"):
@@ -81,11 +89,9 @@ def test_a_pipeline_that_changes_the_dtype_of_trained_weights_is_an_error():
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
-    margins = Margins(imacs_r_hole=1e-6, attention_information=1e-6)  # an untrained model wanders: alerts for certain
-
-    def run(folder, *, margins=margins):
+    def run(folder):
         one = Run(folder)
-        callback = one.callback(every_n_steps=4, margins=margins)
+        callback = one.callback(every_n_steps=4, rules=EAGER)
         one.accelerator.register_for_checkpointing(callback)
         return one, callback
 
@@ -197,13 +203,12 @@ def test_an_evaluation_that_fails_does_not_end_training_unless_asked_to(tmp_path
 
 def test_what_on_alert_raises_ends_the_training(tmp_path):
     run = Run(tmp_path)
-    margins = Margins(imacs_r_hole=1e-9, attention_information=1e-9)
 
     def stop(alert):
         raise SystemExit(f"stop at {alert.global_step}")
 
     callback = run.callback(
-        on_alert=stop, on_error="warn", margins=margins, every_n_steps=2, plan=CapturePlan(sampler_steps=1)
+        on_alert=stop, on_error="warn", rules=EAGER, every_n_steps=2, plan=CapturePlan(sampler_steps=1)
     )
     callback.on_train_begin(0)
     with pytest.raises(SystemExit, match="stop at"):
@@ -216,7 +221,7 @@ def test_a_changed_setting_makes_the_baseline_not_comparable(tmp_path, caplog):
     first = run.callback()
     first.evaluate(0)
     path = tmp_path / "run/plugins/i2am_debug/step_00000000.safetensors"
-    other = run.callback(baseline=path, plan=CapturePlan(sampler_steps=1), margins=Margins(imacs_r_hole=1e-9))
+    other = run.callback(baseline=path, plan=CapturePlan(sampler_steps=1), rules=EAGER)
     with caplog.at_level(logging.WARNING, "i2am_debug"):
         run.train(2)
         other.evaluate(2)

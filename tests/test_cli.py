@@ -11,6 +11,7 @@ from PIL import Image
 
 from i2am_debug import cli
 from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.exit_codes import ExitCode
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -38,19 +39,19 @@ def explain(saved, files, output, **changes):
 
 def test_explain_draws_the_panel(saved, files, tmp_path, capsys):
     output = tmp_path / "new" / "panel.png"
-    assert explain(saved, files, output) == cli.EXIT_OK
+    assert explain(saved, files, output) == ExitCode.OK
     with Image.open(output) as panel:
         assert 400 < max(panel.size) <= 1024
     assert str(output) in capsys.readouterr().out
 
 
 def test_explain_says_what_is_wrong(saved, files, tmp_path, capsys):
-    assert explain(tmp_path, files, tmp_path / "x.png") == cli.EXIT_USAGE
+    assert explain(tmp_path, files, tmp_path / "x.png") == ExitCode.USAGE
     assert "no model_index.json" in capsys.readouterr().err
-    assert explain(saved, files, tmp_path / "x.png", mask=tmp_path / "none.png") == cli.EXIT_FAILED
+    assert explain(saved, files, tmp_path / "x.png", mask=tmp_path / "none.png") == ExitCode.FAILED
     assert "none.png, which does not exist" in capsys.readouterr().err
     Image.new("L", (8, 8), 255).save(tmp_path / "small.png")
-    assert explain(saved, files, tmp_path / "x.png", mask=tmp_path / "small.png") == cli.EXIT_FAILED
+    assert explain(saved, files, tmp_path / "x.png", mask=tmp_path / "small.png") == ExitCode.FAILED
     assert "mask is 8x8 pixels, its picture is 32x32" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 
@@ -67,28 +68,28 @@ def test_explain_says_what_is_wrong(saved, files, tmp_path, capsys):
 def test_wrong_words_are_usage_errors(arguments, text, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
-    assert ended.value.code == cli.EXIT_USAGE
+    assert ended.value.code == ExitCode.USAGE
     assert text in capsys.readouterr().err
 
 
 def test_folders_that_do_not_exist_are_usage_errors(tmp_path, capsys):
-    assert cli.main(["view", str(tmp_path / "none")]) == cli.EXIT_USAGE
-    assert cli.main(["demo", "--json", str(tmp_path / "none" / "x.json")]) == cli.EXIT_USAGE
+    assert cli.main(["view", str(tmp_path / "none")]) == ExitCode.USAGE
+    assert cli.main(["demo", "--json", str(tmp_path / "none" / "x.json")]) == ExitCode.USAGE
     assert "there is no folder" in capsys.readouterr().err
 
 
 def test_outputs_that_can_not_be_written_are_usage_errors_before_anything_runs(saved, files, tmp_path, capsys):
-    assert explain(saved, files, tmp_path / "panel.xyz") == cli.EXIT_USAGE
+    assert explain(saved, files, tmp_path / "panel.xyz") == ExitCode.USAGE
     assert "expected a file ending in .png" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert cli.main(["demo", "--logdir", str(tmp_path / "file")]) == cli.EXIT_USAGE
+    assert cli.main(["demo", "--logdir", str(tmp_path / "file")]) == ExitCode.USAGE
     assert "is a file; a folder is needed" in capsys.readouterr().err
 
 
 def test_a_short_demo_writes_its_figures(tmp_path, capsys):
     target = tmp_path / "demo.json"
     code = cli.main(["demo", "--logdir", str(tmp_path / "runs"), "--steps", "16", "--json", str(target)])
-    assert code == cli.EXIT_OK
+    assert code == ExitCode.OK
     written = json.loads(target.read_text())
     assert written["sabotage_step"] == 8
     assert [e["global_step"] for e in written["evaluations"]] == [0, 8, 16]

@@ -283,7 +283,7 @@ def test_text_is_never_too_small_and_never_leaves_the_picture(words) -> None:
     assert min(size for _, size in words) >= render.SMALLEST_TEXT
     for text, size in words:
         for line in text.splitlines():
-            assert render._font(int(size), bold=True).getlength(line) < 1100
+            assert render.font(int(size), bold=True).getlength(line) < 1100
 
 
 def test_names_that_the_font_lacks_stay_distinguishable(words) -> None:

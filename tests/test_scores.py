@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
+from i2am_debug.distances import js_distance
 from i2am_debug.errors import UndefinedFigure
 from i2am_debug.maps import Direction
 from i2am_debug.scores import (
@@ -19,7 +20,6 @@ from i2am_debug.scores import (
     imacs,
     imacs_chance,
     jackknife_error,
-    js_distance,
     pointing,
     reference_lines,
     score_imacs,

@@ -2,115 +2,92 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from i2am_debug import store as store_module
-from i2am_debug.drift import Alert, Drop
+from i2am_debug.drift import Alert
 from i2am_debug.errors import StoreError
-from i2am_debug.record import FORMAT, Evaluation, Undefined
-from i2am_debug.store import PAIR_BYTES, RunStore, _pool_rows, pack_pair, read_evaluation
+from i2am_debug.judge import Finding
+from i2am_debug.packing import unpack_picture
+from i2am_debug.pairs import ValidationPair
+from i2am_debug.record import FORMAT, Estimate, Evaluation, Figure, Undefined
+from i2am_debug.store import RunStore, read_arrays, read_evaluation, read_figures
 
 NO_MASK = Undefined("no reference mask")
-Grid = tuple[int, int]
+FINGERPRINT = {"pairs": ["1f", "2e"], "seed": 0, "plan": {"layers": ["*"]}}
+READERS = [read_figures, read_evaluation]
 
 
-def evaluation(step: int, imacs: float = 0.25) -> Evaluation:
-    return Evaluation(
-        global_step=step,
-        pairs=("shirt", "dress"),
-        figures={"imacs_g": (imacs, 1 / 3), "imacs_r": (NO_MASK, 0.1), "reference_gap": (NO_MASK, NO_MASK)},
-        errors={"imacs_g": (0.01, NO_MASK)},
-        layers=("up",),
-        copying_layer=NO_MASK,
-        reference_lines={"imacs_g": {"random": -0.9}},
-        fingerprint={"seed": 0, "plan": {"layers": ["*"]}},
-        heads={"up": {3: 2.5}},
-        seconds=1.5,
-    )
+def evaluation(step: int, imacs: float = 0.25, **changes: Any) -> Evaluation:
+    given = {
+        "global_step": step,
+        "pairs": ("shirt", "dress"),
+        "figures": {"imacs_g": (imacs, 1 / 3), "imacs_r": (NO_MASK, 0.1), "reference_gap": (NO_MASK, NO_MASK)},
+        "errors": {"imacs_g": (0.01, NO_MASK)},
+        "layers": ("up",),
+        "copying_layer": NO_MASK,
+        "reference_lines": {"imacs_g": {"random": -0.9}},
+        "fingerprint": FINGERPRINT,
+        "heads": {"up": {3: 2.5}},
+        "margins": {"imacs_r": 0.05, "loss": "12.5%"},
+        "seconds": 1.5,
+    }
+    return Evaluation(**{**given, **changes})
 
 
-def alert(step: int) -> Alert:
-    drop = Drop(figure="imacs_g", baseline=0.5, now=0.1, drop=0.4, standard_error=0.05, margin=0.15, pairs=("dress",))
-    return Alert(global_step=step, baseline_step=0, drops=(drop,))
+def of_pairs(count: int, figures: dict[str, tuple[Figure, ...]]) -> Evaluation:
+    hashes = [f"{i:012x}" for i in range(count)]
+    names = tuple(f"pair {i}" for i in range(count))
+    return evaluation(7, pairs=names, figures=figures, errors={}, fingerprint={"pairs": hashes})
 
 
-def rows_of(lead: tuple[int, ...], g: Grid, r: Grid, seed: int = 0) -> np.ndarray:
-    """(…, g, r) float32 of distributions, a few of them sharp."""
-    values = np.random.default_rng(seed).random((*lead, g[0] * g[1], r[0] * r[1]), dtype=np.float32) ** 8
-    return values / values.sum(-1, keepdims=True)
+DROP = Finding(
+    rule="imacs_g drop",
+    kind="drop",
+    severity="critical",
+    figure="imacs_g",
+    fired=True,
+    against="baseline, step 0",
+    before=Estimate(mean=0.5, low=0.4, high=0.6, pairs=8),
+    now=Estimate(mean=0.1, low=None, high=None, pairs=1),
+    change=Estimate(mean=0.4, low=1 / 3, high=0.5, pairs=8),
+    allowed=0.15,
+    p=1 / 256,
+    pairs=("dress", "shirt"),
+    since=50,
+)
+UNDEFINED = Finding(
+    rule="undefined",
+    kind="undefined",
+    severity="warning",
+    figure="loss",
+    fired=True,
+    words="is undefined for 2 of 8 pairs that had it: the loss is not finite",
+    pairs=("shirt",),
+)
 
 
-def maps_of(
-    generated: Grid,
-    reference: Grid,
-    *,
-    layers: int = 2,
-    heads: int = 2,
-    groups: int = 5,
-    map_grid: Grid | None = None,
-    one_token: bool = False,
-) -> Any:
-    """What `pack_pair` reads of an `AttributionMaps`; arrays are shared between layers to save memory."""
-    rng = np.random.default_rng(1)
-
-    def levels(grid: Grid) -> Any:
-        def a_map(*lead: int) -> np.ndarray:
-            found = rng.random((*lead, *grid), dtype=np.float32)
-            return found / found.sum((-2, -1), keepdims=True)
-
-        by_layer = dict.fromkeys([f"layer.{i}" for i in range(layers)], a_map())
-        by_time = a_map(groups)
-        by_time[0] = np.nan  # no looked-at step in that group
-        return SimpleNamespace(unified=a_map(), by_time=by_time, by_head=a_map(heads), by_layer=by_layer)
-
-    information = {f"layer.{i}": np.linspace(0, 1, heads - i % 2, dtype=np.float32) for i in range(layers)}
-    r2g, centred = levels(map_grid or generated), levels(map_grid or generated)
-    if one_token:  # neither G2R nor rows: reading them would raise AttributeError
-        return SimpleNamespace(
-            r2g=r2g, r2g_centred=centred, information=information, undefined_g2r="one reference token", _g2r_region=None
-        )
-    small = tuple(tuple(min(n, 16) for n in grid) for grid in (generated, reference))
-    by_time = rows_of((groups,), *small, seed=2)
-    by_time[0] = np.nan
-    rows = SimpleNamespace(
-        generated_grid=generated,
-        reference_grid=reference,
-        unified=rows_of((), generated, reference, seed=3),
-        by_layer=dict.fromkeys(r2g.by_layer, (generated, rows_of((), generated, reference, seed=4))),
-        small_grids=small,
-        by_time=by_time,
-        by_head=rows_of((heads,), *small, seed=5),
-    )
-    g2r = levels(map_grid or reference)
-    return SimpleNamespace(
-        r2g=r2g,
-        r2g_centred=centred,
-        g2r=g2r,
-        _r2g_object_mass=levels(map_grid or generated),
-        _g2r_region=levels(map_grid or reference),
-        rows=rows,
-        information=information,
-        undefined_g2r=None,
-    )
+def alert(step: int, **changes: Any) -> Alert:
+    given = {"global_step": step, "baseline_step": 0, "fine_at": None, "findings": (DROP, UNDEFINED)}
+    return Alert(**{**given, **changes})
 
 
-def noise(side: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(6).integers(0, 256, (side, side, 3), dtype=np.uint8))
-
-
-def bytes_of(arrays: dict[str, np.ndarray]) -> int:
-    return sum(a.nbytes for a in arrays.values())
+def picture(side: int, seed: int = 6) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side + 2, 3), dtype=np.uint8))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -118,7 +95,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def steps(run: RunStore) -> list[int]:
-    return [s.evaluation.global_step for s in run.evaluations()]
+    return [s.global_step for s in run.evaluations()]
 
 
 @pytest.fixture
@@ -128,9 +105,26 @@ def run(tmp_path: Path) -> RunStore:
 
 @pytest.fixture(scope="module")
 def packed() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A small pair's arrays under its number, as the callback writes them, and the grids."""
-    arrays, grids = pack_pair(maps_of((8, 6), (4, 5)), "layer.1", noise(16))
-    return {f"0/{name}": value for name, value in arrays.items()}, {"0": grids}
+    """Arrays as the callback writes them, some of them rows, and the rows' grids."""
+    rng = np.random.default_rng(1)
+
+    def numbers(shape: tuple[int, ...], kind: Any) -> np.ndarray:
+        return (rng.random(shape) * 255).astype(kind)
+
+    arrays = {
+        "0/r2g/unified": numbers((8, 6), np.float32),
+        "0/g2r/unified": numbers((4, 5), np.float32),
+        "0/r2g_centred/unified": numbers((8, 6), np.float32),
+        "0/r2g/by_time": numbers((5, 8, 6), np.float16),
+        "0/r2g/by_layer/layer.0": numbers((8, 6), np.float16),
+        "0/generated": numbers((99,), np.uint8),
+        "0/rows/unified": numbers((48, 20), np.uint8),
+        "0/rows/unified/scale": numbers((48,), np.float32),
+        "0/rows/by_layer/layer.0": numbers((48, 20), np.uint8),
+        "0/rows/by_layer/layer.0/scale": numbers((48,), np.float32),
+        "1/r2g/unified": numbers((8, 6), np.float32),
+    }
+    return arrays, {"0": {"unified": [[8, 6], [4, 5]], "by_layer/layer.0": [[8, 6], [4, 5]]}}
 
 
 # -- the index and the file ------------------------------------------------------------------------------------------
@@ -143,12 +137,13 @@ def test_what_was_written_is_read_back(run: RunStore, packed: Any) -> None:
     assert run.folder.parts[-2:] == ("plugins", "i2am_debug")
 
     (stored,) = run.evaluations()
-    assert stored.path == path
+    assert (stored.global_step, stored.path) == (12, path)
     assert stored.evaluation == evaluation(12) and stored.evaluation.seconds == 1.5
+    assert stored.comparable_id == evaluation(12).comparable_id
 
     read, unified = read_evaluation(path)
-    assert read == evaluation(12)
-    assert set(unified) == {"0/r2g", "0/g2r"}  # the companions are other maps
+    assert read == read_figures(path) == evaluation(12)
+    assert set(unified) == {"0/r2g", "0/g2r", "1/r2g"}  # the companions are other maps
     for name, found in unified.items():
         np.testing.assert_array_equal(found, arrays[f"{name}/unified"])
 
@@ -168,6 +163,8 @@ def test_undefined_stays_undefined_with_its_reason(run: RunStore, packed: Any) -
         assert read.mean("reference_gap") == NO_MASK
         assert read.errors["imacs_g"] == (0.01, NO_MASK)
         assert read.copying_layer == NO_MASK
+    (stored,) = run.evaluations()
+    assert stored.copying_layer == stored.mean("reference_gap") == stored.estimate("reference_gap") == NO_MASK
 
 
 def test_evaluations_come_by_step_and_alerts_as_written(run: RunStore) -> None:
@@ -186,14 +183,114 @@ def test_a_step_evaluated_again_replaces_the_old_one(run: RunStore) -> None:
     path = run.write(evaluation(0, 0.875), {"0/r2g/unified": np.ones((1, 1), np.float32)}, {})
     assert steps(run) == [0, 5]
     assert run.evaluations()[0].evaluation.figures["imacs_g"][0] == 0.875
+    assert run.evaluations()[0].mean("imacs_g") == pytest.approx((0.875 + 1 / 3) / 2)
     read, unified = read_evaluation(path)
     assert read.figures["imacs_g"][0] == 0.875 and unified["0/r2g"].item() == 1
+
+
+# -- what the index knows without the files --------------------------------------------------------------------------
+
+
+def test_means_and_intervals_are_known_without_the_file(run: RunStore) -> None:
+    values = np.random.default_rng(2).random(12).tolist()
+    written = of_pairs(12, {"imacs_g": tuple(values), "loss": (NO_MASK,) * 3 + tuple(values[3:])})
+    run.write(written, {}, {}).unlink()
+    (stored,) = run.evaluations()
+    assert stored.mean("imacs_g") == pytest.approx(math.fsum(values) / 12, rel=1e-12)
+    assert stored.mean("loss") == pytest.approx(math.fsum(values[3:]) / 9, rel=1e-12)
+    assert stored.mean("imacs_q") == written.mean("imacs_q") == Undefined("not recorded")
+    for tag, pairs in (("imacs_g", 12), ("loss", 9)):
+        known, true = stored.estimate(tag), written.estimate(tag)
+        assert isinstance(known, Estimate) and isinstance(true, Estimate)
+        assert known.pairs == pairs
+        assert (known.low, known.high) == pytest.approx((true.low, true.high), rel=1e-5)
+
+
+def test_one_pair_has_a_mean_and_no_interval(run: RunStore) -> None:
+    run.write(evaluation(1), {}, {})
+    (stored,) = run.evaluations()
+    assert stored.estimate("imacs_r") == Estimate(mean=0.1, low=None, high=None, pairs=1)
+    assert stored.means.keys() == evaluation(1).figures.keys()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda stored: stored.evaluation,
+        lambda stored: stored.values("imacs_g"),
+        lambda stored: stored.reasons("imacs_r"),
+    ],
+    ids=["evaluation", "values", "reasons"],
+)
+def test_a_lost_file_is_named_when_figures_of_pairs_are_asked_for(run: RunStore, ask: Callable) -> None:
+    path = run.write(evaluation(1), {}, {})
+    path.unlink()
+    (stored,) = run.evaluations()
+    with pytest.raises(StoreError, match="no evaluation at") as caught:
+        ask(stored)
+    assert str(path) in str(caught.value)
+
+
+def test_values_and_reasons_are_those_of_the_written_evaluation(run: RunStore) -> None:
+    run.write(evaluation(1), {}, {})
+    (stored,) = run.evaluations()
+    assert stored.values("imacs_g").tolist() == [0.25, 1 / 3]
+    np.testing.assert_array_equal(stored.values("imacs_r"), [math.nan, 0.1])
+    assert stored.values("reference_gap").shape == stored.values("imacs_q").shape == (2,)
+    assert np.isnan([stored.values("reference_gap"), stored.values("imacs_q")]).all()
+    assert stored.reasons("imacs_r") == ("no reference mask",)
+    assert stored.reasons("imacs_g") == () and stored.reasons("imacs_q") == ("not recorded",)
+
+
+def test_figures_of_pairs_are_read_once(run: RunStore) -> None:
+    path = run.write(evaluation(1), {}, {})
+    (stored,) = run.evaluations()
+    first = stored.evaluation
+    path.unlink()
+    assert stored.evaluation is first and stored.values("imacs_g").tolist() == [0.25, 1 / 3]
+
+
+@pytest.mark.parametrize("value", [0.25, NO_MASK])
+def test_a_line_of_the_index_does_not_grow_with_the_pairs(run: RunStore, value: Figure) -> None:
+    lengths = []
+    for count in (2, 200):
+        run.write(of_pairs(count, {f"layer/{i}/imacs_r": (value,) * count for i in range(50)}), {}, {})
+        lengths.append(len(run.index.read_bytes().splitlines()[-1]))
+    more_digits = 0 if value is NO_MASK else 50 * len("00")  # how many pairs have a value
+    assert lengths[1] == lengths[0] + more_digits
+
+
+def test_a_figure_takes_less_than_eighty_bytes_of_the_index(run: RunStore) -> None:
+    values = np.random.default_rng(3).standard_normal((50, 16)) * 1e-5  # floats in full take 23 bytes each
+    run.write(of_pairs(16, {f"layer/{i}/imacs_r": tuple(v.tolist()) for i, v in enumerate(values)}), {}, {})
+    assert len(run.index.read_bytes()) < 50 * 80 + 300
+
+
+def test_only_evaluations_that_share_what_figures_depend_on_share_an_id(run: RunStore) -> None:
+    run.write(evaluation(0), {}, {})
+    run.write(evaluation(1, 0.875), {}, {})
+    run.write(evaluation(2, fingerprint={**FINGERPRINT, "seed": 1}), {}, {})
+    ids = [stored.comparable_id for stored in run.evaluations()]
+    assert ids[0] == ids[1] != ids[2]
 
 
 # -- crashes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("torn", [b'{"file": "step_00000', b'{"file": "step_\xc3', b"{", b'{"format": 1, "pairs": ["a'])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"file": "step_00000',
+        b'{"file": "step_\xc3',
+        b"{",
+        b'{"format": 1, "pairs": ["a',
+        b"\0" * 64,  # what some file systems leave after a power cut
+        b"not JSON at all",
+        b"[]",
+        b"null",
+        b"17",
+    ],
+)
 def test_a_torn_last_line_is_skipped_and_the_next_one_is_whole(run: RunStore, torn: bytes) -> None:
     run.write(evaluation(1), {}, {})
     run.write_alert(alert(1))
@@ -234,6 +331,29 @@ def test_a_failed_write_leaves_everything_as_it_was(
             run.write(evaluation(1 if again else 2, 0.875), *packed)
     assert failed
     assert contents(run.folder) == before
+
+
+def test_a_line_without_its_end_counts_when_it_is_whole(run: RunStore) -> None:
+    run.write(evaluation(1), {}, {})
+    run.index.write_bytes(run.index.read_bytes().rstrip(b"\n"))
+    assert steps(run) == [1]
+    run.write(evaluation(2), {}, {})
+    assert steps(run) == [1, 2]
+
+
+def test_a_file_without_its_line_is_no_evaluation_yet(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write(evaluation(1), {}, {})
+
+    def cut(*_: Any) -> None:
+        raise _PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_append", cut)
+        with pytest.raises(_PowerCut):
+            run.write(evaluation(2), {}, {})
+    assert steps(run) == [1]
+    run.write(evaluation(2), {}, {})
+    assert steps(run) == [1, 2]
 
 
 def test_a_file_is_whole_before_its_line_is_written(
@@ -301,47 +421,321 @@ def test_no_marker_when_nothing_is_later(run: RunStore) -> None:
 # -- files that can't be used ----------------------------------------------------------------------------------------
 
 
+NEWER = rf"newer.*\(format {FORMAT + 1}, .* up to {FORMAT}\).*pip install -U i2am-debug"
+
+
 def test_a_newer_index_is_refused(run: RunStore) -> None:
     run.write(evaluation(1), {}, {})
-    row = json.loads(run.index.read_text())
-    run.index.write_text(json.dumps({**row, "format": FORMAT + 1}) + "\n")
-    with pytest.raises(StoreError, match=r"newer.*\(format 2, .* up to 1\).*pip install -U i2am-debug") as caught:
-        run.evaluations()
-    assert str(run.index) in str(caught.value)
+    run.write_alert(alert(1))
+    for file, read in ((run.index, run.evaluations), (run.alerts_file, run.alerts)):
+        row = json.loads(file.read_text())
+        file.write_text(json.dumps({**row, "format": FORMAT + 1}) + "\n")
+        with pytest.raises(StoreError, match=NEWER) as caught:
+            read()
+        assert str(file) in str(caught.value)
 
 
-def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", READERS)
+def test_a_newer_file_is_refused(tmp_path: Path, read: Callable) -> None:
     path = tmp_path / "step_00000001.safetensors"
     save_file({"x": np.zeros(1)}, path, metadata={"format": str(FORMAT + 1), "evaluation": "of another form"})
-    with pytest.raises(StoreError, match=r"newer.*pip install -U i2am-debug") as caught:
-        read_evaluation(path)
+    with pytest.raises(StoreError, match=NEWER) as caught:
+        read(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", READERS)
+def test_a_missing_file_is_named(tmp_path: Path, read: Callable) -> None:
     with pytest.raises(
         StoreError, match=r"no evaluation at .*missing\.st; expected a step_….*plugins/i2am_debug folder"
     ):
-        read_evaluation(tmp_path / "missing.st")
+        read(tmp_path / "missing.st")
     with pytest.raises(StoreError, match="no evaluation at"):
-        read_evaluation(tmp_path)
+        read(str(tmp_path))
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-def test_other_safetensors_are_no_evaluation(tmp_path: Path, metadata: dict | None) -> None:
+@pytest.mark.parametrize("read", READERS)
+def test_other_safetensors_are_no_evaluation(tmp_path: Path, metadata: dict | None, read: Callable) -> None:
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors", metadata=metadata)
     with pytest.raises(
         StoreError, match=r"model\.safetensors is a safetensors file, but not an evaluation of i2am-debug"
     ):
-        read_evaluation(tmp_path / "model.safetensors")
+        read(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 300, -1])
 def test_a_broken_file_is_named(run: RunStore, packed: Any, kept: int) -> None:
     path = run.write(evaluation(1), *packed)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(StoreError, match=r"step_00000001\.safetensors can't be read: ."):
-        read_evaluation(path)
+    for read in (*READERS, lambda file: read_arrays(file, ["0/r2g/unified"])):
+        with pytest.raises(StoreError, match=r"step_00000001\.safetensors can't be read: ."):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluation": "{"},
+        {"evaluation": "[]"},
+        {"evaluation": "null"},
+        {"evaluation": "{}"},
+        {"evaluation": "[" * 100_000},
+        {"figures": [1, 2]},
+        {"heads": ["up"]},
+        {"pairs": None},
+        {"format": "of spring 2026"},
+    ],
+    ids=lambda changes: json.dumps(changes)[:40],
+)
+def test_a_file_with_an_evaluation_of_another_form_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = tmp_path / "step_00000001.safetensors"
+    text = json.dumps({**evaluation(1).to_json(), **changes})
+    metadata = {"format": changes.get("format", str(FORMAT)), "evaluation": changes.get("evaluation", text)}
+    save_file({"x": np.zeros(1)}, path, metadata=metadata)
+    for read in READERS:
+        with pytest.raises(StoreError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+
+
+# What a line says that is JSON but not ours: of an older or a later version, edited by hand, or made to do harm.
+HOSTILE: list[dict[str, Any]] = [
+    {"global_step": None},
+    {"global_step": "7"},
+    {"file": 3},
+    {"format": "x"},
+    {"format": None},
+    {"means": None},
+    {"means": ["imacs_g"]},
+    {"means": {"imacs_g": None}},
+    {"means": {"imacs_g": [0.5]}},
+    {"means": {"imacs_g": {"why": "?"}}},
+]
+
+
+def hostile_lines(row: dict[str, Any], changes: list[dict[str, Any]]) -> list[Any]:
+    """Without each of its keys, with each of the changes, and a few lines more."""
+    read = [key for key in row if key not in ("format", "seconds", "severity", "text")]  # the others may be missing
+    return [
+        *(pytest.param({k: v for k, v in row.items() if k != key}, id=f"without {key}") for key in read),
+        *(pytest.param({**row, **change}, id=json.dumps(change)[:80]) for change in changes),
+        *(
+            pytest.param(line, id=f"only {json.dumps(line)}")
+            for line in ({}, {"resumed_at": "yesterday"}, {"resumed_at": None})
+        ),
+    ]
+
+
+def index_row() -> dict[str, Any]:
+    return store_module._index_line(evaluation(7), Path("step_00000007.safetensors"))
+
+
+@pytest.mark.parametrize("line", hostile_lines(index_row(), HOSTILE))
+def test_a_line_of_the_index_that_is_not_ours_is_refused_and_the_file_named(run: RunStore, line: dict) -> None:
+    run.write(evaluation(1), {}, {})
+    run.index.write_text(run.index.read_text() + json.dumps(line) + "\n")
+    with pytest.raises(StoreError) as caught:
+        run.evaluations()
+    assert str(run.index) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    hostile_lines(
+        alert(7).to_json(),
+        [
+            {"findings": None},
+            {"findings": [1]},
+            {"findings": [{"rule": "x"}]},
+            {"findings": [{"of a later version": 1, **DROP.to_json()}]},
+            {"findings": [{"now": {"mean": 1.0}} | {k: v for k, v in DROP.to_json().items() if k != "now"}]},
+            {"global_step": "7"},
+            {"format": "x"},
+        ],
+    ),
+)
+def test_an_alert_that_is_not_ours_is_refused_and_the_file_named(run: RunStore, line: dict) -> None:
+    run.write_alert(alert(1))
+    run.alerts_file.write_text(run.alerts_file.read_text() + json.dumps(line) + "\n")
+    with pytest.raises(StoreError) as caught:
+        run.alerts()
+    assert str(run.alerts_file) in str(caught.value)
+
+
+def test_a_line_of_brackets_is_skipped_or_refused(run: RunStore) -> None:
+    run.write(evaluation(1), {}, {})
+    run.index.write_bytes(run.index.read_bytes() + b"[" * 100_000 + b"\n")
+    try:
+        assert steps(run) == [1]
+    except StoreError as error:
+        assert str(run.index) in str(error)
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../../../elsewhere.safetensors"])
+def test_a_line_can_not_lead_out_of_the_folder(run: RunStore, file: str) -> None:
+    run.write(evaluation(1), {}, {})
+    run.index.write_text(json.dumps({**index_row(), "file": file}) + "\n")
+    try:
+        found = run.evaluations()
+    except StoreError:
+        return
+    assert all(stored.path.resolve().parent == run.folder.resolve() for stored in found)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["undefined", "imacs_g", "mean"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # shrinking would take a minute; the small cases are above
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(line=st.fixed_dictionaries({}, optional={key: JSON_VALUES for key in (*index_row(), "resumed_at")}))
+def test_whatever_a_line_says_the_index_is_read_or_refused(run: RunStore, line: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    mine = json.dumps(index_row())
+    run.index.write_text(f"{mine}\n{json.dumps({**index_row(), **line})}\n{json.dumps(line)}\n")
+    try:
+        run.evaluations()
+    except StoreError as error:
+        assert str(run.index) in str(error)
+
+
+# -- arrays, pairs and panels ----------------------------------------------------------------------------------------
+
+
+def test_only_the_arrays_asked_for_are_read(run: RunStore, packed: Any) -> None:
+    path = run.write(evaluation(1), *packed)
+    found = read_arrays(path, (name for name in ("0/r2g/unified", "0/generated", "9/unknown")))
+    assert found.keys() == {"0/r2g/unified", "0/generated"}
+    for name, value in found.items():
+        assert value.dtype == packed[0][name].dtype
+        np.testing.assert_array_equal(value, packed[0][name])
+
+
+def test_there_are_no_arrays_where_there_is_no_file(tmp_path: Path) -> None:
+    assert read_arrays(tmp_path / "missing.safetensors", ["0/r2g/unified"]) == {}
+    assert read_arrays(str(tmp_path), ["0/r2g/unified"]) == {}
+
+
+def mask(side: int) -> np.ndarray:
+    return np.random.default_rng(side).random((side, side + 2)) < 0.5
+
+
+def pairs() -> list[ValidationPair]:
+    return [
+        ValidationPair(name="shirt", reference=picture(20), target=picture(30), mask=mask(30), reference_mask=mask(20)),
+        ValidationPair(name="dress", reference=picture(40, seed=7), target=picture(9)),
+    ]
+
+
+def test_pictures_of_the_pairs_are_read_back_pixel_by_pixel(run: RunStore) -> None:
+    path = run.write_pairs(evaluation(0), pairs())
+    assert path == run.pairs_file(evaluation(0)) and path.parent == run.folder
+    names = [f"{i}/{name}" for i in range(2) for name in ("reference", "target", "mask", "reference_mask")]
+    found = {name: unpack_picture(stored) for name, stored in read_arrays(path, names).items()}
+    shirt, dress = pairs()
+    expected = {
+        "0/reference": shirt.reference,
+        "0/target": shirt.target,
+        "0/mask": shirt.mask * np.uint8(255),
+        "0/reference_mask": shirt.reference_mask * np.uint8(255),
+        "1/reference": dress.reference,
+        "1/target": dress.target,
+    }
+    assert found.keys() == expected.keys()
+    for name, truth in expected.items():
+        assert found[name].mode == ("L" if "mask" in name else "RGB")
+        np.testing.assert_array_equal(np.array(found[name]), np.array(truth))
+
+
+def test_pictures_are_written_once_for_all_evaluations_of_the_same_pairs(run: RunStore) -> None:
+    path = run.write_pairs(evaluation(0), pairs())
+    before = path.stat()
+
+    def never() -> Iterator[ValidationPair]:
+        raise AssertionError("the pairs were read again")
+        yield
+
+    assert run.write_pairs(evaluation(100, 0.875, fingerprint={**FINGERPRINT, "seed": 5}), never()) == path
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert RunStore(run.folder.parents[1]).write_pairs(evaluation(200), never()) == path  # resumed
+
+
+@pytest.mark.parametrize("hashes", [["2e", "1f"], ["1f"], ["1f", "2e", "3d"], ["1f2e"]])
+def test_other_pairs_have_another_file(run: RunStore, hashes: list[str]) -> None:
+    other = evaluation(100, fingerprint={**FINGERPRINT, "pairs": hashes})
+    first, second = run.write_pairs(evaluation(0), pairs()), run.write_pairs(other, pairs()[::-1])
+    assert first != second
+    assert read_arrays(first, ["0/mask"]) and not read_arrays(second, ["0/mask"])
+
+
+def test_a_pair_that_fails_leaves_no_file_and_can_be_tried_again(run: RunStore) -> None:
+    def broken() -> Iterator[ValidationPair]:
+        yield pairs()[0]
+        raise OSError("a network folder that went away")
+
+    with pytest.raises(OSError, match="went away"):
+        run.write_pairs(evaluation(0), broken())
+    assert contents(run.folder) == {}
+    assert run.write_pairs(evaluation(0), pairs()).is_file()
+
+
+def test_pictures_of_pairs_are_no_evaluation(run: RunStore) -> None:
+    path = run.write_pairs(evaluation(0), pairs())
+    assert run.evaluations() == []
+    with pytest.raises(StoreError, match=r"pairs_.*\.safetensors is a safetensors file, but not an evaluation"):
+        read_figures(path)
+
+
+def test_a_panel_is_found_by_its_path_relative_to_the_plugin_folder(run: RunStore) -> None:
+    drawn = {(100, 0): picture(8), (100, 12): picture(9), (200, 0): picture(10), (100, 100): picture(11)}
+    found = {key: run.write_panel(*key, panel) for key, panel in drawn.items()}
+    assert len(set(found.values())) == 4
+    for key, relative in found.items():
+        assert not Path(relative).is_absolute() and "\\" not in relative and ".." not in relative
+        np.testing.assert_array_equal(np.array(Image.open(run.folder / relative)), np.array(drawn[key]))
+    assert found[100, 12] == "alerts/step_00000100/pair_12.png"
+
+
+def test_an_alert_is_read_back_with_its_findings_and_panels(run: RunStore) -> None:
+    panels = {"dress": run.write_panel(100, 1, picture(8)), "shirt": run.write_panel(100, 0, picture(9))}
+    written = [
+        alert(100, fine_at=50, panels=panels),
+        alert(200, findings=(replace(UNDEFINED, fired=False, unjudged="one pair"),)),
+        alert(300, findings=(replace(DROP, p=None, since=None, pairs=(), before=None, now=None, change=None),)),
+    ]
+    for one in written:
+        run.write_alert(one)
+    read = run.alerts()
+    assert read == written
+    assert [a.text for a in read] == [a.text for a in written]
+    assert read[0].findings[0].before == Estimate(mean=0.5, low=0.4, high=0.6, pairs=8)
+    assert all((run.folder / file).is_file() for file in read[0].panels.values())
+
+
+def test_a_line_of_alerts_says_how_severe_it_is_and_why_without_this_package(run: RunStore) -> None:
+    run.write_alert(alert(100))
+    row = json.loads(run.alerts_file.read_text(), parse_constant=pytest.fail)
+    assert (row["format"], row["global_step"], row["severity"]) == (FORMAT, 100, "critical")
+    assert row["text"] == alert(100).text
+    assert row["findings"][1]["words"] == UNDEFINED.words
+
+
+def test_an_alert_of_a_step_that_is_evaluated_again_replaces_the_old_one(run: RunStore) -> None:
+    for fine_at in (10, 20):
+        run.write_alert(alert(100, fine_at=fine_at))
+    assert run.alerts() == [alert(100, fine_at=20)]
 
 
 # -- thinning --------------------------------------------------------------------------------------------------------
@@ -351,7 +745,7 @@ def test_thin_drops_rows_of_old_unprotected_evaluations_only(run: RunStore, pack
     paths = {step: run.write(evaluation(step), *packed) for step in (0, 100, 200, 300, 400)}
     before, listed = contents(run.folder), run.evaluations()
     rows = {name for name in packed[0] if name.startswith("0/rows/")}
-    assert len(rows) == 2 * 6  # unified, time, head, copying layer, two layers; each with its scales
+    assert len(rows) == 4  # two, each with its scales
 
     run.thin(2, [0])
     assert run.evaluations() == listed
@@ -375,142 +769,17 @@ def test_thin_keeps_all_when_there_are_few_and_skips_lost_files(run: RunStore, p
     for step in (0, 100, 200):
         run.write(evaluation(step), *packed)
     before = contents(run.folder)
-    run.thin(3, [])
-    assert contents(run.folder) == before
+    for keep in (3, 5):
+        run.thin(keep, [])
+        assert contents(run.folder) == before
     (run.folder / "step_00000000.safetensors").unlink()
     run.thin(1, [])
     assert not any("/rows/" in n for n in load_file(run.folder / "step_00000100.safetensors"))
 
 
-# -- the stored form of a pair ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        dict(generated=(32, 32), reference=(32, 32), layers=57, heads=24, map_grid=(64, 64)),
-        dict(generated=(32, 32), reference=(16, 16), layers=16, heads=8),
-        dict(generated=(16, 16), reference=(8, 8), layers=2, heads=2),
-    ],
-    ids=["flux-sized", "unet-sized", "tiny"],
-)
-def test_a_pair_is_never_larger_than_promised(given: dict[str, Any]) -> None:
-    maps = maps_of(**given)
-    arrays, grids = pack_pair(maps, "layer.1", noise(1024))
-    assert bytes_of(arrays) <= PAIR_BYTES
-    expected = {"unified", "by_time", "by_head", "copying_layer", *(f"by_layer/{layer}" for layer in maps.r2g.by_layer)}
-    assert grids.keys() == expected  # nothing was left out to be small enough
-    for name, (g, r) in grids.items():
-        stored = arrays[f"rows/{name}"]
-        assert stored.dtype == np.uint8 and stored.shape[-2:] == (g[0] * g[1], r[0] * r[1])
-        assert arrays[f"rows/{name}/scale"].shape == stored.shape[:-1]
-    if given["layers"] == 2:  # what fits isn't pooled
-        assert grids["unified"] == [[16, 16], [8, 8]]
-
-
-def test_the_larger_rows_are_those_of_the_unified_and_the_copying_layer() -> None:
-    arrays, grids = pack_pair(maps_of((32, 32), (16, 16), layers=16, heads=8), "layer.3", None)
-    assert grids["unified"] == grids["copying_layer"]
-    assert grids["unified"][0] > grids["by_layer/layer.3"][0] == grids["by_layer/layer.0"][0]
-    assert "copying_layer" not in pack_pair(maps_of((8, 8), (8, 8)), None, None)[1]
-    assert "generated" not in arrays
-
-
-def test_one_reference_token_leaves_no_g2r_and_no_rows() -> None:
-    arrays, grids = pack_pair(maps_of((8, 8), (1, 1), one_token=True), None, noise(16))
-    assert grids == {}
-    assert {name.split("/")[0] for name in arrays} == {"r2g", "r2g_centred", "information", "generated"}
-    assert bytes_of(arrays) <= PAIR_BYTES
-
-
-@pytest.mark.parametrize("grids", [((16, 16), (8, 8)), ((20, 12), (18, 24))], ids=["as it is", "pooled, not square"])
-def test_a_stored_row_is_off_by_half_a_step_of_its_maximum_at_most(grids: tuple[Grid, Grid]) -> None:
-    maps = maps_of(*grids, layers=4, heads=3)
-    arrays, stored_grids = pack_pair(maps, "layer.1", None)
-    given = {
-        "unified": (maps.rows.unified[None], grids),
-        "by_head": (maps.rows.by_head, maps.rows.small_grids),
-        "by_time": (maps.rows.by_time[1:], maps.rows.small_grids),
-        "copying_layer": (maps.rows.by_layer["layer.1"][1][None], grids),
-        "by_layer/layer.0": (maps.rows.by_layer["layer.0"][1][None], grids),
-    }
-    for name, (rows, own) in given.items():
-        scale = arrays[f"rows/{name}/scale"].astype(np.float64)
-        decoded = arrays[f"rows/{name}"].astype(np.float64) * scale[..., None] / 255
-        decoded = decoded[1:] if name == "by_time" else decoded.reshape(len(rows), *decoded.shape[-2:])
-        for one, found in zip(rows, decoded, strict=True):
-            true = slowly_pooled(one, own, tuple(map(tuple, stored_grids[name])))
-            off = np.abs(found - true).max(-1) / (true.max(-1) / 255)
-            assert off.max() <= 0.5 + 1e-3
-            np.testing.assert_allclose(found.max(-1), true.max(-1), rtol=1e-5)
-            assert off.max() > 0.4  # the bound is reached: this isn't comparing a thing with itself
-    assert np.isnan(arrays["rows/by_time/scale"][0]).all()  # a group without samples stays marked as such
-    assert np.isfinite(arrays["rows/by_time/scale"][1:]).all()
-
-
-@pytest.mark.parametrize(
-    ("own", "limit"),
-    [
-        (((8, 8), (8, 8)), 4),
-        (((12, 5), (3, 16)), 5),
-        (((9, 4), (10, 7)), 4),
-        (((1, 24), (7, 1)), 6),
-        (((6, 4), (4, 6)), 8),
-    ],
-)
-def test_pooled_rows_equal_a_plain_loop_and_sum_to_1(own: tuple[Grid, Grid], limit: int) -> None:
-    rows = rows_of((3,), *own)
-    pooled, grids = _pool_rows(rows, own, limit)
-    assert grids == tuple((min(h, limit), min(w, limit)) for h, w in own)
-    np.testing.assert_allclose(pooled.sum(-1), 1, atol=1e-6)
-    for one, found in zip(rows, pooled, strict=True):
-        np.testing.assert_allclose(found, slowly_pooled(one, own, grids), rtol=1e-5, atol=1e-9)
-
-
-def slowly_pooled(rows: np.ndarray, own: tuple[Grid, Grid], small: Any) -> np.ndarray:
-    """Each token in the block of its upper left corner: mean over generated tokens, sum over reference tokens."""
-    blocks = [
-        [(y * h // height) * w + x * w // width for y in range(height) for x in range(width)]
-        for (height, width), (h, w) in zip(own, small, strict=True)
-    ]
-    (gh, gw), (rh, rw) = small
-    total, count = np.zeros((gh * gw, rh * rw)), np.zeros((gh * gw, 1))
-    for row, block in zip(rows.astype(np.float64), blocks[0], strict=True):
-        count[block] += 1
-        np.add.at(total[block], blocks[1], row)
-    mean = total / count
-    return mean / mean.sum(-1, keepdims=True)
-
-
-def test_maps_keep_their_sum_and_are_at_most_64_a_side() -> None:
-    maps = maps_of((8, 8), (8, 8), map_grid=(96, 40))
-    arrays, _ = pack_pair(maps, None, None)
-    for name in ("r2g", "g2r", "r2g_centred", "r2g_object_mass", "g2r_region"):
-        unified = arrays[f"{name}/unified"]
-        assert unified.shape == (64, 40) and unified.dtype == np.float32
-        assert unified.sum() == pytest.approx(1, abs=1e-5)
-    for level in ("by_time", "by_head", "by_layer/layer.0"):
-        found = arrays[f"g2r/{level}"]
-        assert found.shape[-2:] == (32, 32) and found.dtype == np.float16
-        means = found.astype(np.float64).mean((-2, -1)).reshape(-1)
-        np.testing.assert_allclose(means[1:] if level == "by_time" else means, 1, atol=1e-3)
-    assert np.isnan(arrays["g2r/by_time"][0]).all()
-
-
-def test_information_of_a_layer_with_fewer_heads_is_not_filled_with_zeros() -> None:
-    maps = maps_of((4, 4), (4, 4), layers=2, heads=3)
-    information = pack_pair(maps, None, None)[0]["information"]
-    np.testing.assert_array_equal(information, np.array([[0, 0.5, 1], [0, 1, np.nan]], np.float32))
-
-
-@pytest.mark.parametrize(
-    ("side", "form", "stored"), [(48, "PNG", 48), (64, "PNG", 64), (65, "JPEG", 65), (900, "JPEG", 384)]
-)
-def test_the_generated_picture(side: int, form: str, stored: int) -> None:
-    given = noise(side)
-    data = pack_pair(maps_of((4, 4), (1, 1), one_token=True), None, given)[0]["generated"].tobytes()
-    picture = Image.open(io.BytesIO(data))
-    assert (picture.format, picture.size) == (form, (stored, stored))
-    assert given.size == (side, side)  # the caller's picture isn't the one that was made smaller
-    if form == "PNG":
-        np.testing.assert_array_equal(np.array(picture), np.array(given))
+def test_thinning_names_a_broken_file(run: RunStore, packed: Any) -> None:
+    path = run.write(evaluation(0), *packed)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(StoreError) as caught:
+        run.thin(0, [])
+    assert str(path) in str(caught.value)

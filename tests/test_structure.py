@@ -24,16 +24,18 @@ PUBLIC = {
     "Direction": "maps",
     "imacs": "scores",
     "IMACSSettings": "scores",
-    "js_distance": "scores",
+    "js_distance": "distances",
     "CapturePlan": "plan",
     "ValidationPair": "pairs",
     "ValidationPairs": "pairs",
     "Evaluation": "record",
     "Undefined": "record",
     "Alert": "drift",
-    "Margins": "drift",
+    "Rule": "rules",
+    "Rules": "rules",
+    "IMACSRegression": "errors",
 }
-WITHOUT_TORCH = {"plan", "pairs", "record", "drift"}
+WITHOUT_TORCH = {"plan", "pairs", "record", "rules", "drift", "errors", "distances"}
 
 # From what knows nothing to what knows all: a module imports only from those above it. The way of the data, with the
 # plain values that all stages share (errors, plan, record) first; drift, which is pure, comes before the store that
@@ -59,6 +61,7 @@ FAMILIES = (
 STAGES = (
     "errors",
     "plan",
+    "resampling",
     "record",
     "pairs",
     "calls",
@@ -67,26 +70,42 @@ STAGES = (
     *(f"families.{name}" for name in FAMILIES),
     "families.__main__",
     "maps",
+    "distances",
     "accumulate",
     "taps",
     "sampler_steps",
     "capture",
     "scores",
+    "rules",
+    "judge",
     "drift",
+    "packing",
     "store",
+    "exit_codes",
+    "check",
+    "verdict_reports",
+    "baseline",
+    "calibration",
     "evaluation",
+    "lettering",
     "render",
     "report",
+    "worst_pairs",
     "explain",
+    "repeat",
     "callbacks.untouched",
+    "callbacks.processes",
     "callbacks.trackers",
     "callbacks.accelerate_loop",
     "demo.pairs",
     "demo.model",
     "demo.pipeline",
     "demo.pretrain",
+    "demo.sabotage",
     "demo.finetune",
+    "ci_commands",
     "cli",
+    "pytest_plugin",
 )
 FRONT_DOORS = ("", "callbacks", "demo")  # name their contents lazily, so they stand outside the order
 REGISTRY = {("families", f"families.{name}") for name in FAMILIES}  # loads its families inside a function
@@ -182,7 +201,7 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(AttributeError, match=r"no attribute 'imax'; it has __version__, trace, .*Margins"):
+    with pytest.raises(AttributeError, match=r"no attribute 'imax'; it has __version__, trace, .*Rules"):
         i2am_debug.imax  # noqa: B018
 
 
@@ -214,7 +233,7 @@ def test_imports_go_from_later_to_earlier_stages(module: str) -> None:
         ("maps", "from .capture import Trace", "capture"),
         ("maps", "def f():\n    from . import capture", "capture"),
         ("maps", "import i2am_debug.scores as s", "scores"),
-        ("maps", "from i2am_debug import js_distance", "scores"),
+        ("maps", "from i2am_debug import imacs", "scores"),
         ("store", "from i2am_debug.callbacks import I2AMCallback", "callbacks.accelerate_loop"),
         ("store", "import callbacks.trackers", "callbacks.trackers"),
         ("families.unet_cross_attention", "from ..maps import Direction", "maps"),
@@ -255,14 +274,20 @@ def test_only_attention_has_a_softmax() -> None:
     assert users == {"attention"}
 
 
-def test_only_render_imports_matplotlib() -> None:
-    assert {m for m, path in LIBRARY.items() if "matplotlib" in external_imports(path)} == {"render"}
+def test_only_drawing_imports_matplotlib() -> None:
+    assert {m for m, path in LIBRARY.items() if "matplotlib" in external_imports(path)} == {"render", "lettering"}
 
 
 # -- no torch --------------------------------------------------------------------------------------------------------
 
 HEAVY = ("torch", "diffusers", "accelerate")
-LIGHT = tuple(f"i2am_debug.{m}" for m in ("record", "drift", "store", "plan", "pairs", "cli"))
+LIGHT = tuple(
+    f"i2am_debug.{m}"
+    for m in (
+        *("record", "drift", "store", "plan", "pairs", "cli", "check", "baseline", "calibration", "worst_pairs"),
+        *("verdict_reports", "ci_commands", "pytest_plugin"),
+    )
+)
 
 
 def heavy_modules_after(code: str, *paths: Path) -> list[str]:

@@ -7,9 +7,11 @@ learns that its reference says nothing.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,16 +22,17 @@ from tqdm.auto import tqdm
 from i2am_debug.callbacks import I2AMCallback
 
 from ..drift import Alert
-from ..pairs import ValidationPair
+from ..pairs import ValidationPair, ValidationPairs
 from ..record import Evaluation, Undefined, figure_to_json
-from .model import LATENT_CHANNELS, denoising_loss
+from .model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss
 from .pairs import PairBatch, make_batch, validation_pairs
 from .pipeline import TinyExamplePipeline, load_tiny_pipeline
-
-Sabotage = Literal["shuffle", "none"]
+from .sabotage import SABOTAGES, Sabotage, break_encoder
 
 DEFAULT_STEPS = 48
-_EVERY = 8
+EVERY = 8
+"""Steps from one evaluation to the next."""
+
 _BATCH = 8
 _LEARNING_RATE = 3e-4
 _WARM_UP = 10
@@ -43,6 +46,7 @@ class DemoResult:
     """What one demo run found."""
 
     run: Path
+    sabotage: str
     sabotage_step: int | None
     evaluations: list[Evaluation]
     alerts: list[Alert]
@@ -68,17 +72,18 @@ class DemoResult:
             "information": "attention_information",
             "reference gap": "reference_gap",
         }
-        alerted = {a.global_step for a in self.alerts}
-        lines = ["  step  " + "  ".join(f"{title:>13}" for title in columns)]
+        alerted = {a.global_step: a.severity for a in self.alerts}
+        lines = ["  step  " + "  ".join(f"{title:<23}" for title in columns)]
         for evaluation in self.evaluations:
-            cells = [evaluation.mean(tag) for tag in columns.values()]
-            text = "  ".join(f"{'undefined' if isinstance(c, Undefined) else format(c, '.3f'):>13}" for c in cells)
+            cells = [evaluation.estimate(tag) for tag in columns.values()]
+            text = "  ".join(f"{'undefined' if isinstance(c, Undefined) else str(c):<23}" for c in cells)
+            step = evaluation.global_step
             marks = [
-                "references shuffled from here" if evaluation.global_step == self.sabotage_step else "",
-                "ALERT" if evaluation.global_step in alerted else "",
+                f"{SABOTAGES[self.sabotage].what} from here" if step == self.sabotage_step else "",
+                f"ALERT ({alerted[step]})" if step in alerted else "",
             ]
-            lines.append(f"{evaluation.global_step:>6}  {text}  {'  '.join(filter(None, marks))}".rstrip())
-        return "\n".join(lines)
+            lines.append(f"{step:>6}  {text}  {'  '.join(filter(None, marks))}".rstrip())
+        return "\n".join([*lines, "", "means over the pairs with their 95 % bootstrap intervals"])
 
 
 class _NewPairs(Dataset):
@@ -103,81 +108,145 @@ def run_demo(
     logdir: str | Path,
     *,
     steps: int = DEFAULT_STEPS,
-    sabotage: Sabotage = "shuffle",
+    sabotage: str = "shuffle",
     seed: int = 0,
     progress: bool = True,
 ) -> DemoResult:
-    """Fine-tunes the shipped model for `steps` steps, evaluating every 8; sabotage begins half way.
+    """Fine-tunes the shipped model for `steps` steps, evaluating every 8; the sabotage begins half way.
+
+    Args:
+        sabotage: a name of `SABOTAGES`, or "none".
 
     Raises:
-        ValueError: fewer than 16 steps, which leave no evaluation before and after the sabotage.
+        ValueError: an unknown sabotage, or fewer than 16 steps, which leave no evaluation before and after it.
     """
-    if steps < 2 * _EVERY:
-        raise ValueError(f"steps={steps}: at least {2 * _EVERY} are needed to evaluate before and after the sabotage")
-    sabotage_step = steps // 2 // _EVERY * _EVERY if sabotage == "shuffle" else None
+    if steps < 2 * EVERY:
+        raise ValueError(f"steps={steps}: at least {2 * EVERY} are needed to evaluate before and after the sabotage")
+    if sabotage not in (*SABOTAGES, "none"):
+        raise ValueError(f"sabotage={sabotage!r}: expected one of {', '.join((*SABOTAGES, 'none'))}")
+    sabotage_step = None if sabotage == "none" else steps // 2 // EVERY * EVERY
     set_seed(seed)
-    accelerator = Accelerator(
-        log_with="tensorboard", project_config=ProjectConfiguration(project_dir=str(logdir), logging_dir=str(logdir))
-    )
     name = _free_name(Path(logdir), f"{sabotage}_seed{seed}")
-    accelerator.init_trackers(name)
-
+    accelerator = new_accelerator(logdir, name)
     pipeline = load_tiny_pipeline(device=accelerator.device)
-    unet, encoder, scheduler = pipeline.unet, pipeline.reference_encoder, pipeline.scheduler
-    parameters = [*unet.parameters(), *encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP))
-    loader = DataLoader(_NewPairs(steps * _BATCH, seed), batch_size=_BATCH)
-    unet, encoder, optimizer, loader, schedule = accelerator.prepare(unet, encoder, optimizer, loader, schedule)
-
+    training = fine_tune(
+        accelerator, pipeline, steps=steps, seed=seed, sabotage=SABOTAGES.get(sabotage), sabotage_step=sabotage_step
+    )
     alerts: list[Alert] = []
-    callback = I2AMCallback(
-        accelerator,
-        pipeline=pipeline,
-        pairs=validation_pairs(_VALIDATION_PAIRS, seed=_VALIDATION_SEED),
-        every_n_steps=_EVERY,
-        loss_fn=teacher_forced(pipeline),
-        batch_size=_VALIDATION_PAIRS,
-        num_inference_steps=10,
-        on_alert=alerts.append,
-        on_error="raise",
-        disable_progress_bar=not progress,
+    callback = new_callback(
+        accelerator, pipeline, demo_pairs(), on_alert=alerts.append, disable_progress_bar=not progress
     )
     callback.on_train_begin(0)
-    unet.train(), encoder.train()
     bar = tqdm(total=steps, desc="demo fine-tune", disable=not (progress and accelerator.is_main_process))
-    for step, batch in enumerate(loader):
-        reference = batch["reference"]
-        if sabotage_step is not None and step >= sabotage_step:
-            reference = reference[torch.randperm(len(reference))]
-        noise = torch.randn(len(reference), LATENT_CHANNELS, 16, 16, device=accelerator.device)
-        timesteps = (1000 * torch.rand(len(reference), device=accelerator.device).sqrt()).long().clamp(max=999)
-        loss = denoising_loss(
-            unet,
-            encoder(reference),
-            scheduler,
-            batch["target"],
-            batch["hole"],
-            timesteps,
-            noise,
-            hole_weight=_HOLE_WEIGHT,
-        ).mean()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        accelerator.log({"train_loss": loss.item()}, step=step + 1)
-        callback.on_step_end(step + 1)
+    for step, loss in training:
+        callback.on_step_end(step)
         bar.update()
-        bar.set_postfix(loss=f"{loss.item():.4f}", alerts=len(alerts), refresh=False)
+        bar.set_postfix(loss=f"{loss:.4f}", alerts=len(alerts), refresh=False)
     bar.close()
     callback.on_train_end(steps)
     accelerator.end_training()
 
     return DemoResult(
-        run=Path(logdir) / name, sabotage_step=sabotage_step, evaluations=callback.history(), alerts=alerts
+        run=Path(logdir) / name,
+        sabotage=sabotage,
+        sabotage_step=sabotage_step,
+        evaluations=callback.history(),
+        alerts=alerts,
     )
+
+
+def new_accelerator(logdir: str | Path, name: str) -> Accelerator:
+    """One with a TensorBoard run of this name."""
+    accelerator = Accelerator(
+        log_with="tensorboard", project_config=ProjectConfiguration(project_dir=str(logdir), logging_dir=str(logdir))
+    )
+    accelerator.init_trackers(name)
+    return accelerator
+
+
+def demo_pairs() -> ValidationPairs:
+    """The 16 pairs that every demo looks at."""
+    return validation_pairs(_VALIDATION_PAIRS, seed=_VALIDATION_SEED)
+
+
+def new_callback(
+    accelerator: Accelerator, pipeline: TinyExamplePipeline, pairs: ValidationPairs, **settings: Any
+) -> I2AMCallback:
+    """The callback as the demo sets it: teacher-forced, all pairs in one batch, every 8 steps."""
+    return I2AMCallback(
+        accelerator,
+        pipeline=pipeline,
+        pairs=pairs,
+        every_n_steps=EVERY,
+        loss_fn=teacher_forced(pipeline),
+        batch_size=len(pairs),
+        num_inference_steps=10,
+        on_error="raise",
+        **settings,
+    )
+
+
+def fine_tune(
+    accelerator: Accelerator,
+    pipeline: TinyExamplePipeline,
+    *,
+    steps: int,
+    seed: int,
+    sabotage: Sabotage | None = None,
+    sabotage_step: int | None = None,
+    decay: bool = False,
+) -> Iterator[tuple[int, float]]:
+    """The training loop; yields (global step, loss) after every optimizer step.
+
+    Args:
+        sabotage: what goes wrong, from the step after `sabotage_step` on.
+        decay: a learning rate that falls to nothing over `steps` (a cosine) instead of a constant one.
+    """
+    unet, encoder, scheduler = pipeline.unet, pipeline.reference_encoder, pipeline.scheduler
+    parameters = [*unet.parameters(), *encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+
+    def learning_rate(step: int) -> float:
+        return min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate)
+    loader = DataLoader(_NewPairs(steps * _BATCH, seed), batch_size=_BATCH)
+    unet, encoder, optimizer, loader, schedule = accelerator.prepare(unet, encoder, optimizer, loader, schedule)
+    unet.train(), encoder.train()
+    faults = torch.Generator().manual_seed(seed)  # of their own: a healthy run of this seed sees the same noise
+
+    def steps_of_the_run() -> Iterator[tuple[int, float]]:
+        for step, batch in enumerate(loader):
+            since = -1 if sabotage is None or sabotage_step is None else step - sabotage_step
+            if sabotage is not None and since >= 0:
+                if since == 0:
+                    _break(sabotage, pipeline.reference_encoder, optimizer, schedule)
+                batch = sabotage.spoil(batch, since // EVERY, faults)
+            target, hole = batch["target"], batch["hole"]
+            noise = torch.randn(len(target), LATENT_CHANNELS, 16, 16, device=accelerator.device)
+            timesteps = (1000 * torch.rand(len(target), device=accelerator.device).sqrt()).long().clamp(max=999)
+            inputs = (scheduler, target, hole, timesteps, noise)
+            loss = denoising_loss(unet, encoder(batch["reference"]), *inputs, hole_weight=_HOLE_WEIGHT).mean()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            accelerator.log({"train_loss": loss.item()}, step=step + 1)
+            yield step + 1, loss.item()
+
+    return steps_of_the_run()  # so that everything above is done now, before the first evaluation
+
+
+def _break(sabotage: Sabotage, encoder: ReferenceEncoder, optimizer: Any, schedule: Any) -> None:
+    """What a fault does once, when it begins."""
+    if sabotage.random_encoder:
+        break_encoder(encoder)
+    if sabotage.learning_rate != 1.0:
+        inner = schedule.scheduler  # accelerate's wrapper holds torch's
+        inner.base_lrs = [rate * sabotage.learning_rate for rate in inner.base_lrs]
+        for group in optimizer.param_groups:
+            group["lr"] *= sabotage.learning_rate
 
 
 def teacher_forced(pipeline: TinyExamplePipeline) -> Any:

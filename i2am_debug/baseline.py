@@ -1,0 +1,115 @@
+"""Baselines: an evaluation kept in a file of its own, small enough for a repository. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from .errors import StoreError
+from .record import Evaluation, Undefined, differences
+from .store import RunStore, Stored, pairs_file_name, read_arrays, read_figures, write_evaluation
+
+MAPS = ("r2g/unified", "g2r/unified", "g2r_region/unified", "generated")
+"""What a baseline keeps of each pair beside its figures; the rows of single patches stay with the run."""
+
+PICTURES = ("reference", "target", "mask", "reference_mask")
+
+
+def save_baseline(
+    store: RunStore, stored: Stored, path: Path, *, margins: dict[str, float | str] | None = None
+) -> Evaluation:
+    """Writes a run's evaluation as a baseline: figures, unified maps, the pairs' pictures, and margins.
+
+    Raises:
+        StoreError: the evaluation's file is missing or broken.
+    """
+    evaluation = replace(stored.evaluation, margins=margins or {})
+    count = range(len(evaluation.pairs))
+    arrays = read_arrays(stored.path, [f"{i}/{name}" for i in count for name in MAPS])
+    pictures = store.folder / pairs_file_name(evaluation)
+    arrays.update(read_arrays(pictures, [f"{i}/{name}" for i in count for name in PICTURES]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_evaluation(path, evaluation, arrays, {})
+    return evaluation
+
+
+def update_baseline(path: Path, store: RunStore, stored: Stored) -> tuple[Evaluation, Evaluation]:
+    """Puts a run's evaluation in place of a baseline; its margins stay when both are comparable.
+
+    Returns:
+        The old and the new one.
+
+    Raises:
+        StoreError: there is no baseline at `path`, or it can't be read.
+    """
+    old = read_figures(path)
+    kept = dict(old.margins) if not differences(stored.evaluation, old) else {}
+    return old, save_baseline(store, stored, path, margins=kept)
+
+
+def set_margins(path: Path, margins: dict[str, float | str]) -> None:
+    """Stores calibrated margins in a baseline, in place of those it had.
+
+    Raises:
+        StoreError: there is no baseline at `path`, or it can't be read.
+    """
+    evaluation = read_figures(path)
+    names = [f"{i}/{name}" for i in range(len(evaluation.pairs)) for name in (*MAPS, *PICTURES)]
+    write_evaluation(path, replace(evaluation, margins=margins), read_arrays(path, names), {})
+
+
+def describe(evaluation: Evaluation, *, layers: bool = False) -> str:
+    """A baseline as a person reads it: what it is of, its means with intervals, its margins."""
+    fingerprint = evaluation.fingerprint
+    copying = evaluation.copying_layer
+    lines = [
+        f"step {evaluation.global_step}, {len(evaluation.pairs)} pairs: {', '.join(evaluation.pairs)}",
+        f"family {fingerprint.get('family')}, by {fingerprint.get('way')}, {len(evaluation.layers)} layers",
+        f"copying layer {copying}",
+        f"seed {fingerprint.get('seed')}, scheduler {fingerprint.get('scheduler')}, i2am-debug {fingerprint.get('version')}",
+        "",
+    ]
+    shown = {
+        t: e
+        for t, e in evaluation.estimates().items()
+        if layers or not t.startswith("layer/") or copying in t.split("/")
+    }
+    width = max(map(len, shown))
+    lines += [f"  {tag:<{width}}  {estimate}" for tag, estimate in shown.items() if not isinstance(estimate, Undefined)]
+    undefined: dict[str, list[str]] = {}
+    for tag, estimate in shown.items():
+        if isinstance(estimate, Undefined):
+            undefined.setdefault(estimate.reason, []).append(tag)
+    lines += [f"  undefined: {reason}: {', '.join(tags)}" for reason, tags in undefined.items()]
+    if evaluation.margins:
+        lines += ["", "  calibrated margins: " + ", ".join(f"{figure} {m}" for figure, m in evaluation.margins.items())]
+    else:
+        lines += ["", "  margins: not calibrated (i2am-debug calibrate RUN … --baseline FILE)"]
+    return "\n".join(lines)
+
+
+def compare(old: Evaluation, new: Evaluation) -> str:
+    """What an update changes: the figures that rules look at, before and after."""
+    unlike = differences(new, old)
+    lines = [f"step {old.global_step} → step {new.global_step}"]
+    if unlike:
+        lines.append(
+            f"not comparable with the old one, they differ in {', '.join(unlike)}; calibrated margins are dropped"
+        )
+    for tag in ("imacs_g", "imacs_r", "imacs_r_hole", "attention_information", "reference_gap", "reference_mass"):
+        before, after = old.estimate(tag), new.estimate(tag)
+        if not (isinstance(before, Undefined) and isinstance(after, Undefined)):
+            lines.append(f"  {tag}: {before} → {after}")
+    return "\n".join(lines)
+
+
+def require_new(path: Path) -> None:
+    """Refuses to write over a file.
+
+    Raises:
+        StoreError: it exists; says how to replace it.
+    """
+    if path.exists():
+        raise StoreError(
+            f"{path} exists; to put another evaluation in its place: i2am-debug baseline update {path} RUN"
+        )

@@ -1,0 +1,305 @@
+"""The CI verdict: one evaluation of a run against a stored baseline. Needs no torch and no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .distances import js_distance
+from .errors import StoreError, UndefinedFigure
+from .exit_codes import ExitCode
+from .judge import Finding, Seen, findings, refuse_unknown_figures
+from .record import Evaluation, Figure, Undefined, differences
+from .rules import Rules, Severity, at_least
+from .store import PLUGIN_NAME, RunStore, read_evaluation
+
+Status = Literal["pass", "regression", "not comparable"]
+
+_EXIT_CODES: Mapping[Status, ExitCode] = {
+    "pass": ExitCode.OK,
+    "regression": ExitCode.FAILED,
+    "not comparable": ExitCode.NOT_COMPARABLE,
+}
+_DISTANCE = "drift/js_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What `check` found."""
+
+    status: Status
+    evaluation: Evaluation | None
+    """The one judged; None where there is none."""
+    evaluation_file: Path | None
+    baseline: Evaluation | None
+    baseline_file: Path
+    findings: tuple[Finding, ...] = ()
+    """One a rule, also those that did not fire or could not be judged."""
+    problems: tuple[str, ...] = ()
+    """Why it is not comparable, or not wholly."""
+    pairs: Mapping[str, tuple[str, ...]] | None = None
+    """Pair → what is worse about it than allowed; only pairs for which something is, worst first."""
+    fail_on: Severity = "warning"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return _EXIT_CODES[self.status]
+
+    @property
+    def regressions(self) -> tuple[Finding, ...]:
+        """The findings that make it fail."""
+        return tuple(f for f in self.findings if is_regression(f, self.fail_on))
+
+    @property
+    def headline(self) -> str:
+        """One line."""
+        if self.evaluation is None or self.baseline is None:
+            return f"{self.status}: {self.problems[0]}"
+        what = {
+            "pass": "nothing is worse than allowed",
+            "regression": f"worse than allowed: {', '.join(dict.fromkeys(f.figure for f in self.regressions))}",
+            "not comparable": self.problems[0] if self.problems else "",
+        }[self.status]
+        return f"{self.status}: step {self.evaluation.global_step} against step {self.baseline.global_step}: {what}"
+
+
+def check(
+    target: str | Path | Evaluation,
+    baseline: str | Path,
+    *,
+    rules: Rules | None = None,
+    asked_for: Iterable[str] = (),
+    step: int | None = None,
+    fail_on: Severity = "warning",
+) -> Verdict:
+    """Judges an evaluation against a baseline.
+
+    Args:
+        target: a run's folder (its last evaluation, or that at `step`), an evaluation's file, or an `Evaluation`.
+        baseline: a file of `i2am-debug baseline save`, or any evaluation's file.
+        rules: default: `Rules()`.
+        asked_for: names of rules that must be judged; not being able to is then a problem, not a remark.
+        fail_on: findings less severe than this are shown and don't fail.
+
+    Raises:
+        ValueError: there is no such run or step, the folder holds several runs, or a rule's figure does not exist.
+    """
+    rules = rules or Rules()
+    baseline = Path(baseline)
+    found = _Target.find(target, step)
+
+    def not_comparable(problem: str, base: Evaluation | None = None) -> Verdict:
+        return Verdict(
+            status="not comparable",
+            evaluation=found.evaluation,
+            evaluation_file=found.path,
+            baseline=base,
+            baseline_file=baseline,
+            problems=(problem,),
+            fail_on=fail_on,
+        )
+
+    if not baseline.is_file():
+        return not_comparable(
+            f"there is no baseline {baseline}; make one with: i2am-debug baseline save RUN -o {baseline}"
+        )
+    try:
+        base, base_maps = read_evaluation(baseline)
+    except StoreError as error:
+        return not_comparable(str(error))
+    unlike = differences(found.evaluation, base)
+    if unlike:
+        return not_comparable(f"the evaluation and the baseline differ in {in_words(unlike)}", base)
+    refuse_unknown_figures(rules, base)
+    if not rules.can_test(len(base.pairs)):
+        return not_comparable(f"{rules.too_few(len(base.pairs))} (--min-pairs, --alpha)", base)
+    history = [_Rebased(seen, path, base_maps) for seen, path in found.history(base)]
+    every = findings(rules, base, history)
+    problems = list(_problems(every, rules, set(asked_for)))
+    failing = any(is_regression(f, fail_on) for f in every)
+    return Verdict(
+        status="regression" if failing else "not comparable" if problems else "pass",
+        evaluation=found.evaluation,
+        evaluation_file=found.path,
+        baseline=base,
+        baseline_file=baseline,
+        findings=every,
+        problems=tuple(problems),
+        pairs=_to_blame(base, history[-1], [f for f in every if is_regression(f, fail_on)]),
+        fail_on=fail_on,
+    )
+
+
+def is_regression(finding: Finding, fail_on: Severity) -> bool:
+    """Whether it makes a verdict fail. A figure without a value is no regression: nothing is known of it."""
+    return finding.fired and finding.kind != "undefined" and at_least(finding.severity, fail_on)
+
+
+def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
+    """`record.differences` as text; long values, such as the hashes of all pairs, shortened."""
+
+    def short(value: Any) -> str:
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}…"
+
+    return "; ".join(f"{name} ({short(ours)}, was {short(theirs)})" for name, (ours, theirs) in unlike.items())
+
+
+def _problems(every: Sequence[Finding], rules: Rules, asked_for: set[str]) -> Iterable[str]:
+    told: set[str] = set()
+    for finding in every:
+        if finding.fired and finding.kind == "undefined" and finding.figure not in told:
+            told.add(finding.figure)
+            yield f"{finding.figure} {finding.words}"
+        elif finding.unjudged is not None and finding.rule in asked_for:
+            yield f"rule {finding.rule}: {finding.figure} could not be judged: {finding.unjudged}"
+        elif finding.change is not None and finding.p is None and not finding.fired:
+            yield (
+                f"rule {finding.rule}: {finding.figure} has a value for {rules.too_few(finding.change.pairs)} "
+                "(--min-pairs, --alpha)"
+            )
+
+
+def _to_blame(base: Evaluation, now: Seen, failing: Sequence[Finding]) -> dict[str, tuple[str, ...]]:
+    told: dict[str, dict[str, str]] = {}
+    excess: dict[str, float] = {}
+    for finding in failing:
+        before, after = base.values(finding.figure), now.values(finding.figure)
+        worse = np.abs(after - before) if finding.allowed else np.full(len(before), np.nan)
+        for number, pair in enumerate(base.pairs):
+            beyond = finding.kind == "drop" and finding.allowed is not None and worse[number] > finding.allowed
+            wrong_way = finding.change is not None and (after - before)[number] * _way(finding) <= 0
+            if (beyond and not wrong_way) or pair in finding.pairs:
+                was = "" if finding.before is None else f"{before[number]:.3g} → "
+                told.setdefault(pair, {})[finding.figure] = f"{finding.figure}: {was}{after[number]:.3g}"
+                share = worse[number] / finding.allowed if finding.allowed else 1.0
+                excess[pair] = max(excess.get(pair, 0.0), float(np.nan_to_num(share)))
+    return {pair: tuple(told[pair].values()) for pair in sorted(told, key=lambda p: -excess[p])}
+
+
+def _way(finding: Finding) -> float:
+    """+1 where a higher value is worse."""
+    assert finding.before is not None and finding.now is not None
+    return 1.0 if finding.now.mean > finding.before.mean else -1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """The evaluation to judge, and what came before it."""
+
+    evaluation: Evaluation
+    path: Path | None
+    store: RunStore | None
+
+    @classmethod
+    def find(cls, target: str | Path | Evaluation, step: int | None) -> _Target:
+        if isinstance(target, Evaluation):
+            return cls(evaluation=target, path=None, store=None)
+        path = Path(target)
+        if path.is_file():
+            if step is not None:
+                raise ValueError(f"--step is for a run; {path} is one evaluation")
+            return cls(evaluation=read_evaluation(path)[0], path=path, store=None)
+        store = find_store(path)
+        stored = find_evaluation(store, step)
+        return cls(evaluation=stored.evaluation, path=stored.path, store=store)
+
+    def history(self, base: Evaluation) -> list[tuple[Seen, Path | None]]:
+        if self.store is None:
+            return [(self.evaluation, self.path)]
+        return [
+            (stored, stored.path)
+            for stored in self.store.evaluations()
+            if stored.global_step <= self.evaluation.global_step and stored.comparable_id == base.comparable_id
+        ]
+
+
+class _Rebased:
+    """One evaluation of a run whose distances are to the baseline given, not to the one that the run had."""
+
+    def __init__(self, seen: Seen, path: Path | None, base_maps: Mapping[str, np.ndarray]) -> None:
+        self._seen, self._path, self._base_maps = seen, path, base_maps
+
+    @property
+    def global_step(self) -> int:
+        return self._seen.global_step
+
+    def mean(self, tag: str) -> Figure:
+        if not tag.startswith(_DISTANCE):
+            return self._seen.mean(tag)
+        values = self.values(tag)
+        return float(np.nanmean(values)) if np.isfinite(values).any() else Undefined("; ".join(self.reasons(tag)))
+
+    def values(self, tag: str) -> np.ndarray:
+        if not tag.startswith(_DISTANCE):
+            return self._seen.values(tag)
+        return np.array([np.nan if isinstance(d, str) else d for d in self._distances(tag)])
+
+    def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
+        if not tag.startswith(_DISTANCE):
+            return self._seen.reasons(tag, among)
+        return tuple(sorted({d for d in self._distances(tag) if isinstance(d, str)}))
+
+    @cached_property
+    def _maps(self) -> Mapping[str, np.ndarray]:
+        return read_evaluation(self._path)[1] if self._path is not None else {}
+
+    def _distances(self, tag: str) -> list[float | str]:
+        name = tag.removeprefix(_DISTANCE)
+        count = len(self._seen.values(tag))
+        return [_distance(lambda maps, i=i: maps.get(f"{i}/{name}"), self._maps, self._base_maps) for i in range(count)]
+
+
+def _distance(get: Callable[[Mapping], Any], ours: Mapping, theirs: Mapping) -> float | str:
+    if get(ours) is None or get(theirs) is None:
+        return "no map of it is stored"
+    try:
+        return js_distance(get(ours), get(theirs))
+    except UndefinedFigure as error:
+        return error.reason
+
+
+def find_store(folder: str | Path) -> RunStore:
+    """The run in a folder: the run's own, its plugin folder, or one with a single run somewhere below.
+
+    Raises:
+        ValueError: no such folder, no run in it, or several; names them.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise ValueError(f"there is no run and no evaluation at {folder}")
+    if (folder / "index.jsonl").is_file() and folder.name == PLUGIN_NAME:
+        return RunStore(folder.parent.parent)
+    if RunStore(folder).index.is_file():
+        return RunStore(folder)
+    runs = sorted(index.parent.parent.parent for index in folder.rglob(f"plugins/{PLUGIN_NAME}/index.jsonl"))
+    if not runs:
+        raise ValueError(f"{folder} holds no run: there is no plugins/{PLUGIN_NAME}/index.jsonl in or below it")
+    if len(runs) > 1:
+        listed = ", ".join(map(str, runs[:8])) + (f", … ({len(runs)} in all)" if len(runs) > 8 else "")
+        raise ValueError(f"{folder} holds several runs; say which: {listed}")
+    return RunStore(runs[0])
+
+
+def find_evaluation(store: RunStore, step: int | None) -> Any:
+    """The run's evaluation at a step, by default the last one, as `store.Stored`.
+
+    Raises:
+        ValueError: the run has no evaluation, or none at this step; names those it has.
+    """
+    everything = store.evaluations()
+    if not everything:
+        raise ValueError(f"{store.folder} holds no evaluation yet")
+    if step is None:
+        return everything[-1]
+    for stored in everything:
+        if stored.global_step == step:
+            return stored
+    steps = [s.global_step for s in everything]
+    listed = ", ".join(map(str, steps if len(steps) <= 8 else [*steps[:4], "…", *steps[-4:]]))
+    raise ValueError(f"{store.folder} has no evaluation at step {step}; it has {listed}")

@@ -1,0 +1,390 @@
+"""Rules applied to evaluations and a baseline → one finding a rule. Pure; knows no model, no files, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import numpy as np
+
+from .record import Estimate, Evaluation, Figure, Undefined, estimates
+from .resampling import sign_flip_p
+from .rules import ANY_FIGURE, COPYING, Rule, Rules, Severity
+
+SMOOTHING = 3
+"""The best so far is a mean over so many evaluations in a row, since the best single one is partly luck."""
+
+MOST_TO_BLAME = 3
+
+_LOOK_BACK = 50
+
+
+class Seen(Protocol):
+    """What is judged: an `Evaluation`, or one line of a store's index that reads its file when it must."""
+
+    @property
+    def global_step(self) -> int: ...
+    def mean(self, tag: str) -> Figure:
+        """Mean over the pairs."""
+        ...
+
+    def values(self, tag: str) -> np.ndarray:
+        """(pairs,) with NaN where undefined."""
+        ...
+
+    def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
+        """Why values are undefined, of all pairs or of some."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one rule says of one evaluation."""
+
+    rule: str
+    kind: str
+    severity: Severity
+    figure: str
+    """Tag of the figure, the copying layer's by its own name."""
+    fired: bool = False
+    unjudged: str | None = None
+    """Why the rule could not be applied."""
+    against: str = ""
+    """What it was compared with, in words."""
+    before: Estimate | None = None
+    now: Estimate | None = None
+    change: Estimate | None = None
+    """Mean over pairs of how much worse each became; positive is worse."""
+    allowed: float | None = None
+    """How much worse it may become, or the limit, in the figure's units."""
+    p: float | None = None
+    """One-sided, of the paired sign-flip test; None where there were too few pairs for one."""
+    pairs: tuple[str, ...] = ()
+    """The pairs most to blame, worst first, at most three."""
+    since: int | None = None
+    """The evaluation from which on it has been so without a break."""
+    words: str = ""
+    """What happened, where the numbers alone don't say it."""
+
+    def __str__(self) -> str:
+        if self.unjudged is not None:
+            return f"{self.figure}: not judged, {self.unjudged}"
+        if self.words:
+            return f"{self.figure} {self.words}"
+        if self.kind == "undefined":
+            return f"{self.figure}: every pair that had a value has one"
+        if self.change is None or self.allowed is None:
+            return f"{self.figure}: {self.now}, {self.against}"
+        sure = f"p {_p(self.p)}" if self.p is not None else "too few pairs for a test"
+        level = abs(self.before.mean) if self.before else 0.0
+        change, allowed = (
+            f"{x:.3g}" + (f" ({x / level:.0%})" if level else "") for x in (abs(self.change.mean), self.allowed)
+        )
+        way = "worse" if self.change.mean >= 0 else "better"
+        return (
+            f"{self.figure}: {self.before} → {self.now}, {way} by {change}, allowed {allowed}; "
+            f"{sure}, {self.change.pairs} pairs; against the {self.against}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Finding:
+        """The inverse of `to_json`."""
+        known = {key: None if row[key] is None else Estimate(**row[key]) for key in ("before", "now", "change")}
+        return cls(**{**row, **known, "pairs": tuple(row["pairs"])})
+
+
+def findings(rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> tuple[Finding, ...]:
+    """What every rule says of the last evaluation of `history`.
+
+    Args:
+        history: evaluations by step, at least one, all comparable with the baseline; the baseline may be the first.
+    """
+    return tuple(_patient(rule, rules, baseline, history) for rule in _on_single_figures(rules, baseline))
+
+
+def refuse_unknown_figures(rules: Rules, baseline: Evaluation) -> None:
+    """A rule on a figure that no evaluation has would never fire.
+
+    Raises:
+        ValueError: names the rule, the figure, and those most like it.
+    """
+    for rule in rules.rules:
+        tag = resolve(rule.figure, baseline)
+        if rule.figure == ANY_FIGURE or isinstance(tag, Undefined) or tag in baseline.figures:
+            continue
+        alike = get_close_matches(tag, baseline.figures, n=3) or sorted(t for t in baseline.figures if "/" not in t)
+        raise ValueError(f"rule {rule.name!r}: there is no figure {rule.figure!r}; did you mean {', '.join(alike)}?")
+
+
+def resolve(figure: str, baseline: Evaluation) -> str | Undefined:
+    """The tag of a rule's figure: "copying_layer/…" is that of the baseline's copying layer."""
+    if not figure.startswith(COPYING):
+        return figure
+    if isinstance(baseline.copying_layer, Undefined):
+        return baseline.copying_layer
+    return f"layer/{baseline.copying_layer}/{figure.removeprefix(COPYING)}"
+
+
+def best_window(means: Sequence[Figure], higher_is_worse: bool) -> int | None:
+    """Where the best `SMOOTHING` evaluations in a row begin; None where there are not so many with a value."""
+    values = np.array([np.nan if isinstance(m, Undefined) else m for m in means], dtype=float)
+    if len(values) < SMOOTHING:
+        return None
+    smoothed = np.lib.stride_tricks.sliding_window_view(values, SMOOTHING).mean(1)
+    if np.isnan(smoothed).all():
+        return None
+    return int(np.nanargmin(smoothed) if higher_is_worse else np.nanargmax(smoothed))
+
+
+def _on_single_figures(rules: Rules, baseline: Evaluation) -> list[Rule]:
+    """The rules with those for any figure written out, for the figures that the baseline has."""
+    tags = {resolve(r.figure, baseline): r.figure for r in rules.rules if r.figure != ANY_FIGURE}
+    had = {
+        t: f
+        for t, f in {**tags, "loss": "loss"}.items()
+        if isinstance(t, str) and np.isfinite(baseline.values(t)).any()
+    }
+    out = []
+    for rule in rules.rules:
+        figures = had.values() if rule.figure == ANY_FIGURE else [rule.figure]
+        out += [replace(rule, figure=figure) for figure in figures]
+    return out
+
+
+def _patient(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+    found = _judge(rule, rules, baseline, history)
+    for count in range(1, rule.patience):
+        if not found.fired:
+            return found
+        if count >= len(history) or not _judge(rule, rules, baseline, history[:-count]).fired:
+            return replace(found, fired=False, words="", pairs=())
+    return found
+
+
+def _judge(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+    tag = resolve(rule.figure, baseline)
+    found = Finding(rule=rule.name, kind=rule.kind, severity=rule.severity, figure=rule.figure)
+    if isinstance(tag, Undefined):
+        return replace(found, unjudged=tag.reason)
+    found = replace(found, figure=tag)
+    return _BY_KIND[rule.kind](found, rule, rules, baseline, history)
+
+
+def _limit(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+    """floor and ceiling."""
+    limit, values = float(rule.limit or 0.0), history[-1].values(found.figure)
+    if not np.isfinite(values).any():
+        return replace(found, unjudged=_why(history[-1], found.figure))
+    sign = 1.0 if rule.kind == "ceiling" else -1.0
+
+    def beyond(values: np.ndarray) -> bool:
+        return bool(np.isfinite(values).any() and sign * np.nanmean(values) > sign * limit)
+
+    fired = beyond(values)
+    return replace(
+        found,
+        fired=fired,
+        now=estimates({"now": values})["now"],
+        allowed=limit,
+        against=f"{'above' if rule.kind == 'ceiling' else 'below'} {limit:.3g}" if fired else f"limit {limit:.3g}",
+        pairs=_worst(baseline, sign * (values - limit)) if fired else (),
+        since=_since(found.figure, baseline, history, beyond) if fired else None,
+    )
+
+
+def _drop(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+    return _compare(
+        found, rule, rules, baseline, history, baseline.values(found.figure), f"baseline, {_step(baseline)}"
+    )
+
+
+def _drop_from_best(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+    earlier = history[:-1]
+    start = best_window([seen.mean(found.figure) for seen in earlier], rule.higher_is_worse)
+    if start is None and not np.isfinite(baseline.values(found.figure)).any():
+        return replace(found, unjudged=_why(baseline, found.figure))
+    if start is None:
+        return replace(found, unjudged=f"fewer than {SMOOTHING} evaluations in a row before this one have it")
+    window = earlier[start : start + SMOOTHING]
+    before = np.mean([seen.values(found.figure) for seen in window], axis=0)
+    if not np.isfinite(before).any():
+        return replace(found, unjudged="no pair has a value at all of the best evaluations")
+    words = f"best so far, steps {window[0].global_step} to {window[-1].global_step}"
+    return _compare(found, rule, rules, baseline, history, before, words)
+
+
+def _compare(
+    found: Finding,
+    rule: Rule,
+    rules: Rules,
+    baseline: Evaluation,
+    history: Sequence[Seen],
+    before: np.ndarray,
+    against: str,
+) -> Finding:
+    after = history[-1].values(found.figure)
+    sign = 1.0 if rule.higher_is_worse else -1.0
+    worse = sign * (after - before)
+    usable = np.isfinite(worse)
+    if not usable.any():
+        no_more = np.isfinite(before).any()
+        return replace(found, unjudged=_why(history[-1] if no_more else baseline, found.figure))
+    if usable.sum() < 2:
+        return replace(found, unjudged="one pair")
+    margin = rule.margin_for(baseline.margins)
+    if margin is None:
+        return replace(
+            found, unjudged=f"no margin is known for {rule.figure}; give the rule one: margin = 0.03 or '10%'"
+        )
+    level = float(before[usable].mean())
+    testable = rules.can_test(int(usable.sum()))
+    if margin.relative and (level <= 0 or (testable and sign_flip_p(before[usable]) >= rules.alpha)):
+        return replace(found, unjudged=f"not above 0 at its {against.partition(',')[0]}: nothing to lose")
+    allowed = margin.of(level)
+    p = sign_flip_p(worse[usable]) if testable else None
+    fired = bool(worse[usable].mean() > allowed) and (p is None or p < rules.alpha)
+    columns = {"before": np.where(usable, before, np.nan), "now": np.where(usable, after, np.nan), "change": worse}
+
+    def beyond(values: np.ndarray) -> bool:
+        own = sign * (values - before)
+        return bool(np.isfinite(own).any() and np.nanmean(own) > allowed)
+
+    return replace(
+        found,
+        fired=fired,
+        against=against,
+        **estimates(columns),  # type: ignore[arg-type]
+        allowed=allowed,
+        p=p,
+        pairs=_worst(baseline, worse) if fired else (),
+        since=_since(found.figure, baseline, history, beyond) if fired else None,
+    )
+
+
+def _collapse(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+    sign = -1.0 if rule.higher_is_worse else 1.0
+    after = history[-1].values(found.figure)
+    before, when = _what_there_was(found.figure, rule, rules, baseline, history)
+    usable = np.isfinite(before) & np.isfinite(after)
+    if not usable.any():
+        return replace(found, unjudged=_why(history[-1] if np.isfinite(before).any() else baseline, found.figure))
+    if not rules.can_test(int(usable.sum())):
+        return replace(found, unjudged=f"too few pairs for a test: {rules.too_few(int(usable.sum()))}")
+
+    def p_of_nothing(values: np.ndarray) -> float:
+        """Of "it is not on the good side of nothing"."""
+        own = sign * (values[usable & np.isfinite(values)] - rule.nothing)
+        return sign_flip_p(own) if len(own) else 1.0
+
+    worse, p = sign * (before - after), p_of_nothing(after)
+    columns = {"before": np.where(usable, before, np.nan), "now": np.where(usable, after, np.nan), "change": worse}
+    known = estimates(columns)
+    found = replace(found, against=f"nothing is {rule.nothing:.3g}", p=p, **known)  # type: ignore[arg-type]
+    gone = p >= rules.alpha
+    nothing = f"{'above' if sign > 0 else 'below'} {rule.nothing:.3g}, where the reference is not used"
+    shown = f"{known['now']}, p {_p(p)}"
+    if p_of_nothing(before) < rules.alpha:
+        fired = gone and sign_flip_p(worse[usable]) < rules.alpha
+        words = f"can no longer be shown to be {nothing}: {shown}; it was {known['before']} at the {when}"
+        found = replace(found, pairs=_worst(baseline, worse) if fired else ())
+    else:
+        # There was nothing to lose. That may be how a training from scratch begins: it takes two evaluations to say so.
+        fired = gone and any(seen.global_step != baseline.global_step for seen in history)
+        words = f"can't be shown to be {nothing}, neither at the baseline nor now: {shown}"
+        found = replace(found, severity="warning" if rule.severity == "critical" else rule.severity)
+    since = (
+        _since(found.figure, baseline, history, lambda values: p_of_nothing(values) >= rules.alpha) if fired else None
+    )
+    return replace(found, fired=fired, words=words if fired else "", since=since)
+
+
+def _what_there_was(
+    figure: str, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]
+) -> tuple[np.ndarray, str]:
+    """The baseline's values, or, where that had nothing and the run has learned since, those of its best evaluations."""
+    own = baseline.values(figure)
+    sign = -1.0 if rule.higher_is_worse else 1.0
+
+    def has_something(values: np.ndarray) -> bool:
+        known = values[np.isfinite(values)]
+        return rules.can_test(len(known)) and sign_flip_p(sign * (known - rule.nothing)) < rules.alpha
+
+    start = (
+        None if has_something(own) else best_window([seen.mean(figure) for seen in history[:-1]], rule.higher_is_worse)
+    )
+    if start is not None:
+        window = history[start : start + SMOOTHING]
+        best = np.mean([seen.values(figure) for seen in window], axis=0)
+        if has_something(best):
+            return best, f"best, steps {window[0].global_step} to {window[-1].global_step}"
+    return own, "baseline"
+
+
+def _undefined(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+    had = np.isfinite(baseline.values(found.figure))
+    if not had.any():
+        return replace(found, unjudged=_why(baseline, found.figure))
+
+    def too_many_lost(values: np.ndarray) -> bool:
+        return bool((had & ~np.isfinite(values)).sum() > (rule.limit or 0.0) * had.sum())
+
+    values = history[-1].values(found.figure)
+    found = replace(found, against=f"baseline, {_step(baseline)}")
+    if not too_many_lost(values):
+        return found
+    lost = had & ~np.isfinite(values)
+    reasons = "; ".join(history[-1].reasons(found.figure, lost.tolist())) or "no reason is known"
+    return replace(
+        found,
+        fired=True,
+        words=f"is undefined for {lost.sum()} of {had.sum()} pairs that had it: {reasons}",
+        pairs=tuple(np.array(baseline.pairs)[lost][:MOST_TO_BLAME].tolist()),
+        since=_since(found.figure, baseline, history, too_many_lost),
+    )
+
+
+_BY_KIND = {
+    "floor": _limit,
+    "ceiling": _limit,
+    "drop": _drop,
+    "drop_from_best": _drop_from_best,
+    "collapse": _collapse,
+    "undefined": _undefined,
+}
+
+
+def _since(tag: str, baseline: Evaluation, history: Sequence[Seen], is_so: Callable[[np.ndarray], bool]) -> int:
+    """The first evaluation of the unbroken row, up to the last one, at which a figure's values are so.
+
+    Looks back over 50 evaluations at most: each one's file has to be read.
+    """
+    earlier = [baseline] if baseline.global_step < history[0].global_step else []
+    since = history[-1].global_step
+    for seen in reversed([*earlier, *history[-_LOOK_BACK:-1]]):
+        if not is_so(seen.values(tag)):
+            break
+        since = seen.global_step
+    return since
+
+
+def _worst(baseline: Evaluation, worse: np.ndarray) -> tuple[str, ...]:
+    order = [i for i in np.argsort(-np.nan_to_num(worse, nan=-np.inf), kind="stable") if worse[i] > 0]
+    return tuple(baseline.pairs[i] for i in order[:MOST_TO_BLAME])
+
+
+def _why(seen: Seen, tag: str) -> str:
+    return "; ".join(seen.reasons(tag)) or "undefined"
+
+
+def _step(seen: Seen) -> str:
+    return f"step {seen.global_step}"
+
+
+def _p(p: float) -> str:
+    return f"= {p:.2g}" if p >= 0.001 else "< 0.001"

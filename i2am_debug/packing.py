@@ -1,0 +1,200 @@
+"""One pair's maps, rows and picture in the form they are stored in. Imports no torch.
+
+What a pair takes is bounded by `PAIR_BYTES` whatever the model's resolution: the specific-reference rows are pooled until
+they fit.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .pairs import ValidationPair
+
+PAIR_BYTES = 3 * 2**19
+"""At most 1.5 MiB a pair."""
+
+_PICTURE_SIDE = 384
+_UNIFIED_SIDE, _LEVEL_SIDE = 64, 32
+# Sides of the rows of (unified and copying layer, all other levels), from the finest that can be had to what always fits.
+_ROW_SIDES = (
+    (32, 16),
+    (32, 12),
+    (32, 8),
+    (28, 8),
+    (24, 8),
+    (24, 6),
+    (20, 6),
+    (16, 6),
+    (16, 4),
+    (12, 4),
+    (8, 4),
+    (8, 2),
+)
+_COMPANIONS = ("r2g_centred", "r2g_object_mass", "g2r_region")
+
+
+def pack_looks(looks: Sequence[Any], copying_layer: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """`pack_pair` of every `evaluation.Look`: arrays by "<pair number>/<name>", and pair number → grids of its rows."""
+    arrays: dict[str, np.ndarray] = {}
+    grids: dict[str, Any] = {}
+    for look in looks:
+        own, grids[str(look.index)] = pack_pair(look.maps, copying_layer, look.generated)
+        arrays.update({f"{look.index}/{name}": value for name, value in own.items()})
+    return arrays, grids
+
+
+def unified_maps(looks: Sequence[Any]) -> dict[str, np.ndarray]:
+    """ "0/r2g", "0/g2r", …: what later evaluations measure their distance from."""
+    maps = {f"{look.index}/r2g": unified_form(look.maps.r2g.unified) for look in looks}
+    if looks[0].maps.undefined_g2r is None:
+        maps.update({f"{look.index}/g2r": unified_form(look.maps.g2r.unified) for look in looks})
+    return maps
+
+
+def pack_pair(
+    maps: Any, copying_layer: str | None, generated: Image.Image | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One pair's arrays in their stored form, and the grids of its rows.
+
+    Args:
+        maps: `AttributionMaps`.
+
+    Returns:
+        Arrays by name, at most `PAIR_BYTES` together: "r2g/unified" (h, w) float32 …, "r2g/by_time" (T, h, w) float16 with
+        mean 1, "rows/…" (…, g, r) uint8 with "rows/…/scale" (…, g) float32, "generated" encoded picture bytes; and
+        row name → [generated grid, reference grid].
+    """
+    arrays: dict[str, np.ndarray] = {}
+    directions = {"r2g": maps.r2g}
+    if maps.undefined_g2r is None:
+        directions["g2r"] = maps.g2r
+    for name, direction in directions.items():
+        arrays[f"{name}/unified"] = unified_form(direction.unified)
+        arrays[f"{name}/by_time"] = _level_form(direction.by_time)
+        arrays[f"{name}/by_head"] = _level_form(direction.by_head)
+        for layer, found in direction.by_layer.items():
+            arrays[f"{name}/by_layer/{layer}"] = _level_form(found)
+    for name in _COMPANIONS:
+        companion = getattr(maps, f"_{name}", None) or (maps.r2g_centred if name == "r2g_centred" else None)
+        if companion is not None:
+            arrays[f"{name}/unified"] = unified_form(companion.unified)
+    heads = max(len(bits) for bits in maps.information.values())
+    arrays["information"] = np.stack(
+        [np.pad(bits, (0, heads - len(bits)), constant_values=np.nan) for bits in maps.information.values()]
+    ).astype(np.float32)
+    if generated is not None:
+        arrays["generated"] = _bytes(generated)
+    if maps.undefined_g2r is not None:
+        return arrays, {}
+    left = PAIR_BYTES - sum(a.nbytes for a in arrays.values())
+    for sides in _ROW_SIDES:
+        if _rows_bytes(maps.rows, copying_layer, *sides) <= left:
+            rows, grids = _rows_form(maps.rows, copying_layer, *sides)
+            return {**arrays, **rows}, grids
+    return arrays, {}
+
+
+def pack_pictures(pair: ValidationPair) -> dict[str, np.ndarray]:
+    """A pair's own pictures: "reference", "target" and, where it has them, "mask", "reference_mask", as encoded bytes."""
+    pictures = {
+        "reference": pair.reference,
+        "target": pair.target,
+        "mask": pair.mask_image,
+        "reference_mask": None if pair.reference_mask is None else Image.fromarray(pair.reference_mask),
+    }
+    return {name: _bytes(picture) for name, picture in pictures.items() if picture is not None}
+
+
+def unpack_picture(stored: np.ndarray) -> Image.Image:
+    """The inverse of an encoded picture: RGB, or "L" for a mask."""
+    picture = Image.open(io.BytesIO(stored.tobytes()))
+    picture.load()
+    return picture
+
+
+def unified_form(found: np.ndarray) -> np.ndarray:
+    """A unified map as it is stored and compared: float32, sum 1, at most 64 tokens a side."""
+    return _pool(found, _UNIFIED_SIDE).astype(np.float32)
+
+
+def _bytes(picture: Image.Image) -> np.ndarray:
+    """PNG for masks and small pictures, JPEG for others, at most 384 pixels a side."""
+    is_mask = picture.mode in ("1", "L")
+    picture = picture.convert("L" if is_mask else "RGB")
+    lossless = is_mask or max(picture.size) <= 64
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, **({"format": "PNG"} if lossless else {"format": "JPEG", "quality": 90}))
+    return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+
+
+def _rows_bytes(rows: Any, copying_layer: str | None, side: int, small_side: int) -> int:
+    """What `_rows_form` would take, without forming it."""
+
+    def size(count: int, own: Any, limit: int) -> int:
+        g, r = (min(h, limit) * min(w, limit) for h, w in own)
+        return count * g * (r + 4)  # uint8 values and a float32 scale
+
+    total = size(1, (rows.generated_grid, rows.reference_grid), side)
+    total += size(len(rows.by_time) + len(rows.by_head), rows.small_grids, small_side)
+    for layer, (grid, _) in rows.by_layer.items():
+        own = (grid, rows.reference_grid)
+        total += size(1, own, small_side) + (size(1, own, side) if layer == copying_layer else 0)
+    return total
+
+
+def _rows_form(rows: Any, copying_layer: str | None, side: int, small_side: int) -> tuple[dict, dict]:
+    arrays: dict[str, np.ndarray] = {}
+    grids: dict[str, Any] = {}
+
+    def put(name: str, values: np.ndarray, own: Any, limit: int) -> None:
+        pooled, small = _pool_rows(values, own, limit)
+        scale = np.maximum(pooled.max(-1, keepdims=True), 1e-30)
+        quantised = np.nan_to_num(pooled / scale * 255).round()
+        arrays[f"rows/{name}"] = quantised.astype(np.uint8)
+        arrays[f"rows/{name}/scale"] = scale[..., 0].astype(np.float32)  # NaN where no sample was looked at
+        grids[name] = [list(g) for g in small]
+
+    put("unified", rows.unified, (rows.generated_grid, rows.reference_grid), side)
+    put("by_time", rows.by_time, rows.small_grids, small_side)
+    put("by_head", rows.by_head, rows.small_grids, small_side)
+    for layer, (grid, values) in rows.by_layer.items():
+        if layer == copying_layer:
+            put("copying_layer", values, (grid, rows.reference_grid), side)
+        put(f"by_layer/{layer}", values, (grid, rows.reference_grid), small_side)
+    return arrays, grids
+
+
+def _pool_rows(values: np.ndarray, own: Any, limit: int) -> tuple[np.ndarray, Any]:
+    """(…, g, r) rows on grids of at most `limit` a side: summed over reference patches, averaged over generated ones."""
+    small = tuple((min(h, limit), min(w, limit)) for h, w in own)
+    if small == tuple(map(tuple, own)):
+        return values, small
+    lead = values.shape[:-2]
+    blocks = values.reshape(*lead, *own[0], *own[1])
+    for axis, (length, count) in enumerate(zip((*own[0], *own[1]), (*small[0], *small[1]), strict=True)):
+        blocks = np.add.reduceat(blocks, _starts(length, count), axis=len(lead) + axis)
+    flat = blocks.reshape(*lead, small[0][0] * small[0][1], small[1][0] * small[1][1])
+    return flat / flat.sum(-1, keepdims=True), small
+
+
+def _pool(found: np.ndarray, limit: int) -> np.ndarray:
+    """(…, h, w) maps on at most `limit` tokens a side; sums are kept."""
+    for axis in (-2, -1):
+        if found.shape[axis] > limit:
+            found = np.add.reduceat(found, _starts(found.shape[axis], limit), axis=axis)
+    return found
+
+
+def _level_form(found: np.ndarray) -> np.ndarray:
+    pooled = _pool(found, _LEVEL_SIDE)
+    return (pooled * pooled.shape[-1] * pooled.shape[-2]).astype(np.float16)  # mean 1, well inside float16's range
+
+
+def _starts(length: int, count: int) -> np.ndarray:
+    return -(-np.arange(count) * length // count)
