@@ -362,7 +362,7 @@ class I2AMCallback:
         if not rules.can_test(count):
             self._tell_once("too few to tell a fall from noise, only limits and margins act: %s", rules.too_few(count))
         comparable: list[Stored] = [
-            s for s in store.evaluations() if s.comparable_id == baseline.comparable_id and s.path.is_file()
+            s for s in store.evaluations() if s.comparable_id == evaluation.comparable_id and s.path.is_file()
         ]
         return self._watch.judge(baseline, comparable)
 

@@ -42,6 +42,9 @@ def update_baseline(path: Path, store: RunStore, stored: Stored) -> tuple[Evalua
     Raises:
         StoreError: there is no baseline at `path`, or it can't be read.
     """
+    if not path.exists():
+        raise StoreError(f"there is no baseline {path}; make one with: i2am-debug baseline save RUN -o {path}")
+    _refuse_a_runs_own(path)
     old = read_figures(path)
     kept = dict(old.margins) if not differences(stored.evaluation, old) else {}
     return old, save_baseline(store, stored, path, margins=kept)
@@ -53,9 +56,18 @@ def set_margins(path: Path, margins: dict[str, float | str]) -> None:
     Raises:
         StoreError: there is no baseline at `path`, or it can't be read.
     """
+    _refuse_a_runs_own(path)
     evaluation = read_figures(path)
     names = [f"{i}/{name}" for i in range(len(evaluation.pairs)) for name in (*MAPS, *PICTURES)]
     write_evaluation(path, replace(evaluation, margins=margins), read_arrays(path, names), {})
+
+
+def _refuse_a_runs_own(path: Path) -> None:
+    """A baseline keeps less than a run's evaluation, which must not be written over."""
+    if path.resolve().with_name("index.jsonl").is_file():
+        raise StoreError(
+            f"{path} is a run's own evaluation; keep it and make a baseline of it: i2am-debug baseline save"
+        )
 
 
 def describe(evaluation: Evaluation, *, layers: bool = False) -> str:
@@ -74,7 +86,7 @@ def describe(evaluation: Evaluation, *, layers: bool = False) -> str:
         for t, e in evaluation.estimates().items()
         if layers or not t.startswith("layer/") or copying in t.split("/")
     }
-    width = max(map(len, shown))
+    width = max(map(len, shown), default=0)
     lines += [f"  {tag:<{width}}  {estimate}" for tag, estimate in shown.items() if not isinstance(estimate, Undefined)]
     undefined: dict[str, list[str]] = {}
     for tag, estimate in shown.items():

@@ -7,6 +7,7 @@ only, not the wobble of training, so margins from runs are to be preferred.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -38,7 +39,7 @@ class Calibrated:
 def margins_from_runs(runs: Sequence[Sequence[Seen]], baselines: Sequence[Evaluation]) -> dict[str, Calibrated]:
     """Margins from healthy runs: each one's evaluations by step, and its first evaluation in full.
 
-    Figures that no run has are left out.
+    Figures with fewer than 5 falls are left out.
 
     Raises:
         ValueError: fewer than 5 evaluations after the first ones.
@@ -103,12 +104,19 @@ def _margins(falls: Mapping[str, Sequence[float]]) -> dict[str, Calibrated]:
     out = {}
     for figure, seen in falls.items():
         usable = [f for f in seen if np.isfinite(f)]
-        if not usable:
+        if len(usable) < FEWEST:
             continue
         relative = DEFAULT_MARGINS[figure].relative
         largest = max(0.0, *usable)
         smallest = _SMALLEST_RELATIVE if relative else _SMALLEST_ABSOLUTE
-        # Two digits: a third one would only look exact.
-        value = max(smallest, float(f"{FACTOR * largest:.2g}"))
+        value = max(smallest, _two_digits_up(FACTOR * largest))
         out[figure] = Calibrated(margin=Margin(value=value, relative=relative), largest=largest, count=len(usable))
     return out
+
+
+def _two_digits_up(value: float) -> float:
+    """Rounded up to two digits: a third one would only look exact."""
+    if value <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")

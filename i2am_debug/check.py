@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,8 @@ from .errors import StoreError, UndefinedFigure
 from .exit_codes import ExitCode
 from .judge import Finding, Seen, findings, refuse_unknown_figures
 from .record import Evaluation, Figure, Undefined, differences
-from .rules import Rules, Severity, at_least
-from .store import PLUGIN_NAME, RunStore, read_evaluation
+from .rules import DEFAULT_RULES, Rule, Rules, Severity, at_least
+from .store import PLUGIN_NAME, RunStore, Stored, read_evaluation
 
 Status = Literal["pass", "regression", "not comparable"]
 
@@ -26,6 +26,7 @@ _EXIT_CODES: Mapping[Status, ExitCode] = {
     "not comparable": ExitCode.NOT_COMPARABLE,
 }
 _DISTANCE = "drift/js_"
+_SHORT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,48 +92,45 @@ def check(
     """
     rules = rules or Rules()
     baseline = Path(baseline)
-    found = _Target.find(target, step)
-
-    def not_comparable(problem: str, base: Evaluation | None = None) -> Verdict:
-        return Verdict(
-            status="not comparable",
-            evaluation=found.evaluation,
-            evaluation_file=found.path,
-            baseline=base,
-            baseline_file=baseline,
-            problems=(problem,),
-            fail_on=fail_on,
-        )
-
-    if not baseline.is_file():
-        return not_comparable(
-            f"there is no baseline {baseline}; make one with: i2am-debug baseline save RUN -o {baseline}"
-        )
-    try:
-        base, base_maps = read_evaluation(baseline)
-    except StoreError as error:
-        return not_comparable(str(error))
-    unlike = differences(found.evaluation, base)
-    if unlike:
-        return not_comparable(f"the evaluation and the baseline differ in {in_words(unlike)}", base)
-    refuse_unknown_figures(rules, base)
-    if not rules.can_test(len(base.pairs)):
-        return not_comparable(f"{rules.too_few(len(base.pairs))} (--min-pairs, --alpha)", base)
-    history = [_Rebased(seen, path, base_maps) for seen, path in found.history(base)]
-    every = findings(rules, base, history)
-    problems = list(_problems(every, rules, set(asked_for)))
-    failing = any(is_regression(f, fail_on) for f in every)
-    return Verdict(
-        status="regression" if failing else "not comparable" if problems else "pass",
-        evaluation=found.evaluation,
-        evaluation_file=found.path,
-        baseline=base,
+    verdict = Verdict(
+        status="not comparable",
+        evaluation=None,
+        evaluation_file=None,
+        baseline=None,
         baseline_file=baseline,
-        findings=every,
-        problems=tuple(problems),
-        pairs=_to_blame(base, history[-1], [f for f in every if is_regression(f, fail_on)]),
         fail_on=fail_on,
     )
+    try:
+        found = _Target.find(target, step)
+        verdict = replace(verdict, evaluation=found.evaluation, evaluation_file=found.path)
+        if baseline.is_dir():
+            raise StoreError(f"the baseline {baseline} is a folder; expected a file of: i2am-debug baseline save")
+        if not baseline.is_file():
+            raise StoreError(
+                f"there is no baseline {baseline}; make one with: i2am-debug baseline save RUN -o {baseline}"
+            )
+        base, base_maps = read_evaluation(baseline)
+        verdict = replace(verdict, baseline=base)
+        unlike = differences(found.evaluation, base)
+        if unlike:
+            raise StoreError(f"the evaluation and the baseline differ in {in_words(unlike)}")
+        refuse_unknown_figures(rules, base)
+        if not rules.can_test(len(base.pairs)):
+            raise StoreError(f"{rules.too_few(len(base.pairs))} (--min-pairs, --alpha)")
+        history = [_Rebased(seen, path, base_maps) for seen, path in found.history]
+        every = findings(rules, base, history)
+        asked = {*asked_for, *(rule.name for rule in rules.rules if rule not in DEFAULT_RULES)}
+        problems = tuple(_problems(every, rules, asked, base, history[-1]))
+        failing = [f for f in every if is_regression(f, fail_on)]
+        return replace(
+            verdict,
+            status="regression" if failing else "not comparable" if problems else "pass",
+            findings=every,
+            problems=problems,
+            pairs=_to_blame(base, history[-1], failing, {rule.name: rule for rule in rules.rules}),
+        )
+    except StoreError as error:
+        return replace(verdict, problems=(str(error),))
 
 
 def is_regression(finding: Finding, fail_on: Severity) -> bool:
@@ -143,49 +141,67 @@ def is_regression(finding: Finding, fail_on: Severity) -> bool:
 def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
     """`record.differences` as text; long values, such as the hashes of all pairs, shortened."""
 
-    def short(value: Any) -> str:
-        text = repr(value)
-        return text if len(text) <= 60 else f"{text[:57]}…"
+    def short(ours: Any, theirs: Any) -> tuple[str, str]:
+        texts = repr(ours), repr(theirs)
+        if max(map(len, texts)) <= _SHORT:
+            return texts
+        begin = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+        begin = max(0, begin - _SHORT // 2)  # around the first difference
+        one, other = (
+            f"{'…' if begin else ''}{t[begin : begin + _SHORT]}{'…' if len(t) > begin + _SHORT else ''}" for t in texts
+        )
+        return one, other
 
-    return "; ".join(f"{name} ({short(ours)}, was {short(theirs)})" for name, (ours, theirs) in unlike.items())
+    told = {name: short(*pair) for name, pair in unlike.items()}
+    return "; ".join(f"{name} ({ours}, was {theirs})" for name, (ours, theirs) in told.items())
 
 
-def _problems(every: Sequence[Finding], rules: Rules, asked_for: set[str]) -> Iterable[str]:
-    told: set[str] = set()
+def _problems(
+    every: Sequence[Finding], rules: Rules, asked_for: set[str], base: Evaluation, now: Seen
+) -> Iterable[str]:
+    lost = {f.figure: f.words for f in every if f.fired and f.kind == "undefined"}
+    yield from (f"{figure} {words}" for figure, words in lost.items())
     for finding in every:
-        if finding.fired and finding.kind == "undefined" and finding.figure not in told:
-            told.add(finding.figure)
-            yield f"{finding.figure} {finding.words}"
-        elif finding.unjudged is not None and finding.rule in asked_for:
-            yield f"rule {finding.rule}: {finding.figure} could not be judged: {finding.unjudged}"
+        if finding.unjudged is not None and finding.figure not in lost:
+            # A run that is too short for a best is none that can't be judged.
+            wanted = finding.rule in asked_for and finding.kind != "drop_from_best"
+            had, has = (np.isfinite(seen.values(finding.figure)).any() for seen in (base, now))
+            if wanted or (had and not has):
+                yield f"rule {finding.rule}: {finding.figure} could not be judged: {finding.unjudged}"
         elif finding.change is not None and finding.p is None and not finding.fired:
             yield (
                 f"rule {finding.rule}: {finding.figure} has a value for {rules.too_few(finding.change.pairs)} "
                 "(--min-pairs, --alpha)"
             )
+    if not any(f.unjudged is None and f.kind != "undefined" for f in every):
+        yield "no rule could be judged"
 
 
-def _to_blame(base: Evaluation, now: Seen, failing: Sequence[Finding]) -> dict[str, tuple[str, ...]]:
+def _to_blame(
+    base: Evaluation, now: Seen, failing: Sequence[Finding], rules: Mapping[str, Rule]
+) -> dict[str, tuple[str, ...]]:
+    """Pair → its figures that are worse than allowed; the pair that is so by most, in shares of what is allowed, first."""
     told: dict[str, dict[str, str]] = {}
     excess: dict[str, float] = {}
     for finding in failing:
         before, after = base.values(finding.figure), now.values(finding.figure)
-        worse = np.abs(after - before) if finding.allowed else np.full(len(before), np.nan)
+        worse = _worse(finding, rules[finding.rule], before, after)
         for number, pair in enumerate(base.pairs):
-            beyond = finding.kind == "drop" and finding.allowed is not None and worse[number] > finding.allowed
-            wrong_way = finding.change is not None and (after - before)[number] * _way(finding) <= 0
-            if (beyond and not wrong_way) or pair in finding.pairs:
+            if worse[number] > 0 or pair in finding.pairs:
                 was = "" if finding.before is None else f"{before[number]:.3g} → "
                 told.setdefault(pair, {})[finding.figure] = f"{finding.figure}: {was}{after[number]:.3g}"
-                share = worse[number] / finding.allowed if finding.allowed else 1.0
-                excess[pair] = max(excess.get(pair, 0.0), float(np.nan_to_num(share)))
+                excess[pair] = max(excess.get(pair, 0.0), float(np.nan_to_num(worse[number])))
     return {pair: tuple(told[pair].values()) for pair in sorted(told, key=lambda p: -excess[p])}
 
 
-def _way(finding: Finding) -> float:
-    """+1 where a higher value is worse."""
-    assert finding.before is not None and finding.now is not None
-    return 1.0 if finding.now.mean > finding.before.mean else -1.0
+def _worse(finding: Finding, rule: Rule, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """(pairs,) how much worse than allowed each pair is by itself, in shares of what is allowed; NaN where unknown."""
+    allowed = finding.allowed
+    if allowed is None or finding.kind == "drop_from_best":  # of the best, the finding names the pairs
+        return np.full(len(before), np.nan)
+    if finding.kind == "drop":
+        return (after - before if rule.higher_is_worse else before - after) / allowed - 1
+    return (after - allowed if finding.kind == "ceiling" else allowed - after) / max(abs(allowed), 1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,29 +210,23 @@ class _Target:
 
     evaluation: Evaluation
     path: Path | None
-    store: RunStore | None
+    history: Sequence[tuple[Seen, Path | None]]
+    """The run's evaluations that are comparable with this one, up to it."""
 
     @classmethod
     def find(cls, target: str | Path | Evaluation, step: int | None) -> _Target:
         if isinstance(target, Evaluation):
-            return cls(evaluation=target, path=None, store=None)
+            return cls(evaluation=target, path=None, history=[(target, None)])
         path = Path(target)
         if path.is_file():
             if step is not None:
                 raise ValueError(f"--step is for a run; {path} is one evaluation")
-            return cls(evaluation=read_evaluation(path)[0], path=path, store=None)
-        store = find_store(path)
-        stored = find_evaluation(store, step)
-        return cls(evaluation=stored.evaluation, path=stored.path, store=store)
-
-    def history(self, base: Evaluation) -> list[tuple[Seen, Path | None]]:
-        if self.store is None:
-            return [(self.evaluation, self.path)]
-        return [
-            (stored, stored.path)
-            for stored in self.store.evaluations()
-            if stored.global_step <= self.evaluation.global_step and stored.comparable_id == base.comparable_id
-        ]
+            evaluation = read_evaluation(path)[0]
+            return cls(evaluation=evaluation, path=path, history=[(evaluation, path)])
+        *earlier, stored = find_evaluations(find_store(path), step)
+        comparable = [s for s in earlier if s.comparable_id == stored.comparable_id and s.path.is_file()]
+        history = [(s, s.path) for s in (*comparable, stored)]
+        return cls(evaluation=stored.evaluation, path=stored.path, history=history)
 
 
 class _Rebased:
@@ -273,8 +283,11 @@ def find_store(folder: str | Path) -> RunStore:
     folder = Path(folder)
     if not folder.exists():
         raise ValueError(f"there is no run and no evaluation at {folder}")
-    if (folder / "index.jsonl").is_file() and folder.name == PLUGIN_NAME:
-        return RunStore(folder.parent.parent)
+    real = folder.resolve()
+    if real.name == PLUGIN_NAME and (real / "index.jsonl").is_file():
+        return RunStore(real.parent.parent)
+    if real.name == "plugins" and RunStore(real.parent).index.is_file():
+        return RunStore(real.parent)
     if RunStore(folder).index.is_file():
         return RunStore(folder)
     runs = sorted(index.parent.parent.parent for index in folder.rglob(f"plugins/{PLUGIN_NAME}/index.jsonl"))
@@ -286,20 +299,28 @@ def find_store(folder: str | Path) -> RunStore:
     return RunStore(runs[0])
 
 
-def find_evaluation(store: RunStore, step: int | None) -> Any:
-    """The run's evaluation at a step, by default the last one, as `store.Stored`.
+def find_evaluation(store: RunStore, step: int | None) -> Stored:
+    """The run's evaluation at a step, by default the last one.
 
     Raises:
         ValueError: the run has no evaluation, or none at this step; names those it has.
     """
+    return find_evaluations(store, step)[-1]
+
+
+def find_evaluations(store: RunStore, step: int | None) -> list[Stored]:
+    """The run's evaluations up to one at a step, by default up to the last one.
+
+    Raises:
+        ValueError: as `find_evaluation`.
+    """
     everything = store.evaluations()
     if not everything:
         raise ValueError(f"{store.folder} holds no evaluation yet")
-    if step is None:
-        return everything[-1]
-    for stored in everything:
-        if stored.global_step == step:
-            return stored
     steps = [s.global_step for s in everything]
+    if step is None:
+        return everything
+    if step in steps:
+        return everything[: steps.index(step) + 1]
     listed = ", ".join(map(str, steps if len(steps) <= 8 else [*steps[:4], "…", *steps[-4:]]))
     raise ValueError(f"{store.folder} has no evaluation at step {step}; it has {listed}")

@@ -6,11 +6,12 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import I2AMError, NotComparable, StoreError
+from .errors import I2AMError, NotComparable
 from .exit_codes import ExitCode
 
 _RUN = "a run's folder, or a folder with one run in it"
@@ -109,9 +110,11 @@ def _add_calibrate(commands: Any) -> None:
         "--pairs", type=Path, metavar="FOLDER", help="with --pipeline: validation pairs with metadata.jsonl"
     )
     calibrate.add_argument(
-        "--repeats", type=int, default=8, metavar="N", help="with --pipeline: evaluations (default: 8)"
+        "--repeats", type=at_least(5), default=8, metavar="N", help="with --pipeline: evaluations (default: 8)"
     )
-    calibrate.add_argument("--steps", type=int, metavar="N", help="with --pipeline: sampler steps (default: its own)")
+    calibrate.add_argument(
+        "--steps", type=at_least(1), metavar="N", help="with --pipeline: sampler steps (default: its own)"
+    )
     calibrate.add_argument("--baseline", type=Path, metavar="FILE", help="store the margins in this baseline")
     calibrate.set_defaults(run=_calibrate)
 
@@ -120,49 +123,78 @@ def _add_calibrate(commands: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    try:
+        return _checked(args)
+    except (OSError, ValueError) as error:
+        return _usage(f"check: {error}")
+    except Exception:  # Python's own exit code would be 1, which means a regression here
+        traceback.print_exc()
+        return ExitCode.NOT_COMPARABLE
+
+
+def _checked(args: argparse.Namespace) -> int:
     from . import verdict_reports as reports
     from .check import check
 
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if args.github and not summary:
         return _usage("check: --github: $GITHUB_STEP_SUMMARY is not set, which GitHub Actions does")
-    for option in ("json", "junit_xml", "markdown"):
-        path = getattr(args, option)
+    outputs = {f"--{name.replace('_', '-')}": getattr(args, name) for name in ("json", "junit_xml", "markdown")}
+    for option, path in (*outputs.items(), *([("--github", Path(summary))] if args.github and summary else [])):
+        if path is not None and path.is_dir():
+            return _usage(f"check: {option}: {path} is a folder; a file is needed")
         if path is not None and not path.parent.is_dir():
-            return _usage(f"check: --{option.replace('_', '-')}: there is no folder {path.parent}")
-    if args.pictures is not None and args.pictures.exists() and not args.pictures.is_dir():
-        return _usage(f"check: --pictures: {args.pictures} is a file; a folder is needed")
-    try:
-        rules, asked_for = _rules(args)
-        verdict = check(
-            args.target, args.baseline, rules=rules, asked_for=asked_for, step=args.step, fail_on=args.fail_on
-        )
-    except StoreError as error:
-        print(f"i2am-debug check: not comparable: {error}", file=sys.stderr)
-        return ExitCode.NOT_COMPARABLE
-    except ValueError as error:
-        return _usage(f"check: {error}")
-    print(reports.as_text(verdict))
-    pictures: dict[str, Path] = {}
+            return _usage(f"check: {option}: there is no folder {path.parent}")
     if args.pictures is not None:
-        from .worst_pairs import draw_worst_pairs
-
-        pictures = draw_worst_pairs(verdict, args.pictures)
-        print("".join(f"\n{path}" for path in pictures.values()))
-    if args.json is not None:
-        args.json.write_text(reports.as_json(verdict), encoding="utf-8")
-    if args.junit_xml is not None:
-        args.junit_xml.write_text(reports.as_junit(verdict), encoding="utf-8")
+        existing = next(p for p in (args.pictures, *args.pictures.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            return _usage(f"check: --pictures: {existing} is a file; a folder is needed")
+    rules, asked_for = _rules(args)
+    verdict = check(args.target, args.baseline, rules=rules, asked_for=asked_for, step=args.step, fail_on=args.fail_on)
+    say(reports.as_text(verdict))
+    pictures = _drawn(verdict, args.pictures)
+    say(*pictures.values())
+    relative = {}
     if args.markdown is not None:
         relative = {pair: os.path.relpath(path, args.markdown.parent) for pair, path in pictures.items()}
-        args.markdown.write_text(reports.as_markdown(verdict, relative), encoding="utf-8")
+    texts = {
+        "--json": lambda: reports.as_json(verdict),
+        "--junit-xml": lambda: reports.as_junit(verdict),
+        "--markdown": lambda: reports.as_markdown(verdict, relative),
+    }
+    for option, path in outputs.items():
+        if path is not None:
+            path.write_text(texts[option](), encoding="utf-8")
     if args.github and summary:
         with open(summary, "a", encoding="utf-8") as file:
             file.write(reports.as_markdown(verdict))
-        print(reports.as_github_annotation(verdict))
+        say(reports.as_github_annotation(verdict))
     if args.exit_zero and verdict.exit_code == ExitCode.FAILED:
         return ExitCode.OK
     return verdict.exit_code
+
+
+def _drawn(verdict: Any, folder: Path | None) -> dict[str, Path]:
+    """Pictures are an extra: whatever is wrong with them must not change the verdict."""
+    if folder is None:
+        return {}
+    from .worst_pairs import draw_worst_pairs
+
+    try:
+        return draw_worst_pairs(verdict, folder)
+    except Exception as error:
+        print(f"i2am-debug check: --pictures: could not be drawn: {error}", file=sys.stderr)
+        return {}
+
+
+def say(*lines: Any) -> None:
+    """Prints lines that are not empty; whoever reads the output may have seen enough."""
+    try:
+        for line in lines:
+            if str(line):
+                print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _rules(args: argparse.Namespace) -> tuple[Any, list[str]]:
@@ -176,6 +208,11 @@ def _rules(args: argparse.Namespace) -> tuple[Any, list[str]]:
         rules = replace(rules, alpha=args.alpha)
     if args.min_pairs is not None:
         rules = replace(rules, min_pairs=args.min_pairs)
+    for option, given in (("--fail-under", args.fail_under), ("--max-drop", args.max_drop)):
+        figures = [figure for figure, _ in given]
+        for figure in figures:
+            if figures.count(figure) > 1:
+                raise ValueError(f"{option} {figure} is given twice")
     floors = {figure: _number(f"--fail-under {figure}", value) for figure, value in args.fail_under}
     return rules.asking_for(max_drop=dict(args.max_drop), fail_under=floors)
 
@@ -239,7 +276,7 @@ def _with_usage_errors(command: str, work: Callable[[], None]) -> int:
         work()
     except I2AMError:
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _usage(f"{command}: {error}")
     return ExitCode.OK
 
@@ -254,6 +291,10 @@ def _calibrate(args: argparse.Namespace) -> int:
         return _usage("calibrate: give either healthy RUNs or --pipeline FOLDER --pairs FOLDER")
     if args.pipeline is not None and args.pairs is None:
         return _usage("calibrate: --pipeline needs --pairs FOLDER")
+    if args.runs and args.pairs is not None:
+        return _usage("calibrate: --pairs goes with --pipeline")
+    if len({run.resolve() for run in args.runs}) < len(args.runs):
+        return _usage("calibrate: a run is given twice")
     if args.baseline is not None and not args.baseline.is_file():
         return _usage(f"calibrate: --baseline: there is no file {args.baseline}")
 
@@ -292,7 +333,7 @@ def _from_runs(args: argparse.Namespace) -> Any:
         unlike.pop("seed", None)  # margins are of the spread, which other noise does not change
         if unlike:
             raise NotComparable(unlike)
-        runs.append([stored for stored in everything if stored.comparable_id == first.comparable_id])
+        runs.append([stored for stored in everything if stored.comparable_id == everything[0].comparable_id])
         baselines.append(first)
         for alert in store.alerts():
             logging.getLogger("i2am_debug").warning(
@@ -313,6 +354,19 @@ def _from_pipeline(args: argparse.Namespace) -> Any:
     return margins_from_repeats(
         evaluate_repeatedly(args.pipeline, args.pairs, repeats=args.repeats, steps=args.steps, baseline=baseline)
     )
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """An argparse type: a whole number that is not smaller."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, got {value}")
+        return value
+
+    whole_number.__name__ = "whole number"
+    return whole_number
 
 
 def _usage(text: str) -> int:

@@ -7,11 +7,10 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
-from .ci_commands import add_commands
+from .ci_commands import add_commands, at_least
 from .errors import I2AMError
 from .exit_codes import ExitCode
 
@@ -25,6 +24,9 @@ _SABOTAGES = (
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     args = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without "→" is no reason to fail
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("i2am_debug").setLevel(logging.INFO)
     try:
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="fine-tune the shipped tiny model and watch it unlearn its reference")
     demo.add_argument("--logdir", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
-    demo.add_argument("--steps", type=_at_least(16), default=48, help="training steps, at least 16 (default: 48)")
+    demo.add_argument("--steps", type=at_least(16), default=48, help="training steps, at least 16 (default: 48)")
     demo.add_argument(
         "--sabotage",
         choices=_SABOTAGES,
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--image", type=Path, required=True, help="the picture to paint into")
     explain.add_argument("--mask", type=Path, required=True, help="the hole: white = generate; of the picture's size")
     explain.add_argument("--reference-mask", type=Path, help="the object in the reference, for IMACS_r")
-    explain.add_argument("--steps", type=_at_least(1), default=20, help="sampler steps (default: 20)")
+    explain.add_argument("--steps", type=at_least(1), default=20, help="sampler steps (default: 20)")
     explain.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     explain.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where to write the panel")
     explain.set_defaults(run=_explain)
@@ -136,17 +138,6 @@ def _view(args: argparse.Namespace) -> int:
 def _usage_error(text: str) -> int:
     print(f"i2am-debug {text}", file=sys.stderr)
     return ExitCode.USAGE
-
-
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, got {value}")
-        return value
-
-    whole_number.__name__ = "whole number"
-    return whole_number
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from .record import Estimate, Evaluation, Figure, Undefined, estimates
 from .resampling import sign_flip_p
-from .rules import ANY_FIGURE, COPYING, Rule, Rules, Severity
+from .rules import ANY_FIGURE, COPYING, DEFAULT_RULES, Rule, Rules, Severity
 
 SMOOTHING = 3
 """The best so far is a mean over so many evaluations in a row, since the best single one is partly luck."""
@@ -116,7 +116,11 @@ def refuse_unknown_figures(rules: Rules, baseline: Evaluation) -> None:
     """
     for rule in rules.rules:
         tag = resolve(rule.figure, baseline)
-        if rule.figure == ANY_FIGURE or isinstance(tag, Undefined) or tag in baseline.figures:
+        if rule.kind == "drop" and rule.figure.startswith("drift/"):
+            raise ValueError(
+                f"rule {rule.name!r}: {rule.figure} is a distance to the baseline; limit it with kind='ceiling'"
+            )
+        if rule in DEFAULT_RULES or rule.figure == ANY_FIGURE or isinstance(tag, Undefined) or tag in baseline.figures:
             continue
         alike = get_close_matches(tag, baseline.figures, n=3) or sorted(t for t in baseline.figures if "/" not in t)
         raise ValueError(f"rule {rule.name!r}: there is no figure {rule.figure!r}; did you mean {', '.join(alike)}?")
@@ -162,7 +166,10 @@ def _patient(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[S
     for count in range(1, rule.patience):
         if not found.fired:
             return found
-        if count >= len(history) or not _judge(rule, rules, baseline, history[:-count]).fired:
+        if count >= len(history):
+            short = f"it takes {rule.patience} evaluations in a row, there are {len(history)}"
+            return replace(found, fired=False, words="", pairs=(), unjudged=short)
+        if not _judge(rule, rules, baseline, history[:-count]).fired:
             return replace(found, fired=False, words="", pairs=())
     return found
 

@@ -38,6 +38,11 @@ def sign_flip_p(differences: np.ndarray) -> float:
     return (reached + 1) / (len(signs) + 1)
 
 
+def smallest_p(count: int) -> float:
+    """The least that `sign_flip_p` of so many differences can be."""
+    return 0.5**count if count <= EXACT_UP_TO else 1 / (_DRAWS + 1)
+
+
 def bootstrap_intervals(values: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Bias-corrected and accelerated bootstrap intervals of means (BCa; Efron 1987), 2000 resamples, always the same.
 

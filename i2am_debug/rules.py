@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .resampling import smallest_p
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -300,14 +302,14 @@ class Rules:
         return replace(self, rules=(*kept, *own)), [rule.name for rule in own]
 
     def can_test(self, pairs: int) -> bool:
-        """Whether a sign-flip test of so many pairs could come out below `alpha` (its smallest p is 2^-pairs)."""
-        return pairs >= self.min_pairs and 0.5**pairs < self.alpha
+        """Whether a sign-flip test of so many pairs could come out below `alpha`."""
+        return pairs >= self.min_pairs and smallest_p(pairs) < self.alpha
 
     def too_few(self, pairs: int) -> str:
         """Why not, in words."""
         if pairs < self.min_pairs:
             return f"{pairs} pairs, at least {self.min_pairs} are needed"
-        return f"{pairs} pairs, whose smallest p is {0.5**pairs:.2g}: never below alpha = {self.alpha:g}"
+        return f"{pairs} pairs, whose smallest p is {smallest_p(pairs):.2g}: never below alpha = {self.alpha:g}"
 
     def with_rule(self, rule: Rule) -> Rules:
         """With one rule more, or in place of the one of its name."""

@@ -34,7 +34,7 @@ def as_text(verdict: Verdict) -> str:
     ):
         if told:
             lines += ["", *([f"  {title}:"] if title else []), *(f"    {line}" for line in told)]
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
 
 
 def as_json(verdict: Verdict) -> str:
@@ -95,13 +95,13 @@ def as_markdown(verdict: Verdict, pictures: Mapping[str, str] | None = None) -> 
         lines += [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
         lines += [f"| {' | '.join(_marked(row))} |" for row in rows]
         lines += ["", "Means over pairs with their 95 % bootstrap intervals; p: one-sided paired sign-flip test.", ""]
-    lines += [line for f in verdict.regressions if f.words for line in (f"`{f.figure}` {_cell(f.words)}", "")]
+    lines += [line for f in verdict.regressions if f.words for line in (f"{_code(f.figure)} {_cell(f.words)}", "")]
     if verdict.problems:
         lines += ["**Not comparable**", "", *(f"- {_cell(problem)}" for problem in verdict.problems), ""]
     if verdict.pairs:
         lines += ["**Pairs to blame**, worst first", "", *(f"- {_cell(line)}" for line in _pairs(verdict)), ""]
     for pair, path in (pictures or {}).items():
-        lines += [f"![{_cell(pair)}: the baseline and now]({quote(path)})", ""]
+        lines += [f"![{_cell(pair)}: the baseline and now]({quote(path, errors='replace')})", ""]
     if _unjudged(verdict):
         lines += ["<details><summary>Not judged</summary>", ""]
         lines += [f"- {_cell(figures)}: {_cell(reason)}" for figures, reason in _unjudged(verdict).items()]
@@ -114,7 +114,7 @@ def as_github_annotation(verdict: Verdict) -> str:
     if verdict.status == "pass":
         return ""
     details = [str(f) for f in verdict.regressions] or list(verdict.problems)
-    text = "\n".join([verdict.headline, *details])
+    text = "\n".join(map(_printable, [verdict.headline, *details]))
     escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return f"::error title=I2AM {verdict.status}::{escaped}"
 
@@ -163,8 +163,8 @@ def _row(finding: Finding, verdict: Verdict) -> tuple[str, ...]:
 
 
 def _marked(row: tuple[str, ...]) -> list[str]:
-    word, figure, *numbers, rule = map(_cell, row)
-    return [f"**{word}**" if word in (_FAILED, _UNDEFINED) else word, f"`{figure}`", *numbers, f"`{rule}`"]
+    word, figure, *numbers, rule = row
+    return [f"**{word}**" if word in (_FAILED, _UNDEFINED) else word, _code(figure), *map(_cell, numbers), _code(rule)]
 
 
 def _pairs(verdict: Verdict) -> list[str]:
@@ -183,10 +183,16 @@ def _unjudged(verdict: Verdict) -> dict[str, str]:
 
 
 def _cell(text: str) -> str:
-    """Text that can't end a table's cell, a line or a code span, nor start HTML."""
-    for old, new in (("\n", " "), ("|", "\\|"), ("<", "&lt;")):
+    """Text that can't end a table's cell, a line or a picture's alternative text, nor start HTML."""
+    text = _printable(text)
+    for old, new in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("]", "\\]")):
         text = text.replace(old, new)
     return text
+
+
+def _code(text: str) -> str:
+    """As code, in a table's cell too."""
+    return f"`{_printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 
 def _case(suite: ElementTree.Element, classname: str, name: str) -> ElementTree.Element:
@@ -199,5 +205,5 @@ def _outcome(case: ElementTree.Element, tag: str, message: str) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without the control characters that XML can't hold."""
-    return "".join(c if c.isprintable() or c in "\t\n" else "�" for c in text)
+    """One line without control characters: names are the user's, and these could speak to a terminal, XML or a CI service."""
+    return "".join(c if c.isprintable() else " " if c in "\t\n\r" else "�" for c in text)

@@ -23,12 +23,12 @@ def draw_worst_pairs(verdict: Verdict, folder: Path) -> dict[str, Path]:
     Raises:
         OSError: the folder can't be written.
     """
-    if not verdict.pairs or verdict.evaluation is None or verdict.evaluation_file is None:
+    if not verdict.pairs or verdict.baseline is None or verdict.evaluation_file is None:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     for pair in list(verdict.pairs)[:MOST]:
-        number = verdict.evaluation.pairs.index(pair)
+        number = verdict.baseline.pairs.index(pair)  # the run may name the same pictures otherwise
         path = folder / f"pair_{number:02d}.png"
         _draw(verdict, pair, number).save(path)
         drawn[pair] = path

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["pytester"]  # runs pytest on made-up projects, to test our plugin
+
 sys.path.insert(0, str(Path(__file__).parent))  # for training.py, which is also a script for `accelerate launch`
 
 

@@ -16,7 +16,7 @@ from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers import UNet2DConditionModel
 from i2am_debug.callbacks import I2AMCallback
 
-from i2am_debug import CapturePlan, ValidationPairs
+from i2am_debug import CapturePlan, IMACSRegression, Rule, Rules, ValidationPairs
 from i2am_debug.demo.finetune import teacher_forced
 from i2am_debug.demo.model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss, new_scheduler, new_unet
 from i2am_debug.demo.pairs import make_batch, validation_pairs
@@ -104,6 +104,17 @@ class Run:
         }
 
 
+def _how_an_alert_ends(run: Run) -> list[Any]:
+    """Whether a critical alert reached this process: as an error, and as the wish to stop."""
+    loud = Rule(name="loud", kind="ceiling", figure="loss", limit=0.0, severity="critical")
+    callback = run.callback(rules=Rules(rules=(loud,)), fail_on="critical", on_error="warn", every_n_steps=20)
+    try:
+        callback.on_step_end(20)
+    except IMACSRegression as error:
+        return [str(error).splitlines()[0], callback.should_stop]
+    return [None, callback.should_stop]
+
+
 def evaluate_and_report(folder: Path, report: Path) -> Run:
     """One evaluation and one that is due inside `on_step_end`, on however many processes; the main one writes `report`."""
     run = Run(folder)
@@ -117,11 +128,14 @@ def evaluate_and_report(folder: Path, report: Path) -> Run:
     wrote = gather_object([callback._store is not None])
     steps = gather_object([evaluation.global_step])
     callback.on_train_end(10)  # evaluated already
+    evaluations = [e.to_json() for e in callback.history()]
+    ends = gather_object([_how_an_alert_ends(run)])
     if run.accelerator.is_main_process:
         report.write_text(
             json.dumps(
                 {
-                    "evaluations": [e.to_json() for e in callback.history()],
+                    "evaluations": evaluations,
+                    "ends": ends,
                     "forwards": counts,
                     "wrote": wrote,
                     "returned": steps,
