@@ -105,7 +105,7 @@ def _make(plan: Plan, folder: Path) -> Plan:
     from i2am_debug.demo.sabotage import SABOTAGES, Sabotage, break_encoder
 
     torch.set_num_threads(1)
-    logging.getLogger("i2am_debug").setLevel(logging.ERROR)
+    logging.getLogger("i2am_debug").setLevel(logging.CRITICAL + 1)
     shutil.rmtree(folder / plan.name, ignore_errors=True)  # of a run that was cut off
     set_seed(plan.seed)
     accelerator = new_accelerator(folder, plan.name)

@@ -48,11 +48,14 @@ class Detector:
     """"clean"; "spoilt": with the training data's fault from the start of the run; "joined": from the fault's start on."""
 
 
-_OF_THE_REFERENCE = tuple(rule for rule in Rules().rules if rule.figure != "loss")
+def _without(*figures: str) -> Rules:
+    return Rules(rules=tuple(rule for rule in Rules().rules if rule.figure not in figures))
+
 
 DETECTORS = (
     Detector(name="default rules", rules=Rules(), pairs="clean"),
-    Detector(name="without the loss", rules=Rules(rules=_OF_THE_REFERENCE), pairs="clean"),
+    Detector(name="without the loss", rules=_without("loss"), pairs="clean"),
+    Detector(name="attention alone", rules=_without("loss", "reference_gap"), pairs="clean"),
     Detector(name="IMACS as in the paper", rules=_drops("imacs_g", "imacs_r"), pairs="clean"),
     Detector(name="clean loss", rules=_drops("loss"), pairs="clean"),
     Detector(name="loss, bug enters both", rules=_drops("loss"), pairs="joined"),

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="default: 0 to 9")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     args = parser.parse_args(argv)
-    logging.getLogger("i2am_debug").setLevel(logging.ERROR)
+    logging.getLogger("i2am_debug").setLevel(logging.CRITICAL + 1)
     runs = []
     with tempfile.TemporaryDirectory() as logdir:
         for seed in args.seeds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -262,14 +262,14 @@ class _Rebased:
     def _distances(self, tag: str) -> list[float | str]:
         name = tag.removeprefix(_DISTANCE)
         count = len(self._seen.values(tag))
-        return [_distance(lambda maps, i=i: maps.get(f"{i}/{name}"), self._maps, self._base_maps) for i in range(count)]
+        return [_distance(self._maps.get(f"{i}/{name}"), self._base_maps.get(f"{i}/{name}")) for i in range(count)]
 
 
-def _distance(get: Callable[[Mapping], Any], ours: Mapping, theirs: Mapping) -> float | str:
-    if get(ours) is None or get(theirs) is None:
+def _distance(ours: np.ndarray | None, theirs: np.ndarray | None) -> float | str:
+    if ours is None or theirs is None:
         return "no map of it is stored"
     try:
-        return js_distance(get(ours), get(theirs))
+        return js_distance(ours, theirs)
     except UndefinedFigure as error:
         return error.reason
 
