@@ -1,0 +1,102 @@
+"""The benchmark of the alerts judges what it says it judges; a short form of it, with one real fine-tune."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from stored_runs import column, evaluation, write_run
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import alert_runs, alerts
+from benchmarks.alert_runs import Plan
+
+
+def made(folder: Path, plan: Plan, gaps: list[float], psnr: list[float], *, spoilt: list[float] | None = None) -> None:
+    """A run as the benchmark leaves it: a reference gap and a picture quality for each evaluation, every 8 steps."""
+
+    def rows(levels: list[float], loss: float) -> list:
+        return [
+            evaluation(8 * i, {"reference_gap": column(g), "loss": column(loss)}, count=10)
+            for i, g in enumerate(levels)
+        ]
+
+    write_run(folder / plan.name, rows(gaps, 0.02))
+    if spoilt is not None:
+        write_run(folder / plan.name / "spoilt", rows(spoilt, 0.08))
+    (folder / plan.name / "done.json").write_text(json.dumps({"psnr": {8 * i: q for i, q in enumerate(psnr)}}))
+
+
+HEALTHY = {8 * i: 16.0 for i in range(10)}
+
+
+def plan_that_breaks_early(kind: str) -> Plan:
+    return next(p for seed in range(100) if (p := Plan(kind=kind, seed=seed)).sabotage_step == 20)
+
+
+def test_a_fault_is_detected_within_two_evaluations_or_late(tmp_path: Path) -> None:
+    plan = plan_that_breaks_early("shuffle")  # after step 20: evaluations 24 and 32 count
+    for gaps, delay in (([0.06] * 3 + [0.03] * 4, 1), ([0.06] * 4 + [0.03] * 3, 2), ([0.06] * 5 + [0.03] * 2, 3)):
+        made(tmp_path, plan, gaps, [16, 16, 16, 15, 13, 12, 12], spoilt=[0.06] * 7)
+        judged = alerts.judge_run(plan, tmp_path, HEALTHY)
+        assert judged["detectors"]["default rules"]["delay"] == delay
+        assert judged["detectors"]["attention alone"]["delay"] is None
+        assert judged["cost_db"] == 3.0  # at step 32
+        assert judged["healthy_evaluations"] == 2  # steps 8 and 16
+
+
+def test_an_alert_before_the_fault_is_a_false_alarm(tmp_path: Path) -> None:
+    plan = plan_that_breaks_early("shuffle")
+    made(tmp_path, plan, [0.06, 0.03] + [0.06] * 5, [16] * 7, spoilt=[0.06] * 7)
+    judged = alerts.judge_run(plan, tmp_path, HEALTHY)
+    assert judged["detectors"]["default rules"] == {"false_alarms": [8], "delay": None, "rules": []}
+    found = alerts.summary([judged])["default rules"]
+    assert (found["false_alarms"], found["healthy_evaluations"], found["costly_abrupt_runs"]) == (1, 2, 0)
+
+
+def test_a_loss_that_gets_the_bug_jumps_and_one_that_had_it_does_not(tmp_path: Path) -> None:
+    plan = plan_that_breaks_early("shuffle")
+    made(tmp_path, plan, [0.06] * 7, [16, 16, 16, 15, 13, 12, 12], spoilt=[0.06] * 7)
+    detectors = alerts.judge_run(plan, tmp_path, HEALTHY)["detectors"]
+    assert detectors["loss, bug enters both"]["delay"] == 1
+    assert detectors["loss, bug from the start"]["delay"] is detectors["clean loss"]["delay"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "share"),
+    [("healthy", 72, 0), ("drop", 20, 0), ("drop", 24, 0.9), ("learning-rate", 24, 0), ("gradual", 16, 0)],
+)
+def test_the_share_of_wrong_pairs(kind: str, step: int, share: float) -> None:
+    plan = Plan(kind=kind, seed=0) if kind in ("healthy", "gradual") else plan_that_breaks_early(kind)
+    assert alert_runs.wrong_share(plan, step) == share
+
+
+def test_a_gradual_fault_grows_by_a_twentieth_every_evaluation() -> None:
+    shares = [alert_runs.wrong_share(Plan(kind="gradual", seed=0), 16 + 8 * i) for i in range(5)]
+    assert shares == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_a_cheap_fault_need_not_be_noticed_and_a_missed_one_is_named(tmp_path: Path) -> None:
+    plan = plan_that_breaks_early("flip")
+    runs = []
+    for cost in (0.9, 1.1):
+        made(tmp_path, plan, [0.06] * 7, [16, 16, 16, 16, 16 - cost, 15, 15], spoilt=[0.06] * 7)
+        runs.append(alerts.judge_run(plan, tmp_path, HEALTHY))
+    found = alerts.summary(runs)["default rules"]
+    assert (found["costly_abrupt_runs"], found["detected_within_two"]) == (1, 0)
+    assert found["missed"] == [f"flip seed {plan.seed}"]
+    assert "0 of 1" in alerts.as_markdown(alerts.summary(runs))
+
+
+def test_a_run_is_made_once_and_a_real_fault_is_found(tmp_path: Path) -> None:
+    plan = Plan(kind="encoder-from-0", seed=0)
+    assert list(alert_runs.make_runs([plan], tmp_path, workers=1)) == [plan]
+    done = tmp_path / plan.name / "done.json"
+    written = done.stat().st_mtime_ns
+    assert list(alert_runs.make_runs([plan], tmp_path, workers=1)) == [plan] and done.stat().st_mtime_ns == written
+    judged = alerts.judge_run(plan, tmp_path, HEALTHY)
+    assert judged["detectors"]["default rules"]["delay"] == 1 and judged["cost_db"] > 3
+    assert judged["detectors"]["clean loss"]["delay"] is None  # there is nothing it could have got worse than
