@@ -17,6 +17,7 @@ from PIL import Image
 from i2am_debug.drift import Alert, headline
 from i2am_debug.record import Evaluation, Undefined
 from i2am_debug.rules import COPYING
+from i2am_debug.store import PLUGIN_NAME
 
 PREFIX = "i2am/"
 _CHARTS = {"IMACS_g": "imacs_g", "IMACS_r": "imacs_r"}
@@ -96,6 +97,7 @@ class RunTrackers:
             tracker.log(values, step=step)
         if not self._layout_written:
             self._writer.add_custom_scalars(_chart_layout(evaluation))
+            self._writer._get_file_writer().add_summary(_marker(), step)
             self._layout_written = True
         text = "\n".join(f"- `{PREFIX}{tag}`: undefined: {reason}" for tag, reason in undefined.items())
         if text and text != self._undefined:
@@ -130,6 +132,22 @@ class RunTrackers:
         """Closes the writer if it is not the tracker's."""
         if self._opened:
             self._writer.close()
+
+
+def _marker() -> Any:
+    """A summary that says no more than that this run has evaluations: TensorBoard then offers its I2AM tab for it."""
+    from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+
+    metadata = summary_pb2.SummaryMetadata(
+        plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME),
+        data_class=summary_pb2.DATA_CLASS_TENSOR,
+    )
+    tensor = tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_INT32, tensor_shape=tensor_shape_pb2.TensorShapeProto(), int_val=[1]
+    )
+    return summary_pb2.Summary(
+        value=[summary_pb2.Summary.Value(tag=f"{PREFIX}evaluations", tensor=tensor, metadata=metadata)]
+    )
 
 
 def _chart_layout(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
