@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.alert_runs import EVALUATIONS_AFTER, GROWING, Plan, kinds, make_runs, wrong_share
 from i2am_debug.drift import Watch
 from i2am_debug.record import Evaluation
-from i2am_debug.rules import Rule, Rules, at_least
+from i2am_debug.rules import Rule, Rules, Severity, at_least
 from i2am_debug.store import RunStore
 
 SHORT, LONG = range(2), range(10)
@@ -46,6 +46,8 @@ class Detector:
     rules: Rules
     pairs: str
     """"clean"; "spoilt": with the training data's fault from the start of the run; "joined": from the fault's start on."""
+    severity: Severity = "warning"
+    """What counts as an alert."""
 
 
 def _without(*figures: str) -> Rules:
@@ -54,6 +56,7 @@ def _without(*figures: str) -> Rules:
 
 DETECTORS = (
     Detector(name="default rules", rules=Rules(), pairs="clean"),
+    Detector(name="default, critical", rules=Rules(), pairs="clean", severity="critical"),
     Detector(name="without the loss", rules=_without("loss"), pairs="clean"),
     Detector(name="attention alone", rules=_without("loss", "reference_gap"), pairs="clean"),
     Detector(name="IMACS as in the paper", rules=_drops("imacs_g", "imacs_r"), pairs="clean"),
@@ -86,15 +89,15 @@ def judge_run(plan: Plan, folder: Path, healthy_psnr: dict[int, float]) -> dict[
         "healthy_evaluations": len(clean) - 1 - len(after),
         "cost_db": None if deadline is None else healthy_psnr[deadline] - psnr[deadline],
         "psnr": psnr,
-        "detectors": {d.name: _detected(d.rules, series[d.pairs], after) for d in DETECTORS},
+        "detectors": {d.name: _detected(d, series[d.pairs], after) for d in DETECTORS},
     }
 
 
-def _detected(rules: Rules, evaluations: Sequence[Evaluation], after: Sequence[int]) -> dict[str, Any]:
-    watch, told = Watch(rules), []
+def _detected(detector: Detector, evaluations: Sequence[Evaluation], after: Sequence[int]) -> dict[str, Any]:
+    watch, told = Watch(detector.rules), []
     for count in range(1, len(evaluations) + 1):
         alert = watch.judge(evaluations[0], evaluations[:count])
-        if alert is not None and at_least(alert.severity, "warning"):
+        if alert is not None and at_least(alert.severity, detector.severity):
             told.append((alert.global_step, sorted({f.rule for f in alert.findings})))
     late = [(step, rules) for step, rules in told if step in after]
     delay = after.index(late[0][0]) + 1 if late else None

@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 
 from i2am_debug.calls import PipelineCall
 from i2am_debug.capture import find_denoiser
+from i2am_debug.check import in_words
 from i2am_debug.drift import Alert, Watch
 from i2am_debug.errors import I2AMError, IMACSRegression
 from i2am_debug.evaluation import Evaluator, Look, LossFunction, merge, with_seconds
 from i2am_debug.families import Family
-from i2am_debug.judge import refuse_unknown_figures
+from i2am_debug.judge import refuse_idle_rules
 from i2am_debug.packing import pack_looks, unified_maps
 from i2am_debug.pairs import ValidationPairs
 from i2am_debug.plan import CapturePlan
@@ -156,6 +157,7 @@ class I2AMCallback:
         self._last_step: int | None = None
         self._resumed_at: int | None = None
         self._told: set[str] = set()
+        self._baseline_given, self._newest = baseline is not None, None
         if baseline is not None:
             self._baseline, self._baseline_maps = read_evaluation(baseline)
 
@@ -317,7 +319,7 @@ class I2AMCallback:
         evaluation = self.evaluator.score(
             looks, global_step=global_step, pipeline=pipeline, baseline=self._baseline_maps or None
         )
-        evaluation = with_seconds(evaluation, time.monotonic() - started)
+        evaluation = self._newest = with_seconds(evaluation, time.monotonic() - started)
         if self._baseline is None:
             self._baseline = evaluation
             self._baseline_maps = unified_maps(looks)
@@ -356,7 +358,7 @@ class I2AMCallback:
         assert baseline is not None
         unlike = differences(evaluation, baseline)
         if unlike:
-            self._tell_once("no drift is looked for, the baseline is not comparable: %s", _in_words(unlike))
+            self._tell_once("no drift is looked for, the baseline is not comparable: %s", in_words(unlike))
             return None
         rules, count = self._watch.rules, len(baseline.pairs)
         if not rules.can_test(count):
@@ -367,8 +369,13 @@ class I2AMCallback:
         return self._watch.judge(baseline, comparable)
 
     def _check_rules(self) -> None:
-        if self._main and self._baseline is not None:
-            refuse_unknown_figures(self._watch.rules, self._baseline)
+        if self._baseline is None:
+            return  # not the main process, or no evaluation has succeeded yet
+        refuse_idle_rules(self._watch.rules, self._baseline)
+        if self._baseline_given and self._newest is not None:
+            unlike = differences(self._newest, self._baseline)
+            if unlike:
+                raise I2AMError(f"baseline= is not comparable with this run, they differ in {in_words(unlike)}")
 
     def _tell_once(self, text: str, *values: Any) -> None:
         if text not in self._told:
@@ -391,7 +398,3 @@ class I2AMCallback:
         scored = [(s.mean("attention_information"), s.global_step) for s in store.evaluations()]
         best = max(((v, step) for v, step in scored if not isinstance(v, Undefined)), default=None)
         return steps if best is None else steps | {best[1]}
-
-
-def _in_words(unlike: dict[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{name} is {ours!r}, was {theirs!r}" for name, (ours, theirs) in unlike.items())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from .errors import StoreError
 from .record import Evaluation, Undefined, differences
 from .store import RunStore, Stored, pairs_file_name, read_arrays, read_figures, write_evaluation
+
+logger = logging.getLogger("i2am_debug")
 
 MAPS = ("r2g/unified", "g2r/unified", "g2r_region/unified", "generated")
 """What a baseline keeps of each pair beside its figures; the rows of single patches stay with the run."""
@@ -24,6 +27,12 @@ def save_baseline(
         StoreError: the evaluation's file is missing or broken.
     """
     evaluation = replace(stored.evaluation, margins=margins or {})
+    for alert in store.alerts():
+        if alert.global_step <= evaluation.global_step:
+            logger.warning(
+                "the run raised an alert at step %d; fine until step %s: is step %d a good baseline? (--step N)",
+                *(alert.global_step, alert.fine_at, evaluation.global_step),
+            )
     count = range(len(evaluation.pairs))
     arrays = read_arrays(stored.path, [f"{i}/{name}" for i in count for name in MAPS])
     pictures = store.folder / pairs_file_name(evaluation)

@@ -108,6 +108,8 @@ def _margins(falls: Mapping[str, Sequence[float]]) -> dict[str, Calibrated]:
             continue
         relative = DEFAULT_MARGINS[figure].relative
         largest = max(0.0, *usable)
+        if relative and figure not in RISING_IS_WORSE and FACTOR * largest >= 1:
+            raise ValueError(f"{figure} fell by {largest:.0%}: that is no healthy run, and no margin would be left")
         smallest = _SMALLEST_RELATIVE if relative else _SMALLEST_ABSOLUTE
         value = max(smallest, _two_digits_up(FACTOR * largest))
         out[figure] = Calibrated(margin=Margin(value=value, relative=relative), largest=largest, count=len(usable))

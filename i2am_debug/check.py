@@ -13,7 +13,7 @@ import numpy as np
 from .distances import js_distance
 from .errors import StoreError, UndefinedFigure
 from .exit_codes import ExitCode
-from .judge import Finding, Seen, findings, refuse_unknown_figures
+from .judge import Finding, Seen, findings, refuse_idle_rules
 from .record import Evaluation, Figure, Undefined, differences
 from .rules import DEFAULT_RULES, Rule, Rules, Severity, at_least
 from .store import PLUGIN_NAME, RunStore, Stored, read_evaluation
@@ -61,8 +61,10 @@ class Verdict:
         """One line."""
         if self.evaluation is None or self.baseline is None:
             return f"{self.status}: {self.problems[0]}"
+        milder = len([f for f in self.findings if f.fired])
+        rest = f"; {milder} findings less severe than {self.fail_on}" if milder else ""
         what = {
-            "pass": "nothing is worse than allowed",
+            "pass": f"nothing is worse than allowed{rest}",
             "regression": f"worse than allowed: {', '.join(dict.fromkeys(f.figure for f in self.regressions))}",
             "not comparable": self.problems[0] if self.problems else "",
         }[self.status]
@@ -114,7 +116,7 @@ def check(
         unlike = differences(found.evaluation, base)
         if unlike:
             raise StoreError(f"the evaluation and the baseline differ in {in_words(unlike)}")
-        refuse_unknown_figures(rules, base)
+        refuse_idle_rules(rules, base)
         if not rules.can_test(len(base.pairs)):
             raise StoreError(f"{rules.too_few(len(base.pairs))} (--min-pairs, --alpha)")
         history = [_Rebased(seen, path, base_maps) for seen, path in found.history]
@@ -153,6 +155,10 @@ def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
         return one, other
 
     told = {name: short(*pair) for name, pair in unlike.items()}
+    if "pairs" in unlike and all(isinstance(hashes, list) for hashes in unlike["pairs"]):
+        ours, theirs = unlike["pairs"]
+        same = len(set(ours) & set(theirs))
+        told["pairs"] = f"{len(ours)}", f"{len(theirs)}, {same} of them the same"
     return "; ".join(f"{name} ({ours}, was {theirs})" for name, (ours, theirs) in told.items())
 
 
@@ -189,7 +195,10 @@ def _to_blame(
         for number, pair in enumerate(base.pairs):
             if worse[number] > 0 or pair in finding.pairs:
                 was = "" if finding.before is None else f"{before[number]:.3g} → "
-                told.setdefault(pair, {})[finding.figure] = f"{finding.figure}: {was}{after[number]:.3g}"
+                text = f"{finding.figure}: {was}{after[number]:.3g}"
+                if finding.kind == "drop_from_best":
+                    text = f"{finding.figure}: {after[number]:.3g}, worse than the run's best"
+                told.setdefault(pair, {}).setdefault(finding.figure, text)  # the drop from the baseline comes first
                 excess[pair] = max(excess.get(pair, 0.0), float(np.nan_to_num(worse[number])))
     return {pair: tuple(told[pair].values()) for pair in sorted(told, key=lambda p: -excess[p])}
 

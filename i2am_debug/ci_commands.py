@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import traceback
@@ -116,6 +115,7 @@ def _add_calibrate(commands: Any) -> None:
         "--steps", type=at_least(1), metavar="N", help="with --pipeline: sampler steps (default: its own)"
     )
     calibrate.add_argument("--baseline", type=Path, metavar="FILE", help="store the margins in this baseline")
+    calibrate.add_argument("--anyway", action="store_true", help="also from runs that raised alerts")
     calibrate.set_defaults(run=_calibrate)
 
 
@@ -335,9 +335,11 @@ def _from_runs(args: argparse.Namespace) -> Any:
             raise NotComparable(unlike)
         runs.append([stored for stored in everything if stored.comparable_id == everything[0].comparable_id])
         baselines.append(first)
-        for alert in store.alerts():
-            logging.getLogger("i2am_debug").warning(
-                "%s raised an alert at step %d: healthy?", folder, alert.global_step
+        alerts = store.alerts()
+        if alerts and not args.anyway:
+            raise ValueError(
+                f"{folder} raised an alert at step {alerts[0].global_step}, so its falls may be no measure of health; "
+                "take a healthy run, or say --anyway"
             )
     return margins_from_runs(runs, baselines)
 

@@ -123,6 +123,8 @@ def headline(fired: Sequence[Finding]) -> str:
         return "the model no longer uses its reference"
     if all(f.kind == "collapse" for f in fired):
         return "the model does not use its reference"
+    if all(f.kind in ("floor", "ceiling") for f in fired):
+        return f"{fired[0].figure} is beyond its limit" if len(fired) == 1 else "figures are beyond their limits"
     if any(f.kind in ("drop", "drop_from_best", "floor") and _tells_of_use(f.figure) for f in fired):
         return "the model draws less on its reference"
     return "the figures are worse than allowed"

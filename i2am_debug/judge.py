@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, Protocol
 
 import numpy as np
 
-from .record import Estimate, Evaluation, Figure, Undefined, estimates
+from .finding import Finding, Seen, p_in_words
+from .record import Evaluation, Figure, Undefined, estimates
 from .resampling import sign_flip_p
-from .rules import ANY_FIGURE, COPYING, DEFAULT_RULES, Rule, Rules, Severity
+from .rules import ANY_FIGURE, COPYING, DEFAULT_RULES, Rule, Rules
 
 SMOOTHING = 3
 """The best so far is a mean over so many evaluations in a row, since the best single one is partly luck."""
@@ -19,84 +19,6 @@ SMOOTHING = 3
 MOST_TO_BLAME = 3
 
 _LOOK_BACK = 50
-
-
-class Seen(Protocol):
-    """What is judged: an `Evaluation`, or one line of a store's index that reads its file when it must."""
-
-    @property
-    def global_step(self) -> int: ...
-    def mean(self, tag: str) -> Figure:
-        """Mean over the pairs."""
-        ...
-
-    def values(self, tag: str) -> np.ndarray:
-        """(pairs,) with NaN where undefined."""
-        ...
-
-    def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
-        """Why values are undefined, of all pairs or of some."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What one rule says of one evaluation."""
-
-    rule: str
-    kind: str
-    severity: Severity
-    figure: str
-    """Tag of the figure, the copying layer's by its own name."""
-    fired: bool = False
-    unjudged: str | None = None
-    """Why the rule could not be applied."""
-    against: str = ""
-    """What it was compared with, in words."""
-    before: Estimate | None = None
-    now: Estimate | None = None
-    change: Estimate | None = None
-    """Mean over pairs of how much worse each became; positive is worse."""
-    allowed: float | None = None
-    """How much worse it may become, or the limit, in the figure's units."""
-    p: float | None = None
-    """One-sided, of the paired sign-flip test; None where there were too few pairs for one."""
-    pairs: tuple[str, ...] = ()
-    """The pairs most to blame, worst first, at most three."""
-    since: int | None = None
-    """The evaluation from which on it has been so without a break."""
-    words: str = ""
-    """What happened, where the numbers alone don't say it."""
-
-    def __str__(self) -> str:
-        if self.unjudged is not None:
-            return f"{self.figure}: not judged, {self.unjudged}"
-        if self.words:
-            return f"{self.figure} {self.words}"
-        if self.kind == "undefined":
-            return f"{self.figure}: every pair that had a value has one"
-        if self.change is None or self.allowed is None:
-            return f"{self.figure}: {self.now}, {self.against}"
-        sure = f"p {_p(self.p)}" if self.p is not None else "too few pairs for a test"
-        level = abs(self.before.mean) if self.before else 0.0
-        change, allowed = (
-            f"{x:.3g}" + (f" ({x / level:.0%})" if level else "") for x in (abs(self.change.mean), self.allowed)
-        )
-        way = "worse" if self.change.mean >= 0 else "better"
-        return (
-            f"{self.figure}: {self.before} → {self.now}, {way} by {change}, allowed {allowed}; "
-            f"{sure}, {self.change.pairs} pairs; against the {self.against}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Finding:
-        """The inverse of `to_json`."""
-        known = {key: None if row[key] is None else Estimate(**row[key]) for key in ("before", "now", "change")}
-        return cls(**{**row, **known, "pairs": tuple(row["pairs"])})
 
 
 def findings(rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> tuple[Finding, ...]:
@@ -108,17 +30,24 @@ def findings(rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> tup
     return tuple(_patient(rule, rules, baseline, history) for rule in _on_single_figures(rules, baseline))
 
 
-def refuse_unknown_figures(rules: Rules, baseline: Evaluation) -> None:
-    """A rule on a figure that no evaluation has would never fire.
+def refuse_idle_rules(rules: Rules, baseline: Evaluation) -> None:
+    """A rule on a figure that no evaluation has, or with a margin that nothing reaches, would never fire.
 
     Raises:
-        ValueError: names the rule, the figure, and those most like it.
+        ValueError: names the rule, the figure, and what was probably meant.
     """
     for rule in rules.rules:
         tag = resolve(rule.figure, baseline)
         if rule.kind == "drop" and rule.figure.startswith("drift/"):
             raise ValueError(
                 f"rule {rule.name!r}: {rule.figure} is a distance to the baseline; limit it with kind='ceiling'"
+            )
+        margin = rule.margin_for({}) if rule.kind == "drop" else None
+        level = abs(np.nan_to_num(float(baseline.values(tag).mean()))) if isinstance(tag, str) else 0.0
+        if margin is not None and not margin.relative and margin.value >= 1 and 0 < level < margin.value:
+            raise ValueError(
+                f"rule {rule.name!r}: a margin of {margin} is more than all of {tag}, which is {level:.3g}; "
+                f"did you mean '{margin}%'?"
             )
         if rule in DEFAULT_RULES or rule.figure == ANY_FIGURE or isinstance(tag, Undefined) or tag in baseline.figures:
             continue
@@ -295,7 +224,7 @@ def _collapse(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, hi
     found = replace(found, against=f"nothing is {rule.nothing:.3g}", p=p, **known)  # type: ignore[arg-type]
     gone = p >= rules.alpha
     nothing = f"{'above' if sign > 0 else 'below'} {rule.nothing:.3g}, where the reference is not used"
-    shown = f"{known['now']}, p {_p(p)}"
+    shown = f"{known['now']}, p {p_in_words(p)}"
     if p_of_nothing(before) < rules.alpha:
         fired = gone and sign_flip_p(worse[usable]) < rules.alpha
         words = f"can no longer be shown to be {nothing}: {shown}; it was {known['before']} at the {when}"
@@ -391,7 +320,3 @@ def _why(seen: Seen, tag: str) -> str:
 
 def _step(seen: Seen) -> str:
     return f"step {seen.global_step}"
-
-
-def _p(p: float) -> str:
-    return f"= {p:.2g}" if p >= 0.001 else "< 0.001"

@@ -61,7 +61,7 @@ class Regression:
         """
         given = baseline if baseline is not None else self.default_baseline
         if given is None:
-            raise pytest.UsageError("i2am_regression.check needs baseline=, or pytest's option --i2am-baseline FILE")
+            pytest.fail("i2am_regression.check needs baseline=, or pytest's option --i2am-baseline FILE", pytrace=False)
         path = Path(given)
         if self.regenerate or not path.exists():
             existed = path.exists()
@@ -71,7 +71,10 @@ class Regression:
                 f"the baseline {path} {done}; look at it (i2am-debug baseline show {path}) and run again", False
             )
         own, asked_for = (rules or Rules()).asking_for(max_drop=max_drop or {}, fail_under=fail_under or {})
-        verdict = check(target, path, rules=own, asked_for=asked_for, step=step)
+        try:
+            verdict = check(target, path, rules=own, asked_for=asked_for, step=step)
+        except ValueError as error:  # a misspelt figure, no such run
+            pytest.fail(f"i2am_regression.check: {error}", pytrace=False)
         if verdict.exit_code:
             pytest.fail(as_text(verdict), pytrace=False)
         return verdict
@@ -99,4 +102,4 @@ def _write(target: str | Path | Evaluation, path: Path, step: int | None) -> Non
         except I2AMError:
             raise
         except ValueError as error:
-            raise pytest.UsageError(f"i2am_regression.check: {error}") from None
+            pytest.fail(f"i2am_regression.check: {error}", pytrace=False)

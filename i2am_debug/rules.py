@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -140,7 +141,9 @@ class Rule:
         if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
             raise ValueError(f"rule {self.name!r}: patience={self.patience!r}: expected a whole number of at least 1")
         if self.kind in ("floor", "ceiling") and not _is_number(self.limit):
-            raise ValueError(f"rule {self.name!r}: a {self.kind} needs limit=, a number; got {self.limit!r}")
+            raise ValueError(
+                f"rule {self.name!r}: a {self.kind} needs limit=, a number such as 0.1; got {self.limit!r}"
+            )
         if self.limit is not None and self.kind in ("drop", "drop_from_best", "collapse"):
             raise ValueError(
                 f"rule {self.name!r}: limit={self.limit!r} is for floor, ceiling and undefined, not for {self.kind}"
@@ -190,6 +193,8 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *(Rule(name=f"{name}-drop", kind="drop", figure=figure) for name, figure in _WATCHED.items()),
     *(Rule(name=f"{name}-below-best", kind="drop_from_best", figure=figure) for name, figure in _WATCHED.items()),
     Rule(name="loss-rise", kind="drop", figure="loss"),
+    Rule(name="loss-above-best", kind="drop_from_best", figure="loss"),
+    Rule(name="gap-halved", kind="drop", figure="reference_gap", margin="50%", severity="critical"),
     Rule(name="gap-collapse", kind="collapse", figure="reference_gap", severity="critical"),
     # In bits: random attention weights have 0.3 to 0.7 in the tiny model.
     Rule(
@@ -249,7 +254,7 @@ class Rules:
         try:
             tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from None
+            raise ValueError(f"the rules {path} can't be read: {error.strerror}") from None
         except (
             ValueError,
             RecursionError,
@@ -272,6 +277,8 @@ class Rules:
             raise ValueError(f"expected a table, got a {type(table).__name__}")
         options = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
         unknown = sorted(set(options) - {"alpha", "min_pairs", "defaults"})
+        if unknown and unknown[0] in {rule.name for rule in DEFAULT_RULES}:
+            raise ValueError(f"{unknown[0]}: to leave out this rule write enabled = false in a table of its name")
         if unknown:
             raise ValueError(f"{unknown[0]}: unknown; expected alpha, min_pairs, defaults or a table for a rule")
         defaults = options.pop("defaults", True)
@@ -313,7 +320,9 @@ class Rules:
 
     def with_rule(self, rule: Rule) -> Rules:
         """With one rule more, or in place of the one of its name."""
-        return replace(self, rules=(*(r for r in self.rules if r.name != getattr(rule, "name", None)), rule))
+        if not isinstance(rule, Rule):
+            raise ValueError(f"with_rule: expected a Rule, got a {type(rule).__name__}")
+        return replace(self, rules=(*(r for r in self.rules if r.name != rule.name), rule))
 
 
 def at_least(severity: Severity, limit: Severity) -> bool:
@@ -345,5 +354,7 @@ def _changed(name: str, known: Rule | None, own: Mapping[str, Any]) -> Rule | No
         return replace(known, **own)
     missing = [key for key in ("kind", "figure") if key not in own]
     if missing:
-        raise ValueError(f"rule {name!r}: not a default rule, so it needs {' and '.join(missing)}")
+        alike = get_close_matches(name, [rule.name for rule in DEFAULT_RULES], n=1)
+        meant = f"; did you mean {alike[0]!r}?" if alike else ""
+        raise ValueError(f"rule {name!r}: not a default rule, so it needs {' and '.join(missing)}{meant}")
     return Rule(name=name, **own)

@@ -223,7 +223,8 @@ def _open(path: str | Path, wanted: Callable[[str], bool]) -> tuple[Evaluation, 
     path = Path(path)
     if not path.is_file():
         raise StoreError(
-            f"no evaluation at {path}; expected a step_….safetensors of a run's plugins/{PLUGIN_NAME} folder"
+            f"no evaluation at {path}; expected a step_….safetensors of a run's plugins/{PLUGIN_NAME} folder, or a file of "
+            "i2am-debug baseline save"
         )
     try:
         with safe_open(path, framework="numpy") as file:

@@ -11,7 +11,7 @@ from .check import Verdict, is_regression
 from .judge import Finding
 from .record import FORMAT
 
-_COLUMNS = ("", "figure", "baseline", "now", "worse by", "allowed", "p", "rule")
+_COLUMNS = ("", "figure", "before", "now", "worse by", "allowed", "p", "against", "rule")
 _MOST_PAIRS = 8
 _FAILED, _UNDEFINED = "FAILED", "UNDEFINED"
 
@@ -136,7 +136,7 @@ def _rows(verdict: Verdict) -> list[tuple[str, ...]]:
     if whole:
         count = len({f.figure for f in whole})
         rows.append(
-            ("ok", f"{count} figures have their values", "", "", "", "", "", ", ".join({f.rule: 0 for f in whole}))
+            ("ok", f"{count} figures have their values", "", "", "", "", "", "", ", ".join({f.rule: 0 for f in whole}))
         )
     return rows
 
@@ -158,6 +158,7 @@ def _row(finding: Finding, verdict: Verdict) -> tuple[str, ...]:
         with_share(None if finding.change is None else finding.change.mean),
         with_share(finding.allowed),
         p,
+        finding.against,
         finding.rule,
     )
 

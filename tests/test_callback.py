@@ -225,7 +225,7 @@ def test_a_changed_setting_makes_the_baseline_not_comparable(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "i2am_debug"):
         run.train(2)
         other.evaluate(2)
-    assert "not comparable" in caplog.text and "plan.sampler_steps is 1, was 2" in caplog.text
+    assert "not comparable" in caplog.text and "plan.sampler_steps (1, was 2)" in caplog.text
     assert RunStore(tmp_path / "run").alerts() == []
 
 

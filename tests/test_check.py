@@ -148,7 +148,7 @@ def test_a_broken_baseline_is_not_comparable(tmp_path: Path, content: bytes) -> 
 @pytest.mark.parametrize(
     ("fingerprint", "words"),
     [
-        ({"pairs": [], "seed": 0, "plan": {"heads": 64}}, "pairs ([], was ["),
+        ({"pairs": [], "seed": 0, "plan": {"heads": 64}}, "pairs (0, was 10, 0 of them the same)"),
         ({"seed": 7}, "seed (7, was 0)"),
         ({"plan": {"heads": 8}}, "plan.heads (8, was 64)"),
         ({"scheduler": "DDIM"}, "scheduler ('DDIM', was None)"),

@@ -201,7 +201,7 @@ def test_a_folder_without_a_run_says_what_it_looked_for(run: Run, here: Path) ->
         (["--min-pairs", "1"], "min_pairs=1: expected a whole number of at least 2"),
         (["--fail-on", "fatal"], "invalid choice: 'fatal'"),
         (["--step", "7"], "no evaluation at step 7; it has 0, 100"),
-        (["--rules", "none.toml"], "none.toml: No such file"),
+        (["--rules", "none.toml"], "the rules none.toml can't be read: No such file"),
         (["--json", "none/v.json"], "--json: there is no folder none"),
         (["--junit-xml", "none/v.xml"], "--junit-xml: there is no folder none"),
         (["--markdown", "none/v.md"], "--markdown: there is no folder none"),
@@ -300,13 +300,15 @@ def test_alpha_is_how_sure_it_must_be(run: Run, here: Path) -> None:
 
 def test_fail_on_is_the_least_that_fails(run: Run) -> None:
     assert check(run, REGRESSION, "--fail-on", "warning")[0] == FAILED
-    ended, out, _ = check(run, REGRESSION, "--fail-on", "critical")
-    assert ended == OK and re.search(r"^ *warning +reference_gap", out, re.M)
+    Path("mild.toml").write_text("[i2am.rules.gap-halved]\nenabled = false\n")
+    ended, out, _ = check(run, REGRESSION, "--fail-on", "critical", "--rules", "mild.toml")
+    assert ended == OK and "less severe than critical" in out and re.search(r"^ *warning +reference_gap", out, re.M)
 
 
 def test_rules_of_a_file_are_used(run: Run, here: Path) -> None:
     (here / "pyproject.toml").write_text(
-        "[tool.i2am.rules.gap-drop]\nenabled = false\n[tool.i2am.rules]\nalpha = 0.01\n"
+        "[tool.i2am.rules.gap-drop]\nenabled = false\n[tool.i2am.rules.gap-halved]\nenabled = false\n"
+        "[tool.i2am.rules]\nalpha = 0.01\n"
     )
     assert check(run, REGRESSION, "--rules", "pyproject.toml")[0] == OK
     (here / "i2am.toml").write_text('[i2am.rules.mine]\nkind = "ceiling"\nfigure = "loss"\nlimit = 0.01\n')
@@ -611,5 +613,6 @@ def test_a_run_that_alerted_is_asked_about(run: Run, here: Path, caplog: Any) ->
     RunStore(wobbling(here / "calm", CALM)).write_alert(
         Alert(global_step=20, baseline_step=0, fine_at=10, findings=(found,))
     )
-    assert run("calibrate", "calm")[0] == OK
-    assert "calm raised an alert at step 20: healthy?" in caplog.text
+    ended, _, told = run("calibrate", "calm")
+    assert ended == USAGE and "calm raised an alert at step 20" in told and "--anyway" in told
+    assert run("calibrate", "calm", "--anyway")[0] == OK

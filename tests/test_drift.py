@@ -284,7 +284,8 @@ GONE, LESS = "the model no longer uses its reference", "the model draws less on 
         ([finding("reference_gap")], LESS),
         ([finding("loss"), finding(COPYING, "drop_from_best")], LESS),
         ([finding("imacs_g_centred", "undefined"), finding("reference_gap")], LESS),
-        ([finding("imacs_g_centred", "floor")], LESS),
+        ([finding("imacs_g_centred", "floor")], "imacs_g_centred is beyond its limit"),
+        ([finding("imacs_g_centred", "floor"), finding("imacs_r")], LESS),
         ([finding("loss")], "the figures are worse than allowed"),
         ([finding("imacs_r", "undefined")], "figures have no value any more for some pairs"),
         (

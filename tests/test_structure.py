@@ -77,6 +77,7 @@ STAGES = (
     "capture",
     "scores",
     "rules",
+    "finding",
     "judge",
     "drift",
     "packing",

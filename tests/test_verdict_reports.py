@@ -249,7 +249,7 @@ def table(markdown: str) -> list[list[str]]:
 def test_markdown_has_a_row_for_every_rule_that_was_judged() -> None:
     told = as_markdown(verdict())
     header, line, *rows = table(told)
-    assert len(header) == len(line) == 8 and all(len(row) == 8 for row in rows)
+    assert len(header) == len(line) == 9 and all(len(row) == 9 for row in rows)
     assert [(row[0], row[1], row[-1]) for row in rows] == [
         ("**FAILED**", "`reference_gap`", "`gap-drop`"),
         ("ok", "`imacs_r`", "`r-drop`"),

@@ -1,7 +1,8 @@
-"""The same gate as a test: `pytest examples/ci/test_reference.py --i2am-baseline baseline.safetensors`.
+"""The same gate as a test:
 
-Needs `pytest_plugins = ["i2am_debug.pytest_plugin"]` in the conftest.py at the root of your tests, or, on the command line,
-`-p i2am_debug.pytest_plugin`.
+pytest -p i2am_debug.pytest_plugin examples/ci/test_reference.py --i2am-baseline baseline.safetensors
+
+(or `pytest_plugins = ["i2am_debug.pytest_plugin"]` in the conftest.py of pytest's root folder, instead of -p).
 """
 
 
