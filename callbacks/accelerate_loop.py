@@ -148,8 +148,7 @@ class I2AMCallback:
         self._stop_on, self._fail_on = stop_on, fail_on
         self._keep_matrices = keep_matrices
         self._panels = panels
-        self._logdir = logdir
-        self._disable_progress_bar = disable_progress_bar
+        self._logdir, self._disable_progress_bar = logdir, disable_progress_bar
         self._trackers: RunTrackers | None = None
         self._store: RunStore | None = None
         self._baseline: Evaluation | None = None
@@ -157,7 +156,8 @@ class I2AMCallback:
         self._last_step: int | None = None
         self._resumed_at: int | None = None
         self._told: set[str] = set()
-        self._baseline_given, self._newest = baseline is not None, None
+        self._baseline_given = baseline is not None
+        self._newest: Evaluation | None = None
         if baseline is not None:
             self._baseline, self._baseline_maps = read_evaluation(baseline)
 

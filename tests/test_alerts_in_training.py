@@ -24,7 +24,7 @@ def quiet(rule: Rule, **settings) -> Rules:
 
 def start(folder, rule=LOUD, **changes):
     run = Run(folder)
-    callback = run.callback(rules=quiet(rule), **changes)
+    callback = run.callback(rules=quiet(rule), **{"pictures": 0, "panels": 0, **changes})
     callback.on_train_begin(0)
     return run, callback
 
@@ -62,7 +62,7 @@ def test_a_less_severe_alert_does_not_fail(tmp_path):
 
 
 def test_an_alert_on_disk_has_figures_pairs_and_panels(tmp_path):
-    start(tmp_path, panels=0)
+    start(tmp_path)
     folder = tmp_path / "run/plugins/i2am_debug"
     (row,) = map(json.loads, (folder / "alerts.jsonl").read_text().splitlines())
     assert row["severity"] == "critical" and row["findings"][0]["now"]["pairs"] == 3
