@@ -34,7 +34,7 @@ def test_two_processes_share_the_pairs_and_agree_with_one(tmp_path):
     assert two["returned"] == [0, 0], "every process gets the figures"
     assert len(two["ends"]) == 2 and two["ends"][0] == two["ends"][1], "an alert ends every process the same way"
     assert two["ends"][0] == one["ends"][0] and two["ends"][0][1] is True
-    assert two["ends"][0][0].startswith("critical: the figures are worse than allowed at step 20")
+    assert two["ends"][0][0].startswith("critical: loss is beyond its limit at step 20")
     evaluations = [[Evaluation.from_json(e) for e in report["evaluations"]] for report in (one, two)]
     assert [e.global_step for e in evaluations[1]] == [0, 10]
     for ours, theirs in zip(*evaluations, strict=True):
