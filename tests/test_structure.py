@@ -82,6 +82,14 @@ STAGES = (
     "drift",
     "packing",
     "store",
+    "tab.refusal",
+    "tab.run_files",
+    "tab.stored_arrays",
+    "tab.index_file",
+    "tab.evaluation_file",
+    "tab.http_rules",
+    "tab.backend",
+    "tab.loader",
     "exit_codes",
     "check",
     "verdict_reports",
@@ -108,7 +116,7 @@ STAGES = (
     "cli",
     "pytest_plugin",
 )
-FRONT_DOORS = ("", "callbacks", "demo")  # name their contents lazily, so they stand outside the order
+FRONT_DOORS = ("", "callbacks", "demo", "tab")  # name their contents lazily, so they stand outside the order
 REGISTRY = {("families", f"families.{name}") for name in FAMILIES}  # loads its families inside a function
 
 
@@ -286,7 +294,7 @@ LIGHT = tuple(
     f"i2am_debug.{m}"
     for m in (
         *("record", "drift", "store", "plan", "pairs", "cli", "check", "baseline", "calibration", "worst_pairs"),
-        *("verdict_reports", "ci_commands", "pytest_plugin"),
+        *("verdict_reports", "ci_commands", "pytest_plugin", "tab.backend", "tab.loader"),
     )
 )
 

@@ -1,0 +1,246 @@
+"""One evaluation's file as the tab wants it: what it holds, single maps and rows, information, pictures.
+
+A pair goes by its number in the evaluation, as in the file. All sizes are bounded by what `packing` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from ..record import Evaluation, Undefined
+from ..store import pairs_file_name
+from .index_file import number, refuse_newer
+from .refusal import Refusal
+from .stored_arrays import Array, ArrayFile
+
+MAP_BYTES = 2**20
+ROWS_BYTES = 2**20
+PICTURE_BYTES = 2**22
+_INFORMATION_BYTES = 2**20
+
+_LAYERS = "layer/"
+_MAP = re.compile(
+    r"(r2g|g2r)/(unified|by_time|by_head|by_layer/.+)|(r2g_centred|r2g_object_mass|g2r_region)/unified", re.DOTALL
+)
+_ROWS = re.compile(r"rows/(unified|copying_layer|by_time|by_head|by_layer/.+)(?<!/scale)", re.DOTALL)
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+_NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
+_THINNED = "only the newest evaluations, the baseline, the best and those of alerts keep their rows"
+
+
+def check_version(file: ArrayFile) -> None:
+    """Raises:
+    Refusal: it is of a newer version, or none of ours.
+    """
+    version = file.header.metadata.get("format", "")
+    if not (version.isascii() and version.isdecimal() and len(version) < 10):
+        raise Refusal(404, f"{file.name} is a safetensors file, but not one of i2am-debug.")
+    refuse_newer(file.name, int(version))
+
+
+def evaluation_of(file: ArrayFile) -> Evaluation:
+    """What the file says in words and figures.
+
+    Raises:
+        Refusal: it holds no evaluation that can be read.
+    """
+    try:
+        found = Evaluation.from_json(json.loads(file.header.metadata["evaluation"]))
+        if any(len(values) != len(found.pairs) for values in found.figures.values()):
+            raise ValueError("a figure has not one value a pair")
+        if not all(isinstance(name, str) for name in (*found.pairs, *found.layers)):
+            raise ValueError("a name is no text")
+        return found
+    except _NOT_OURS as error:
+        raise Refusal(404, f"{file.name} holds an evaluation that can't be read ({error!r:.200}).") from None
+
+
+def describe(file: ArrayFile) -> dict[str, Any]:
+    """All of it but the arrays.
+
+    Raises:
+        Refusal: as `evaluation_of`.
+    """
+    evaluation = evaluation_of(file)
+    copying = None if isinstance(evaluation.copying_layer, Undefined) else str(evaluation.copying_layer)
+    tags = [t for t in evaluation.figures if not t.startswith(_LAYERS) or t.startswith(f"{_LAYERS}{copying}/")]
+    known = [str(i) for i in range(len(evaluation.pairs))]
+    maps: dict[str, list[str]] = {pair: [] for pair in known}
+    for name, array in file.header.arrays.items():
+        pair, _, rest = name.partition("/")
+        if pair in maps and _can_be_shown(rest, array):
+            maps[pair].append(rest)
+    return {
+        "step": number(evaluation.global_step),
+        "pairs": [
+            {"name": name, "figures": {tag: _figure(evaluation.figures[tag][i]) for tag in tags}}
+            for i, name in enumerate(evaluation.pairs)
+        ],
+        "layers": list(evaluation.layers),
+        "heads": _most(file, "by_head") or _most(file, "information", axis=1),
+        "times": _most(file, "by_time"),
+        "copying_layer": copying,
+        "reference_lines": _reference_lines(evaluation.reference_lines),
+        "maps": {pair: sorted(names) for pair, names in maps.items()},
+        "grids": _grids(file, known),
+        "undefined": _missing(evaluation, [name for names in maps.values() for name in names]),
+    }
+
+
+def read_map(file: ArrayFile, pair: int, name: str, index: int | None) -> np.ndarray:
+    """One map, (h, w) float32.
+
+    Raises:
+        Refusal: no such map, or not one that the tab reads.
+    """
+    if not _MAP.fullmatch(name):
+        raise Refusal(400, "name is not the name of a map, such as r2g/unified, g2r/by_head or r2g/by_layer/<layer>.")
+    _check_index(name.endswith(("/by_time", "/by_head")) and "/by_layer/" not in name, index)
+    found = file.read(f"{pair}/{name}", dtypes=("F16", "F32"), most_bytes=MAP_BYTES, index=index)
+    if found.ndim != 2 or not found.size:
+        raise Refusal(404, f"{pair}/{name} in {file.name} is no map: its shape is {_in_words(found)}.")
+    return found.astype("<f4")
+
+
+def read_rows(file: ArrayFile, pair: int, name: str, index: int | None) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """A matrix of rows: scale (g,) float32, values (g, r) uint8, and [gh, gw, rh, rw].
+
+    Raises:
+        Refusal: as `read_map`.
+    """
+    if not _ROWS.fullmatch(f"rows/{name}"):
+        raise Refusal(400, "name is not the name of rows, such as unified, copying_layer, by_time or by_layer/<layer>.")
+    _check_index(name in ("by_time", "by_head"), index)
+    values = file.read(f"{pair}/rows/{name}", dtypes=("U8",), most_bytes=ROWS_BYTES, index=index)
+    scale = file.read(f"{pair}/rows/{name}/scale", dtypes=("F32",), most_bytes=4 * ROWS_BYTES, index=index)
+    grid = _grids(file, [str(pair)])[str(pair)].get(name)
+    if grid is None:
+        raise Refusal(404, f"{file.name} does not say on which grids the rows {pair}/{name} are.")
+    (gh, gw), (rh, rw) = grid
+    if values.shape != (gh * gw, rh * rw) or scale.shape != (gh * gw,) or not values.size:
+        raise Refusal(404, f"{pair}/rows/{name} in {file.name} does not fit its grids.")
+    return scale, values, [gh, gw, rh, rw]
+
+
+def information(file: ArrayFile) -> dict[str, Any]:
+    """Attention information of each layer and head in bits, mean over the pairs that have it.
+
+    Raises:
+        Refusal: as `evaluation_of`; there is none, or it does not fit the layers.
+    """
+    evaluation = evaluation_of(file)
+    total = count = None
+    for i in range(len(evaluation.pairs)):
+        if f"{i}/information" not in file.header.arrays:
+            continue
+        bits = file.read(f"{i}/information", dtypes=("F32",), most_bytes=_INFORMATION_BYTES).astype(float)
+        if bits.ndim != 2 or len(bits) != len(evaluation.layers) or (total is not None and bits.shape != total.shape):
+            raise Refusal(404, f"{i}/information in {file.name} does not fit the other pairs' or the layers.")
+        known = np.isfinite(bits)
+        total = np.where(known, bits, 0) + (0 if total is None else total)
+        count = known + (0 if count is None else count)
+    if total is None or count is None:
+        raise Refusal(404, f"{file.name} has no attention information.")
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return {
+        "layers": list(evaluation.layers),
+        "heads": mean.shape[1],
+        "bits": [[number(value) for value in row] for row in mean.tolist()],
+    }
+
+
+def pairs_file_of(file: ArrayFile) -> str:
+    """The name of the file with the pictures of this evaluation's pairs."""
+    evaluation = evaluation_of(file)
+    try:
+        return pairs_file_name(evaluation)
+    except _NOT_OURS:
+        raise Refusal(404, f"{file.name} does not say which pairs it looked at.") from None
+
+
+def read_picture(file: ArrayFile, pair: int, which: str) -> tuple[bytes, str]:
+    """An encoded picture and its type.
+
+    Raises:
+        Refusal: there is none, or it is neither PNG nor JPEG.
+    """
+    found = file.read(f"{pair}/{which}", dtypes=("U8",), most_bytes=PICTURE_BYTES).tobytes()
+    for signature, kind in _SIGNATURES.items():
+        if found.startswith(signature):
+            return found, kind
+    raise Refusal(404, f"{pair}/{which} in {file.name} is neither PNG nor JPEG.")
+
+
+def _check_index(needed: bool, index: int | None) -> None:
+    if needed and index is None:
+        raise Refusal(400, "by_time and by_head hold one entry a time group or head: give index=0 or higher.")
+    if not needed and index is not None:
+        raise Refusal(400, "index is for by_time and by_head only.")
+
+
+def _can_be_shown(name: str, array: Array) -> bool:
+    several = name.endswith(("/by_time", "/by_head")) and "/by_layer/" not in name
+    if _ROWS.fullmatch(name):
+        return array.dtype == "U8" and len(array.shape) == 2 + several
+    return bool(_MAP.fullmatch(name)) and array.dtype in ("F16", "F32") and len(array.shape) == 2 + several
+
+
+def _figure(value: Any) -> Any:
+    if isinstance(value, Undefined):
+        return {"undefined": str(value.reason)[:500]}
+    found = number(value)
+    return {"undefined": "not a finite number"} if found is None else found
+
+
+def _reference_lines(stored: Any) -> dict[str, dict[str, Any]]:
+    own = stored.items() if isinstance(stored, dict) else ()
+    return {tag: {line: number(v) for line, v in lines.items()} for tag, lines in own if isinstance(lines, dict)}
+
+
+def _most(file: ArrayFile, name: str, axis: int = 0) -> int:
+    """The most entries that an array of this name has in any pair."""
+    own = (
+        a.shape for key, a in file.header.arrays.items() if key.rsplit("/", 1)[-1] == name and "/by_layer/" not in key
+    )
+    return max((shape[axis] for shape in own if len(shape) > axis), default=0)
+
+
+def _grids(file: ArrayFile, pairs: list[str]) -> dict[str, dict[str, list[list[int]]]]:
+    """Pair → row name → [[gh, gw], [rh, rw]]; what has another form is left out."""
+    try:
+        stored = json.loads(file.header.metadata.get("grids", "{}"))
+    except (ValueError, RecursionError):
+        stored = {}
+    known = stored if isinstance(stored, dict) else {}
+    of_pair = {pair: known.get(pair) for pair in pairs}
+    return {
+        pair: {name: grid for name, grid in own.items() if _is_grid(grid)} if isinstance(own, dict) else {}
+        for pair, own in of_pair.items()
+    }
+
+
+def _is_grid(grid: Any) -> bool:
+    return (
+        isinstance(grid, list)
+        and len(grid) == 2
+        and all(isinstance(g, list) and len(g) == 2 and all(type(n) is int and 0 < n < 2**16 for n in g) for g in grid)
+    )
+
+
+def _missing(evaluation: Evaluation, names: list[str]) -> dict[str, str]:
+    """Why whole kinds of maps are not there, as far as the figures tell."""
+    out = {}
+    if not any(name.startswith("g2r/") for name in names):
+        copying = evaluation.copying_layer  # undefined for the same reason
+        out["g2r"] = str(copying.reason)[:500] if isinstance(copying, Undefined) else "not recorded"
+    if not any(name.startswith("rows/") for name in names):
+        out["rows"] = out.get("g2r", _THINNED)
+    return out
+
+
+def _in_words(array: np.ndarray) -> str:
+    return "×".join(map(str, array.shape)) or "a single value"

@@ -1,0 +1,189 @@
+"""`index.jsonl` and `alerts.jsonl` as the timeline wants them: a column a figure. Keeps nothing between two calls.
+
+What counts is what `store.RunStore` counts: the last line of each step, without what a resume has superseded. Read line by
+line and bounded, since the file may be large, may be growing, and may have been written by anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from ..drift import Alert
+from ..record import FORMAT
+from ..rules import COPYING
+from .refusal import Refusal
+
+T = TypeVar("T")
+
+FILE_BYTES = 2**28
+LINE_BYTES = 2**22
+CELLS = 4_000_000
+"""Values a timeline answer may hold; 1000 evaluations of 57 layers take a quarter of a million."""
+
+_LAYERS = "layer/"
+_COPYING_FIGURE = "imacs_r_hole"
+_NO_BASELINE = "no baseline"
+_NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+
+
+class Row(NamedTuple):
+    """What the timeline needs of one line."""
+
+    global_step: int
+    copying_layer: str | None
+    comparable_id: str
+    means: Mapping[str, Any]
+    is_baseline: bool
+
+
+def summary(file: BinaryIO, name: str) -> tuple[int, int | None]:
+    """How many evaluations count, and the newest's step.
+
+    Raises:
+        Refusal: as `timeline`.
+    """
+    steps = _counting(file, name, lambda row: int(row["global_step"]))
+    return len(steps), max(steps, default=None)
+
+
+def timeline(file: BinaryIO, name: str, prefix: str | None) -> dict[str, Any]:
+    """The columns of all figures whose tag begins with `prefix`; with None all that are of no layer.
+
+    Raises:
+        Refusal: a line of a newer version, one that is none of ours, or more than the bounds allow.
+    """
+
+    def wanted(tag: str) -> bool:
+        if prefix is None:  # which layer is the copying layer is known when all lines are read
+            return not tag.startswith(_LAYERS) or tag.endswith(f"/{_COPYING_FIGURE}")
+        return tag.startswith(prefix)
+
+    def parse(line: Mapping[str, Any]) -> Row:
+        layer = line["copying_layer"] if isinstance(line["copying_layer"], str) else None
+        kept = {tag: mean for tag, mean in line["means"].items() if wanted(tag)}
+        # Not js_g2r: where all evaluations lack G2R, each says that the baseline has none.
+        distance = line["means"].get("drift/js_r2g")
+        is_baseline = isinstance(distance, dict) and distance.get("undefined") == _NO_BASELINE
+        return Row(int(line["global_step"]), layer, str(line["comparable_id"]), kept, is_baseline)
+
+    found = _counting(file, name, parse)
+    rows = [found[step] for step in sorted(found)]
+    tags = dict.fromkeys(tag for row in rows for tag in row.means)
+    columns = {tag: tag for tag in tags if prefix is not None or not tag.startswith(_LAYERS)}
+    if prefix is None and rows and rows[0].copying_layer is not None:
+        columns[COPYING + _COPYING_FIGURE] = f"{_LAYERS}{rows[0].copying_layer}/{_COPYING_FIGURE}"
+    if len(columns) * len(rows) > CELLS:
+        raise Refusal(404, f"{name} has {len(columns)} figures at {len(rows)} steps, more than the tab shows at once.")
+    try:
+        figures = {shown: _column([row.means.get(tag) for row in rows]) for shown, tag in columns.items()}
+    except _NOT_OURS as error:
+        raise _unreadable(name, error) from None
+    return {
+        "steps": [row.global_step for row in rows],
+        "copying_layer": [row.copying_layer for row in rows],
+        "comparable": [row.comparable_id for row in rows],
+        "figures": figures,
+        # With a baseline from another run, no evaluation of this one is it.
+        "baseline_step": max((row.global_step for row in rows if row.is_baseline), default=None),
+    }
+
+
+def alerts(file: BinaryIO, name: str) -> list[dict[str, Any]]:
+    """The alerts that count, by step.
+
+    Raises:
+        Refusal: as `timeline`.
+    """
+    found = _counting(file, name, lambda line: short(Alert.from_json(line).to_json()))
+    return [found[step] for step in sorted(found)]
+
+
+def number(value: Any) -> float | int | None:
+    """A finite number with 6 digits, or None."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) < 2**53 else None  # what JavaScript holds exactly
+    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else None
+
+
+def short(value: Any) -> Any:
+    """Plain values as JSON can hold them: numbers with 6 digits, None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): short(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [short(item) for item in value]
+    return value if value is None or isinstance(value, bool | str) else number(value)
+
+
+def undefined_reason(value: Any) -> str:
+    """Why a figure has no value, from {"undefined": reason}."""
+    return str(value["undefined"])[:500]
+
+
+def _column(means: list[Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {"mean": [], "low": [], "high": [], "undefined": {}}
+    for position, mean in enumerate(means):
+        if isinstance(mean, list) and len(mean) == 4:
+            values = [number(value) for value in mean[:3]]
+            if values[0] is None:
+                out["undefined"][str(position)] = "not a finite number"
+        else:
+            values = [None, None, None]
+            out["undefined"][str(position)] = "not recorded" if mean is None else undefined_reason(mean)
+        for key, value in zip(("mean", "low", "high"), values, strict=True):
+            out[key].append(value)
+    return out
+
+
+def _counting(file: BinaryIO, name: str, parse: Callable[[Mapping[str, Any]], T]) -> dict[int, T]:
+    """Step → what `parse` makes of its line, of the lines that count."""
+    found: dict[int, T] = {}
+    for line in _lines(file, name):
+        try:
+            if "resumed_at" in line:
+                at = 0 + line["resumed_at"]
+                found = {step: item for step, item in found.items() if step <= at}
+                continue
+            refuse_newer(name, line.get("format", 0))
+            if type(line["global_step"]) is not int:
+                raise ValueError(f"the step is {line['global_step']!r:.100}")
+            found[line["global_step"]] = parse(line)
+        except (*_NOT_OURS, RecursionError) as error:
+            raise _unreadable(name, error) from None
+    return found
+
+
+def refuse_newer(name: str, version: int) -> None:
+    """Raises:
+    Refusal: the file is of a version that this one can't read.
+    """
+    if version > FORMAT:
+        raise Refusal(
+            404,
+            f"{name} was written by a newer i2am-debug (format {version}, this one reads up to {FORMAT}); "
+            "upgrade with: pip install -U i2am-debug",
+        )
+
+
+def _unreadable(name: str, error: BaseException) -> Refusal:
+    return Refusal(404, f"{name} has a line that can't be read ({error!r:.200}); was it written by another version?")
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    if os.fstat(file.fileno()).st_size > FILE_BYTES:
+        raise Refusal(404, f"{name} is larger than the {FILE_BYTES // 2**20} MiB that the tab reads.")
+    left = FILE_BYTES  # it may be growing faster than it is read
+    with open(file.fileno(), "rb", closefd=False) as lines:
+        while left > 0 and (line := lines.readline(LINE_BYTES + 1)):
+            left -= len(line)
+            if len(line) > LINE_BYTES:
+                raise Refusal(404, f"{name} has a line longer than the {LINE_BYTES // 2**20} MiB that the tab reads.")
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # torn by a crash, or just being written
+            if isinstance(row, dict):
+                yield row

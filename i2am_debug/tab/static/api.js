@@ -1,0 +1,112 @@
+// What the backend serves. Answers are kept in a cache of bounded size, and errors are sentences.
+
+// Relative to this file, so that TensorBoard's --path_prefix needs no care.
+const ROOT = new URL('../', import.meta.url);
+const CACHE_BYTES = 48 * 2 ** 20;
+
+export class Problem extends Error {
+  constructor(sentence, status) {
+    super(sentence);
+    this.status = status;
+  }
+}
+
+export function address(route, query = {}) {
+  const asked = Object.entries(query).filter(([, value]) => value !== null && value !== undefined);
+  const words = asked.map(([name, value]) => `${encodeURIComponent(name)}=${encodeURIComponent(value)}`).join('&');
+  return new URL(words ? `${route}?${words}` : route, ROOT).href;
+}
+
+async function ask(url) {
+  let response;
+  try {
+    response = await fetch(url, {cache: 'no-cache'});
+  } catch {
+    throw new Problem('TensorBoard does not answer. Is it still running?', 0);
+  }
+  if (response.ok) return response;
+  const isText = (response.headers.get('Content-Type') ?? '').startsWith('text/plain');
+  const sentence = isText ? (await response.text()).trim().slice(0, 500) : '';
+  throw new Problem(sentence || `TensorBoard answered with an error (${response.status}).`, response.status);
+}
+
+const cache = new Map(); // url → {answer, bytes}, the longest unused first
+let held = 0;
+
+function remembered(url, read) {
+  const known = cache.get(url);
+  if (known) {
+    cache.delete(url);
+    cache.set(url, known);
+    return known.answer;
+  }
+  const entry = {bytes: 1024};
+  held += entry.bytes;
+  entry.answer = ask(url)
+    .then(read)
+    .then(({value, bytes}) => {
+      if (cache.get(url) === entry) {
+        held += bytes;
+        entry.bytes += bytes;
+        shrink();
+      }
+      return value;
+    });
+  entry.answer.catch((problem) => {
+    // That something is not there stays true until the next reload; any other failure may pass.
+    if (problem.status !== 404 && cache.get(url) === entry) drop(url);
+  });
+  cache.set(url, entry);
+  shrink();
+  return entry.answer;
+}
+
+function drop(url) {
+  held -= cache.get(url).bytes;
+  cache.delete(url);
+}
+
+function shrink() {
+  while (held > CACHE_BYTES && cache.size > 1) drop(cache.keys().next().value);
+}
+
+// After a reload of TensorBoard's data: an evaluation may have been written again.
+export function forget() {
+  cache.clear();
+  held = 0;
+}
+
+const shapeOf = (response) => response.headers.get('X-I2AM-Shape').split(',').map(Number);
+
+async function readJson(response) {
+  const text = await response.text();
+  return {value: JSON.parse(text), bytes: 4 * text.length};
+}
+
+async function readMap(response) {
+  const [height, width] = shapeOf(response);
+  const values = new Float32Array(await response.arrayBuffer());
+  return {value: {values, grid: [height, width]}, bytes: values.byteLength};
+}
+
+async function readRows(response) {
+  const [gh, gw, rh, rw] = shapeOf(response);
+  const buffer = await response.arrayBuffer();
+  const scale = new Float32Array(buffer, 0, gh * gw);
+  const weights = new Uint8Array(buffer, 4 * gh * gw);
+  return {value: {scale, weights, generated: [gh, gw], reference: [rh, rw]}, bytes: buffer.byteLength};
+}
+
+async function readPicture(response) {
+  const bitmap = await createImageBitmap(await response.blob());
+  return {value: bitmap, bytes: 4 * bitmap.width * bitmap.height};
+}
+
+export const fetchRuns = async () => (await readJson(await ask(address('runs')))).value;
+export const fetchIndex = (run, prefix) => remembered(address('index', {run, prefix}), readJson);
+export const fetchEvaluation = (run, step) => remembered(address('evaluation', {run, step}), readJson);
+export const fetchInformation = (run, step) => remembered(address('information', {run, step}), readJson);
+export const fetchMap = (query) => remembered(address('map', query), readMap);
+export const fetchRows = (query) => remembered(address('rows', query), readRows);
+export const fetchPicture = (query) => remembered(address('picture', query), readPicture);
+export const pictureAddress = (query) => address('picture', query);

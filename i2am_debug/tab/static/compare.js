@@ -1,0 +1,121 @@
+// A second evaluation of the same pair, of this run or another one: its map, the difference, and how far apart they are.
+
+import {gradient} from './colour.js';
+import {el, field, number, setOptions} from './dom.js';
+import {extent, fit, isBars, paint, surface} from './paint.js';
+import {change, state} from './state.js';
+import {heatOf} from './views.js';
+
+export function makeCompare() {
+  let other = null;
+  let last = null;
+  const run = el('select', {onchange: () => change({otherRun: run.value, otherStep: null})});
+  const step = el('select', {onchange: () => change({otherStep: step.value === '' ? null : Number(step.value)})});
+  const distance = el('p', {class: 'distance', role: 'status'});
+  const notice = el('p', {class: 'hint warning', hidden: true});
+  const views = [view('First'), view('Second'), view('Difference')];
+  const element = el(
+    'section',
+    {class: 'compare', 'aria-label': 'Comparison', hidden: true},
+    el('div', {class: 'section-head'}, el('h2', {}, 'Compare with'), field('Run', run), field('Evaluation', step), distance),
+    notice,
+    el('div', {class: 'panels three'}, ...views.map((one) => one.element)),
+  );
+  new ResizeObserver(resize).observe(element);
+
+  // `loaded`: {scene, index, runs, comparable}; or a problem's sentence.
+  function load(loaded) {
+    element.hidden = !state.compare;
+    other = loaded.scene;
+    const bitmap = other?.reference.bitmap;
+    for (const one of views) one.element.style.setProperty('--aspect', bitmap ? bitmap.width / bitmap.height : 1);
+    const others = loaded.runs.filter((name) => name !== state.run).map((name) => [name, name]);
+    setOptions(run, [['', 'this run'], ...others], state.otherRun);
+    const steps = loaded.index?.steps ?? [];
+    const first = loaded.index?.baseline_step ?? steps[0];
+    const known = steps.map((one) => [String(one), `step ${one}`]);
+    setOptions(step, [['', `baseline (${first})`], ...known], state.otherStep === null ? '' : String(state.otherStep));
+    const unlike = 'These evaluations were made with other pairs or settings: a difference need not come from the weights.';
+    notice.textContent = loaded.problem ?? (loaded.comparable ? '' : unlike);
+    notice.hidden = !notice.textContent;
+    resize();
+  }
+
+  function resize() {
+    for (const one of views) fit(one.surface);
+    draw(last);
+  }
+
+  function draw(shown) {
+    last = shown;
+    if (element.hidden || !shown || !other) return;
+    const {scene, selection} = shown;
+    const side = sideOf(selection);
+    const [mine, theirs] = [heatOf(scene, side, selection), heatOf(other, side, selection)];
+    const both = mine.heat && theirs.heat;
+    const isAlike = both && String(mine.heat.grid) === String(theirs.heat.grid);
+    const top = Math.max(mine.heat ? extent(mine.heat.values).top : 0, theirs.heat ? extent(theirs.heat.values).top : 0);
+    const heading = (from) => `${from.run}, step ${from.step}`;
+    show(views[0], heading(scene), scene[side].bitmap, mine, {top, colourMap: state.colours});
+    show(views[1], heading(other), other[side].bitmap, theirs, {top, colourMap: state.colours});
+    const difference = isAlike ? subtract(mine.heat, theirs.heat) : null;
+    const most = difference ? Math.max(...difference.values.map(Math.abs)) : 0;
+    const reason = both ? 'The maps have grids of different sizes.' : 'One of the maps is undefined.';
+    const how = {top: most, low: -most, colourMap: 'difference', even: true};
+    show(views[2], 'First minus second', scene[side].bitmap, {heat: difference, reason}, how);
+    const apart = isAlike ? number(jsDistance(mine.heat.values, theirs.heat.values)) : null;
+    distance.textContent = apart ? `JS distance ${apart} (0 alike, 1 apart)` : 'JS distance undefined';
+  }
+
+  function show(panel, heading, bitmap, {heat, words, reason}, how) {
+    panel.title.textContent = heading;
+    panel.what.textContent = words ?? '';
+    panel.reason.textContent = reason ?? '';
+    panel.reason.hidden = Boolean(heat) || !reason;
+    panel.canvas.setAttribute('aria-label', `${heading}: ${words ?? 'difference of the maps'}`);
+    // A difference of bars would need a middle line; it is drawn as a strip of colours.
+    const grid = heat && how.low < 0 && isBars(heat.grid) ? {values: heat.values, grid: heat.grid.slice().reverse()} : heat;
+    paint(panel.surface, {bitmap, heat: grid, strength: state.strength, ...how});
+    panel.legend.hidden = !heat;
+    panel.bar.style.background = gradient(how.colourMap);
+    panel.least.textContent = how.low ? number(how.low) : '0';
+    panel.most.textContent = number(how.top);
+  }
+
+  return {element, load, draw};
+}
+
+// Where the compared map lies: across from what is selected, else where the chosen direction draws.
+function sideOf(selection) {
+  if (selection) return selection.side === 'generated' ? 'reference' : 'generated';
+  return state.direction === 'r2g' ? 'generated' : 'reference';
+}
+
+// Of maps of the same size, each with sum 1.
+function subtract(one, other) {
+  const [a, b] = [extent(one.values).sum || 1, extent(other.values).sum || 1];
+  return {grid: one.grid, values: one.values.map((value, i) => value / a - other.values[i] / b)};
+}
+
+// Square root of the Jensen–Shannon divergence, base 2, as in distances.py.
+export function jsDistance(one, other) {
+  const [a, b] = [extent(one).sum, extent(other).sum];
+  if (!(a > 0 && b > 0)) return NaN;
+  const term = (p) => (p > 0 ? -p * Math.log2(p) : 0);
+  let divergence = 0;
+  for (let i = 0; i < one.length; i++) {
+    const [p, q] = [one[i] / a, other[i] / b];
+    divergence += term((p + q) / 2) - (term(p) + term(q)) / 2;
+  }
+  return Math.sqrt(Math.max(0, divergence));
+}
+
+function view(name) {
+  const canvas = el('canvas', {class: 'picture', role: 'img', 'aria-label': name});
+  const [title, what, reason] = [el('h3', {}), el('p', {class: 'what'}), el('p', {class: 'reason', hidden: true})];
+  const [least, bar, most] = [el('span', {}), el('span', {class: 'bar'}), el('span', {})];
+  const legend = el('p', {class: 'legend'}, least, bar, most);
+  const caption = el('figcaption', {}, title, what);
+  const element = el('figure', {class: 'panel'}, caption, el('div', {class: 'frame'}, canvas, reason), legend);
+  return {element, canvas, surface: surface(canvas), title, what, reason, least, bar, most, legend};
+}

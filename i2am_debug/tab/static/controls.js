@@ -1,0 +1,150 @@
+// What can be chosen: above the pictures which run and evaluation, beside them which map and how it is drawn.
+
+import {COLOUR_MAPS} from './colour.js';
+import {el, field, setOptions} from './dom.js';
+import {G2R_VARIANTS, LEVELS, layerOf, R2G_VARIANTS} from './levels.js';
+import {change, state} from './state.js';
+
+const PLAY_MILLISECONDS = 600;
+const DIRECTIONS = [
+  ['both', 'Both'],
+  ['r2g', 'R2G, on the generated picture'],
+  ['g2r', 'G2R, on the reference'],
+];
+
+// `save()` saves the pictures.
+export function makeTopBar(save) {
+  let steps = [];
+  let playing = null;
+  const run = el('select', {class: 'run', onchange: () => choose(run.value)});
+  const slider = el('input', {type: 'range', min: 0, step: 1, oninput: () => goTo(Number(slider.value))});
+  const words = el('output', {class: 'step-words'});
+  const back = button('‹', 'Evaluation before (,)', () => by(-1));
+  const on = button('›', 'Next evaluation (.)', () => by(1));
+  const play = button('▶', 'Play the evaluations', () => (playing ? stop() : start()));
+  const compare = el('button', {type: 'button', class: 'toggle', onclick: () => change({compare: !state.compare})}, 'Compare');
+  const keep = el('button', {type: 'button', onclick: save}, 'Save PNG');
+  const stepField = field('Evaluation', slider);
+  stepField.classList.add('wide');
+  stepField.append(words);
+  const element = el(
+    'header',
+    {class: 'top'},
+    field('Run', run),
+    el('div', {class: 'buttons'}, back, play, on),
+    stepField,
+    el('div', {class: 'buttons'}, compare, keep),
+  );
+
+  const choose = (name) => change({run: name, overlay: state.overlay.filter((one) => one !== name)});
+  const position = () => (state.step === null ? steps.length - 1 : Math.max(0, steps.indexOf(state.step)));
+  // The last one stays "the newest", so that new evaluations are followed.
+  const goTo = (at) => change({step: at === steps.length - 1 ? null : steps[at]});
+
+  function by(move) {
+    if (steps.length) goTo(Math.max(0, Math.min(steps.length - 1, position() + move)));
+  }
+
+  function start() {
+    if (steps.length < 2) return;
+    if (position() === steps.length - 1) goTo(0);
+    playing = setInterval(() => (position() === steps.length - 1 ? stop() : by(1)), PLAY_MILLISECONDS);
+    face(true);
+  }
+
+  function stop() {
+    clearInterval(playing);
+    playing = null;
+    face(false);
+  }
+
+  function face(isPlaying) {
+    play.textContent = isPlaying ? '⏸' : '▶';
+    play.setAttribute('aria-label', isPlaying ? 'Stop playing' : 'Play the evaluations');
+  }
+
+  function load(runs, index, step) {
+    setOptions(run, runs.map(({name, problem}) => [name, problem ? `${name} (cannot be read)` : name]), state.run);
+    steps = index?.steps ?? [];
+    const at = Math.max(0, steps.indexOf(step));
+    slider.max = Math.max(0, steps.length - 1);
+    slider.value = at;
+    slider.disabled = steps.length < 2;
+    const text = steps.length ? `step ${step}, ${at + 1} of ${steps.length}` : '';
+    words.textContent = text;
+    slider.setAttribute('aria-valuetext', text);
+    back.disabled = at === 0;
+    on.disabled = play.disabled = steps.length < 2;
+    on.disabled = on.disabled || at === steps.length - 1;
+    compare.setAttribute('aria-pressed', state.compare);
+    compare.disabled = keep.disabled = !steps.length;
+  }
+
+  return {element, load, by, stop};
+}
+
+export function makeSidePanel() {
+  const figure = picker('figure');
+  const level = picker('level');
+  const time = picker('time', Number);
+  const layer = picker('layer');
+  const head = picker('head', Number);
+  const direction = picker('direction');
+  const r2g = picker('r2g');
+  const g2r = picker('g2r');
+  const colours = picker('colours');
+  const strength = el('input', {type: 'range', min: 0, max: 100, oninput: () => change({strength: Number(strength.value)})});
+  const fields = {
+    time: field('Time group', time),
+    layer: field('Layer', layer),
+    head: field('Head', head),
+    r2g: field('R2G variant', r2g),
+    g2r: field('G2R of', g2r),
+  };
+  const element = el(
+    'section',
+    {class: 'side-panel', 'aria-label': 'What is shown'},
+    el('h2', {}, 'Shown'),
+    field('Level', level),
+    fields.time,
+    fields.layer,
+    fields.head,
+    field('Direction', direction),
+    fields.r2g,
+    fields.g2r,
+    field('Score', figure),
+    field('Colours', colours),
+    field('Overlay', strength),
+  );
+
+  function load(evaluation, figures) {
+    const shownFigures = figures.includes(state.figure) ? figures : [state.figure, ...figures];
+    setOptions(figure, shownFigures.map((tag) => [tag, tag]), state.figure);
+    setOptions(level, LEVELS, state.level);
+    setOptions(time, numbered(evaluation.times, (i) => `${i}${i === 0 ? ', noisiest' : ''}`), String(state.time));
+    setOptions(layer, evaluation.layers.map((name) => [name, name]), layerOf({...state, level: 'layer'}, evaluation));
+    setOptions(head, numbered(evaluation.heads, String), String(state.head));
+    setOptions(direction, DIRECTIONS, state.direction);
+    setOptions(r2g, R2G_VARIANTS, state.r2g);
+    setOptions(g2r, G2R_VARIANTS, state.g2r);
+    setOptions(colours, COLOUR_MAPS.map((name) => [name, name]), state.colours);
+    strength.value = state.strength;
+    strength.setAttribute('aria-valuetext', `${state.strength} %`);
+    for (const name of ['time', 'layer', 'head']) fields[name].hidden = state.level !== name;
+    fields.r2g.hidden = state.level !== 'unified' || state.direction === 'g2r';
+    fields.g2r.hidden = state.level !== 'unified' || state.direction === 'r2g';
+  }
+
+  return {element, load};
+}
+
+const numbered = (count, words) => Array.from({length: count}, (_, i) => [String(i), words(i)]);
+
+function picker(key, read = (value) => value) {
+  const select = el('select', {onchange: () => change({[key]: read(select.value)})});
+  return select;
+}
+
+function button(face, label, pressed) {
+  return el('button', {type: 'button', class: 'icon', 'aria-label': label, title: label, onclick: pressed}, face);
+}

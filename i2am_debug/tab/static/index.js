@@ -1,0 +1,204 @@
+// The tab: puts its parts on the page, and loads what the state asks for.
+
+import {fetchEvaluation, fetchIndex, fetchInformation, fetchRuns, forget} from './api.js';
+import {makeCompare} from './compare.js';
+import {makeSidePanel, makeTopBar} from './controls.js';
+import {el} from './dom.js';
+import {followTheme, onReload} from './host.js';
+import {makeMatrix} from './matrix.js';
+import {emptyMessage, problemMessage, waitingMessage} from './messages.js';
+import {makePairs} from './pairs.js';
+import {savePictures} from './save.js';
+import {loadScene} from './scene.js';
+import {change, onChange, onHash, readHash, state} from './state.js';
+import {makeTimeline} from './timeline.js';
+import {makeViews} from './views.js';
+
+const ONLY_REDRAWN = ['strength', 'pins'];
+const QUIET_MILLISECONDS = 120; // before the neighbours are loaded ahead
+
+export async function render() {
+  Object.assign(state, readHash());
+  const style = el('link', {rel: 'stylesheet', href: new URL('./style.css', import.meta.url).href});
+  const styled = new Promise((resolve) => ['load', 'error'].forEach((event) => style.addEventListener(event, resolve)));
+  document.head.append(style);
+  document.documentElement.lang = 'en';
+  document.title = 'I2AM';
+  await styled;
+
+  let listing = {logdir: 'local', runs: []};
+  let layers = null; // {run, index}: the scores of single layers, once asked for
+  let turn = 0;
+  let ahead = 0;
+  const compare = makeCompare();
+  const views = makeViews((shown) => compare.draw(shown));
+  const top = makeTopBar(save);
+  const side = makeSidePanel();
+  const pairs = makePairs();
+  const matrix = makeMatrix();
+  const timeline = makeTimeline(() => readLayers().then(refresh));
+  const trouble = el('p', {class: 'trouble', role: 'alert', hidden: true});
+  const place = el('div', {class: 'place'});
+  const main = el('div', {class: 'main'}, views.element, compare.element, timeline.element);
+  const right = el('aside', {class: 'right', 'aria-label': 'Settings'}, side.element, matrix.element);
+  const columns = el('main', {class: 'columns'}, pairs.element, main, right);
+  document.body.replaceChildren(el('h1', {class: 'unseen'}, 'I2AM'), top.element, trouble, place, columns);
+  let scene = null;
+
+  async function readRuns() {
+    listing = await fetchRuns();
+    const known = listing.runs.map((run) => run.name);
+    const readable = listing.runs.find((run) => !run.problem && run.evaluations) ?? listing.runs[0];
+    if (!known.includes(state.run) && readable) change({run: readable.name});
+  }
+
+  async function readLayers() {
+    if (layers?.run !== state.run) layers = {run: state.run, index: await fetchIndex(state.run, 'layer/')};
+  }
+
+  // Loads what the state asks for and shows it; an older call that is overtaken shows nothing any more.
+  async function refresh() {
+    const own = ++turn;
+    try {
+      await show(() => own === turn);
+      if (own === turn) trouble.hidden = true;
+    } catch (problem) {
+      if (own !== turn) return;
+      trouble.textContent = problem.message;
+      trouble.hidden = false;
+    }
+  }
+
+  async function show(isCurrent) {
+    const run = listing.runs.find(({name}) => name === state.run);
+    const empty = emptyMessage(listing) ?? (run?.problem ? problemMessage(run.name, run.problem) : null);
+    if (empty) return instead(empty);
+    if (state.figure.startsWith('layer/')) await readLayers();
+    const index = await fetchIndex(state.run);
+    if (!isCurrent()) return null;
+    if (!index.steps.length) return instead(waitingMessage(state.run));
+    const step = index.steps.includes(state.step) ? state.step : index.steps[index.steps.length - 1];
+    const isBaselineKnown = index.baseline_step !== null && index.steps.includes(index.baseline_step);
+    const [loaded, bits, overlaid, baseline] = await Promise.all([
+      loadScene(state, state.run, step),
+      fetchInformation(state.run, step).catch(() => null),
+      readOverlay(),
+      isBaselineKnown ? fetchEvaluation(state.run, index.baseline_step).catch(() => null) : null,
+    ]);
+    const second = state.compare ? await readOther(loaded, index, step) : {runs: []};
+    if (!isCurrent()) return null;
+    scene = loaded;
+    instead(null);
+    const {evaluation} = scene;
+    const isKnown = Object.hasOwn(index.figures, state.figure) || state.figure.startsWith('layer/');
+    if (!isKnown) state.figure = Object.keys(index.figures)[0] ?? state.figure;
+    top.load(listing.runs, index, step);
+    side.load(evaluation, [...Object.keys(index.figures), ...Object.keys(layers?.index.figures ?? {})]);
+    compare.load(second);
+    views.load(scene);
+    pairs.load(state.run, evaluation, baseline, index.copying_layer[0]);
+    matrix.element.hidden = !bits;
+    if (bits) matrix.load(bits, evaluation);
+    const ownLayers = layers?.run === state.run ? layers.index : null;
+    timeline.load({
+      names: listing.runs.filter((one) => !one.problem).map((one) => one.name),
+      runs: [{name: state.run, index, layers: ownLayers}, ...overlaid],
+      step,
+      lines: evaluation.reference_lines ?? {},
+      layers: ownLayers,
+      alertsProblem: index.alerts_problem,
+    });
+    document.documentElement.dataset.ready = `${state.run} ${step}`;
+    clearTimeout(ahead);
+    ahead = setTimeout(() => loadNeighbours(index, step), QUIET_MILLISECONDS);
+    return null;
+  }
+
+  // So that stepping to them waits for nothing.
+  function loadNeighbours(index, step) {
+    const at = index.steps.indexOf(step);
+    for (const near of [index.steps[at + 1], index.steps[at - 1]]) {
+      if (near === undefined) continue;
+      loadScene(state, state.run, near).catch(() => {});
+      fetchInformation(state.run, near).catch(() => {});
+    }
+  }
+
+  async function readOverlay() {
+    const readable = new Set(listing.runs.filter((run) => !run.problem).map((run) => run.name));
+    const names = state.overlay.filter((name) => name !== state.run && readable.has(name));
+    const needsLayers = state.figure.startsWith('layer/');
+    const read = async (name) => ({
+      name,
+      index: await fetchIndex(name),
+      layers: needsLayers ? await fetchIndex(name, 'layer/') : null,
+    });
+    const found = await Promise.all(names.map((name) => read(name).catch(() => null)));
+    return found.filter((one) => one?.index.steps.length);
+  }
+
+  async function readOther(loaded, index, step) {
+    const runs = listing.runs.filter((one) => !one.problem).map((one) => one.name);
+    const name = runs.includes(state.otherRun) ? state.otherRun : state.run;
+    try {
+      const own = await fetchIndex(name);
+      const otherStep = own.steps.includes(state.otherStep) ? state.otherStep : own.baseline_step ?? own.steps[0];
+      const second = await loadScene(state, name, otherStep);
+      const comparable = own.comparable[own.steps.indexOf(otherStep)] === index.comparable[index.steps.indexOf(step)];
+      return {scene: second, index: own, runs, comparable};
+    } catch (problem) {
+      return {scene: null, index: null, runs, problem: problem.message};
+    }
+  }
+
+  function instead(message) {
+    place.replaceChildren(...(message ? [message] : []));
+    columns.hidden = Boolean(message);
+    if (message) {
+      top.load(listing.runs, null, null);
+      top.element.hidden = !listing.runs.length;
+      document.documentElement.dataset.ready = 'message';
+    } else top.element.hidden = false;
+    return null;
+  }
+
+  function save() {
+    if (!scene) return;
+    const {name} = scene.evaluation.pairs[scene.pair];
+    const file = `i2am_${state.run}_step_${scene.step}_${name}.png`;
+    savePictures(views.canvases(), `${state.run}, step ${scene.step}, ${name}`, file);
+  }
+
+  onChange((keys) => {
+    if ([...keys].every((key) => ONLY_REDRAWN.includes(key))) views.draw();
+    else refresh();
+  });
+  onHash(() => {
+    const found = readHash();
+    if (!listing.runs.some((run) => run.name === found.run)) found.run = state.run;
+    change(found);
+  });
+  document.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || !scene) return;
+    if (event.key === ',' || event.key === '.') return top.by(event.key === ',' ? -1 : 1);
+    const takesArrows = event.target.closest?.('input, select, summary, table');
+    if (event.key !== 'Escape' && takesArrows) return undefined;
+    if (views.key(event) && event.key !== 'Escape') event.preventDefault();
+    return undefined;
+  });
+  onReload(async () => {
+    forget();
+    layers = null;
+    await readRuns().catch(() => {});
+    await refresh();
+  });
+  followTheme(timeline.redraw);
+  try {
+    await readRuns();
+  } catch (problem) {
+    trouble.textContent = problem.message;
+    trouble.hidden = false;
+    return;
+  }
+  await refresh();
+}

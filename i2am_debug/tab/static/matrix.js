@@ -1,0 +1,108 @@
+// Attention information of each layer and head, mean over pairs; a click shows the map of that layer or head.
+
+import {css, inkOn} from './colour.js';
+import {el} from './dom.js';
+import {layerOf} from './levels.js';
+import {change, state} from './state.js';
+
+const KEYS = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
+
+export function makeMatrix() {
+  let cells = []; // rows of buttons, the first row and column are headers
+  let focus = [1, 0];
+  const table = el('table', {class: 'matrix'});
+  const scroll = el('div', {class: 'scroll'}, table);
+  const note = el('p', {class: 'note'});
+  const title = 'Attention information';
+  const element = el('section', {class: 'information', 'aria-label': title}, el('h2', {}, title), note, scroll);
+  table.addEventListener('keydown', (event) => {
+    const by = KEYS[event.key];
+    if (!by) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const row = Math.max(0, Math.min(cells.length - 1, focus[0] + by[0]));
+    let column = Math.max(0, Math.min(cells[row].length - 1, focus[1] + by[1]));
+    if (!cells[row][column]) column = row === 0 ? 1 : focus[1];
+    if (cells[row][column]) moveFocus(row, column, true);
+  });
+
+  function moveFocus(row, column, now) {
+    cells[focus[0]]?.[focus[1]]?.setAttribute('tabindex', -1);
+    focus = [row, column];
+    cells[row][column].setAttribute('tabindex', 0);
+    if (now) cells[row][column].focus();
+  }
+
+  function load({layers, heads, bits}, evaluation) {
+    const hadFocus = table.contains(document.activeElement);
+    const top = Math.max(...bits.flat().filter(Number.isFinite), 1e-9);
+    const how = "A layer's name or a head's number shows its map. ● copying layer.";
+    note.textContent = `Bits, mean over pairs, up to ${top.toFixed(2)}. ${how}`;
+    const heading = (_, head) => pick(String(head), `Head ${head}`, {level: 'head', head});
+    const headRow = [null, ...Array.from({length: heads}, heading)];
+    cells = [
+      headRow,
+      ...layers.map((layer, row) => {
+        const name = pick(short(layer, layers), `Layer ${layer}`, {level: 'layer', layer});
+        name.title = layer + (layer === evaluation.copying_layer ? ', the copying layer' : '');
+        if (layer === evaluation.copying_layer) name.append(el('span', {class: 'copying'}, ' ●'));
+        return [name, ...bits[row].map((value, head) => cell(value, top, layer, head))];
+      }),
+    ];
+    const tableRow = ([name, ...values]) =>
+      el('tr', {}, el('th', {scope: 'row'}, name), ...values.map((value) => el('td', {}, value)));
+    const columns = headRow.slice(1).map((button) => el('th', {scope: 'col'}, button));
+    table.replaceChildren(
+      el('thead', {}, el('tr', {}, el('td', {class: 'corner'}, 'head'), ...columns)),
+      el('tbody', {}, ...cells.slice(1).map(tableRow)),
+    );
+    mark(evaluation);
+    if (!cells[focus[0]]?.[focus[1]]) focus = [1, 0];
+    if (cells[focus[0]]?.[focus[1]]) moveFocus(focus[0], focus[1], hadFocus);
+  }
+
+  function mark(evaluation) {
+    const layer = layerOf(state, evaluation);
+    cells.forEach((row, y) =>
+      row.forEach((button, x) => {
+        if (!button) return;
+        const isLayer = y > 0 && layer === evaluation.layers[y - 1];
+        const isHead = state.level === 'head' && x > 0 && x - 1 === state.head;
+        button.setAttribute('aria-pressed', Boolean(isLayer || isHead));
+      }),
+    );
+  }
+
+  function cell(value, top, layer, head) {
+    if (!Number.isFinite(value)) {
+      return el('button', {type: 'button', class: 'cell none', tabindex: -1, disabled: true, 'aria-label': 'no such head'}, '');
+    }
+    const share = Math.max(0, value) / top;
+    const button = pick(value.toFixed(2), `${layer}, head ${head}: ${value.toFixed(3)} bits`, null);
+    button.classList.add('cell');
+    // Maps are kept by layer and by head, not by both: the first click shows the layer, the second the head.
+    button.addEventListener('click', () =>
+      change(state.level === 'layer' && state.layer === layer ? {level: 'head', head, layer} : {level: 'layer', layer, head}),
+    );
+    button.title = `${layer}, head ${head}: click for the layer, again for the head`;
+    button.style.background = css(state.colours, share);
+    button.style.color = inkOn(state.colours, share);
+    return button;
+  }
+
+  function pick(text, label, patch) {
+    const button = el('button', {type: 'button', tabindex: -1, 'aria-label': label}, text);
+    if (patch) button.addEventListener('click', () => change(patch));
+    return button;
+  }
+
+  return {element, load, mark};
+}
+
+// Layer names without what all of them share at the end.
+function short(layer, layers) {
+  const parts = layers.map((name) => name.split('.'));
+  const isShared = (part) => parts.every((names) => names.includes(part));
+  const kept = layer.split('.').filter((part) => layers.length < 2 || /^\d+$/.test(part) || !isShared(part));
+  return kept.join('.').replaceAll('_blocks', '').replaceAll('_block', '');
+}

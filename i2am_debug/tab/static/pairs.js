@@ -1,0 +1,79 @@
+// The validation pairs with their pictures, those that lost most since the baseline first.
+
+import {pictureAddress} from './api.js';
+import {arrange, el, number, setOptions} from './dom.js';
+import {change, state} from './state.js';
+
+// Of these a rise is the bad direction.
+const RISE_IS_BAD = /^(loss|drift\/)/;
+
+const SORTS = [
+  ['fall', 'Lost most first'],
+  ['value', 'Worst first'],
+  ['order', 'As given'],
+];
+
+export function makePairs() {
+  const list = el('ul', {class: 'pair-list'});
+  const sort = el('select', {'aria-label': 'Order of the pairs', onchange: () => change({sort: sort.value})});
+  const note = el('p', {class: 'note'});
+  const head = el('div', {class: 'section-head'}, el('h2', {}, 'Pairs'), sort);
+  const element = el('section', {class: 'pairs', 'aria-label': 'Pairs'}, head, note, list);
+  const items = new Map(); // run and number → button, so that pictures are not loaded anew
+
+  // `copyingLayer`: of the first evaluation, which the scores "copying_layer/…" of all evaluations are of.
+  function load(run, evaluation, baseline, copyingLayer) {
+    setOptions(sort, SORTS, state.sort);
+    const tag = state.figure;
+    const stored = tag.replace(/^copying_layer\//, `layer/${copyingLayer}/`);
+    const bad = RISE_IS_BAD.test(tag) ? -1 : 1;
+    const rows = evaluation.pairs.map(({name, figures}, index) => {
+      const before = baseline?.pairs.find((pair) => pair.name === name)?.figures[stored];
+      const value = figures[stored];
+      const lost = Number.isFinite(value) && Number.isFinite(before) ? bad * (before - value) : null;
+      return {index, name, value, change: lost === null ? null : value - before, lost};
+    });
+    const last = (value) => (Number.isFinite(value) ? value : -Infinity);
+    if (state.sort === 'fall') rows.sort((a, b) => last(b.lost) - last(a.lost));
+    if (state.sort === 'value') {
+      const badness = (row) => last(Number.isFinite(row.value) ? -bad * row.value : NaN);
+      rows.sort((a, b) => badness(b) - badness(a));
+    }
+    note.textContent = rows.some((row) => row.lost !== null)
+      ? `${tag}, and its change since step ${baseline.step}`
+      : `${tag}${baseline ? ', not known pair by pair' : '; there is no baseline to compare with'}`;
+    arrange(list, rows.map((row) => item(run, evaluation, row)));
+  }
+
+  function item(run, evaluation, row) {
+    const key = `${run} ${row.index} ${row.name}`;
+    const known = items.get(key) ?? makeItem(run, evaluation.step, row, key);
+    const isChosen = row.index === Math.min(state.pair, evaluation.pairs.length - 1);
+    known.button.setAttribute('aria-pressed', isChosen);
+    known.value.textContent = Number.isFinite(row.value) ? number(row.value) : row.value?.undefined ? 'undefined' : '';
+    known.value.title = row.value?.undefined ?? '';
+    const sign = row.change > 0 ? '+' : '';
+    known.change.textContent = row.change === null ? '' : `${sign}${row.change.toFixed(3).replace('-', '−')}`;
+    known.change.classList.toggle('worse', row.lost > 0);
+    return known.li;
+  }
+
+  function makeItem(run, step, row, key) {
+    const picture = (which) => {
+      const src = pictureAddress({run, step, pair: row.index, which});
+      const image = el('img', {alt: '', loading: 'lazy', width: 44, height: 44, src});
+      image.addEventListener('error', () => image.classList.add('missing'), {once: true});
+      return image;
+    };
+    const [value, moved] = [el('span', {class: 'pair-value'}), el('span', {class: 'pair-change'})];
+    const name = el('span', {class: 'pair-name', title: row.name}, row.name);
+    const words = el('span', {class: 'pair-words'}, name, el('span', {}, value, ' ', moved));
+    const button = el('button', {type: 'button', class: 'pair', onclick: () => change({pair: row.index})});
+    button.append(picture('reference'), picture('target'), words);
+    const made = {li: el('li', {}, button), button, value, change: moved};
+    items.set(key, made);
+    return made;
+  }
+
+  return {element, load, clear: () => items.clear()};
+}

@@ -1,0 +1,110 @@
+// What the person chose: one object, kept in the URL's hash so that a link reproduces the view.
+
+import {COLOUR_MAPS} from './colour.js';
+import {parentWindow} from './host.js';
+
+// In TensorBoard's own hash a plugin's values stand under this prefix, beside the name of the open tab.
+const PREFIX = 'p.i2am_debug.';
+
+const DEFAULTS = {
+  run: '',
+  overlay: [], // other runs in the timeline
+  step: null, // null follows the newest evaluation
+  pair: 0,
+  figure: 'copying_layer/imacs_r_hole',
+  level: 'unified', // copying, time, layer, head
+  time: 0,
+  layer: '',
+  head: 0,
+  direction: 'both', // r2g, g2r
+  r2g: 'r2g', // r2g_centred, r2g_object_mass
+  g2r: 'g2r', // g2r_region
+  colours: 'cividis',
+  strength: 80,
+  pins: '', // see patches.js
+  sort: 'fall',
+  lines: false, // make room for reference lines that are far away
+  compare: false,
+  otherRun: '', // empty: the same run
+  otherStep: null, // null: the baseline
+};
+
+const CHOICES = {
+  level: ['unified', 'copying', 'time', 'layer', 'head'],
+  direction: ['both', 'r2g', 'g2r'],
+  r2g: ['r2g', 'r2g_centred', 'r2g_object_mass'],
+  g2r: ['g2r', 'g2r_region'],
+  colours: COLOUR_MAPS,
+  sort: ['fall', 'value', 'order'],
+};
+
+export const state = {...DEFAULTS};
+
+const listeners = [];
+
+// `heard(keys)` is called after every change with the names that changed.
+export const onChange = (heard) => listeners.push(heard);
+
+export function change(patch) {
+  const keys = Object.keys(patch).filter((key) => JSON.stringify(state[key]) !== JSON.stringify(patch[key]));
+  if (!keys.length) return;
+  for (const key of keys) state[key] = patch[key];
+  writeHash();
+  for (const heard of listeners) heard(new Set(keys));
+}
+
+export function readHash() {
+  const found = {...DEFAULTS};
+  for (const part of hashWindow().location.hash.slice(1).split('&')) {
+    const [name, value] = part.split('=');
+    const key = decode(name).slice(PREFIX.length);
+    if (value === undefined || !decode(name).startsWith(PREFIX) || !Object.hasOwn(DEFAULTS, key)) continue;
+    found[key] = parsed(decode(value), DEFAULTS[key], key);
+  }
+  return found;
+}
+
+// Somebody went back, or pasted another link over this one.
+export function onHash(changed) {
+  hashWindow().addEventListener('hashchange', changed);
+}
+
+function writeHash() {
+  const target = hashWindow();
+  const others = target.location.hash.slice(1).split('&').filter((part) => part && !decode(part).startsWith(PREFIX));
+  const ours = Object.keys(DEFAULTS)
+    .filter((key) => JSON.stringify(state[key]) !== JSON.stringify(DEFAULTS[key]))
+    .map((key) => `${PREFIX}${key}=${encodeURIComponent(written(state[key]))}`);
+  const url = new URL(target.location.href);
+  url.hash = [...others, ...ours].join('&');
+  target.history.replaceState(target.history.state, '', url);
+}
+
+const hashWindow = () => (parentWindow()?.document.querySelector('tb-webapp') ? parentWindow() : window);
+
+const written = (value) => (typeof value === 'object' || typeof value === 'boolean' ? JSON.stringify(value) : String(value));
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return '';
+  }
+}
+
+// Of the default's own kind, or the default: a hash may come from anywhere.
+function parsed(text, fallback, key) {
+  if (Array.isArray(fallback)) {
+    try {
+      const list = JSON.parse(text);
+      return Array.isArray(list) ? list.filter((item) => typeof item === 'string') : fallback;
+    } catch {
+      return fallback;
+    }
+  }
+  if (typeof fallback === 'boolean') return text === 'true';
+  if (key in CHOICES) return CHOICES[key].includes(text) ? text : fallback;
+  if (typeof fallback === 'string') return text;
+  const value = /^\d{1,15}$/.test(text) ? Number(text) : fallback;
+  return key === 'strength' ? Math.min(100, value) : value;
+}

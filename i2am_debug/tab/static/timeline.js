@@ -1,0 +1,315 @@
+// Every score over training: one large chart, and a small one for each score to choose from.
+
+import {RUN_COLOURS} from './colour.js';
+import {arrange, el, number, svg} from './dom.js';
+import {change, state} from './state.js';
+
+const HEIGHT = 240;
+const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
+const LINE_NAMES = 108; // room at the right for the names of reference lines
+
+// `readLayers()` fetches the figures of single layers when asked for.
+export function makeTimeline(readLayers) {
+  let data = null; // {names, runs: [{name, index, layers}], step, lines, layers, alertsProblem}
+  const title = el('h2', {});
+  const fitLines = el('input', {type: 'checkbox', onchange: () => change({lines: fitLines.checked})});
+  const chart = svg('svg', {class: 'chart', role: 'img', height: HEIGHT});
+  const marks = el('div', {class: 'marks'});
+  const bubble = el('div', {class: 'bubble', id: 'i2am-alert', role: 'tooltip', hidden: true});
+  const plot = el('div', {class: 'plot'}, chart, marks, bubble);
+  const key = el('div', {class: 'key', role: 'group', 'aria-label': 'Runs in the timeline'});
+  const now = el('p', {class: 'alert-now', hidden: true});
+  const small = el('div', {class: 'small-charts'});
+  const layers = el('div', {class: 'small-charts'});
+  const more = el('details', {class: 'by-layer'}, el('summary', {}, 'Scores of single layers'), layers);
+  more.addEventListener('toggle', () => more.open && readLayers());
+  const lines = el('label', {class: 'check'}, fitLines, 'Fit reference lines');
+  const head = el('div', {class: 'section-head'}, title, lines);
+  const element = el('section', {class: 'timeline', 'aria-label': 'Timeline'}, head, key, plot, now, small, more);
+  chart.addEventListener('click', (event) => {
+    if (!data) return;
+    const at = event.clientX - chart.getBoundingClientRect().left;
+    change({step: nearest(data.runs[0].index.steps, at, scaleX())});
+  });
+  new ResizeObserver(() => draw()).observe(plot);
+  document.addEventListener('keydown', (event) => event.key === 'Escape' && hideAlert());
+
+  // Where the names of reference lines begin, or would.
+  const right = () => Math.max(240, plot.clientWidth) - (linesOf().length ? LINE_NAMES : ROOM.right);
+  const linesOf = () => Object.entries(data.lines[state.figure] ?? data.lines[lineTag(state.figure)] ?? {});
+  const keys = new Map(); // run → its entry in the key
+  const marksOf = new Map(); // run and step → mark of its alert
+  const drawnOf = new WeakMap(); // small chart → what it was drawn from
+  const colourOf = (run) => colourAt(data.names.indexOf(run.name));
+
+  function scaleX() {
+    const steps = data.runs.flatMap(({index}) => [index.steps[0], index.steps[index.steps.length - 1]]);
+    const [from, to] = [Math.min(...steps), Math.max(...steps)];
+    const room = right() - ROOM.left;
+    return {from, to, at: (step) => ROOM.left + (to > from ? (step - from) / (to - from) : 0.5) * room};
+  }
+
+  function load(loaded) {
+    data = loaded;
+    drawKey();
+    draw();
+    drawSmall(small, data.runs[0].index.figures);
+    more.open = more.open || state.figure.startsWith('layer/');
+    if (data.layers) drawSmall(layers, data.layers.figures);
+  }
+
+  function drawKey() {
+    const shown = new Set(data.runs.map((run) => run.name));
+    for (const name of data.names) {
+      const entry = keys.get(name) ?? makeKey(name);
+      entry.box.checked = shown.has(name);
+      entry.box.disabled = name === state.run;
+      entry.swatch.style.background = shown.has(name) ? colourOf({name}) : '';
+    }
+    arrange(key, data.names.map((name) => keys.get(name).label));
+  }
+
+  function makeKey(name) {
+    const box = el('input', {type: 'checkbox'});
+    const swatch = el('span', {class: 'swatch'});
+    const others = () => state.overlay.filter((other) => other !== name);
+    box.addEventListener('change', () => change({overlay: box.checked ? [...others(), name] : others()}));
+    const entry = {box, swatch, label: el('label', {class: 'check'}, box, swatch, name)};
+    keys.set(name, entry);
+    return entry;
+  }
+
+  function draw() {
+    if (!data || !plot.clientWidth) return;
+    const main = data.runs[0];
+    const figureOf = (run) => run.index.figures[state.figure] ?? run.layers?.figures[state.figure];
+    const reference = linesOf();
+    title.textContent = state.figure;
+    lines.hidden = !reference.length;
+    fitLines.checked = state.lines;
+    const values = data.runs.flatMap((run) => spread(figureOf(run))).concat(state.lines ? reference.map(([, v]) => v) : []);
+    const x = scaleX();
+    const parts = [];
+    showNow(main);
+    arrange(marks, data.runs.flatMap((run) => run.index.alerts.map((alert) => alertMark(run, alert, x))));
+    if (!values.length) {
+      const reason = Object.values(figureOf(main)?.undefined ?? {})[0] ?? 'it was not recorded';
+      chart.replaceChildren(svg('text', {class: 'axis', x: 12, y: HEIGHT / 2}, `Undefined: ${reason}`));
+      chart.setAttribute('aria-label', `${state.figure} is undefined: ${reason}`);
+      return;
+    }
+    const y = scaleY(values);
+    parts.push(...axes(x, y, right()));
+    parts.push(...referenceLines(reference, x, y));
+    for (const run of data.runs.toReversed()) parts.push(...curve(run, figureOf(run), x, y, colourOf(run)));
+    parts.push(...guides(main, x));
+    parts.push(...currentPoint(main, figureOf(main), x, y));
+    chart.replaceChildren(...parts);
+    const {steps} = main.index;
+    const words = summary(figureOf(main), steps);
+    chart.setAttribute('aria-label', `${state.figure} over ${steps.length} evaluations of ${main.name}, ${words}`);
+  }
+
+  function referenceLines(reference, x, y) {
+    const taken = [];
+    const free = (at) => {
+      let place = Math.max(ROOM.top + 6, Math.min(HEIGHT - ROOM.bottom - 2, at));
+      while (taken.some((other) => Math.abs(other - place) < 14)) place += place < HEIGHT / 2 ? 14 : -14;
+      taken.push(place);
+      return place;
+    };
+    return reference
+      .sort((a, b) => b[1] - a[1])
+      .flatMap(([name, value]) => {
+        const isAbove = value > y.high;
+        const isFar = isAbove || value < y.low;
+        const label = `${name} ${number(value)}${isFar ? (isAbove ? ' ↑' : ' ↓') : ''}`;
+        const text = svg('text', {class: 'line-name', x: right() + 6, y: free(y.at(value)) + 4}, label);
+        if (isFar) return [text];
+        const ends = {x1: ROOM.left, x2: right(), y1: y.at(value), y2: y.at(value)};
+        return [svg('line', {class: 'reference-line', ...ends}), text];
+      });
+  }
+
+  function guides(main, x) {
+    const line = (step, name) =>
+      svg('line', {class: name, x1: x.at(step), x2: x.at(step), y1: ROOM.top, y2: HEIGHT - ROOM.bottom});
+    const {baseline_step: baseline} = main.index;
+    const found = [line(data.step, 'now')];
+    if (baseline !== null) {
+      const isRight = x.at(baseline) > right() / 2;
+      const place = {x: x.at(baseline) + (isRight ? -5 : 5), y: ROOM.top + 10, 'text-anchor': isRight ? 'end' : 'start'};
+      found.unshift(line(baseline, 'baseline'), svg('text', {class: 'axis', ...place}, 'baseline'));
+    }
+    return found;
+  }
+
+  function currentPoint(main, figure, x, y) {
+    const at = main.index.steps.indexOf(data.step);
+    const value = figure?.mean[at];
+    if (value === null || value === undefined) return [];
+    return [svg('circle', {class: 'current', cx: x.at(data.step), cy: y.at(value), r: 6, stroke: colourOf(main)})];
+  }
+
+  function alertMark(run, alert, x) {
+    const name = `${run.name} ${alert.global_step}`;
+    const mark = marksOf.get(name) ?? makeMark(run.name, alert.global_step);
+    marksOf.set(name, mark);
+    mark.alertText = `${run.name}\n${alert.text}`;
+    mark.style.left = `${x.at(alert.global_step)}px`;
+    mark.style.color = colourOf(run);
+    return mark;
+  }
+
+  function makeMark(run, step) {
+    const mark = el('button', {class: 'mark', type: 'button', 'aria-label': `Alert at step ${step} of ${run}`}, '!');
+    mark.setAttribute('aria-describedby', bubble.id);
+    for (const event of ['mouseenter', 'focus']) mark.addEventListener(event, () => showAlert(mark));
+    for (const event of ['mouseleave', 'blur']) mark.addEventListener(event, hideAlert);
+    mark.addEventListener('click', () => change({run, step}));
+    return mark;
+  }
+
+  function showAlert(mark) {
+    bubble.textContent = mark.alertText;
+    bubble.hidden = false;
+    const left = Math.max(0, Math.min(plot.clientWidth - bubble.offsetWidth, mark.offsetLeft - bubble.offsetWidth / 2));
+    bubble.style.left = `${left}px`;
+  }
+
+  function hideAlert() {
+    bubble.hidden = true;
+  }
+
+  function showNow(main) {
+    const alert = main.index.alerts.find((one) => one.global_step === data.step);
+    now.hidden = !alert && !data.alertsProblem;
+    now.textContent = alert ? alert.text.split('\n')[0] : data.alertsProblem ?? '';
+  }
+
+  function drawSmall(into, figures) {
+    const tags = Object.keys(figures);
+    const known = new Map([...into.children].map((child) => [child.dataset.tag, child]));
+    arrange(into, tags.map((tag) => smallChart(tag, known.get(tag))));
+  }
+
+  function smallChart(tag, before) {
+    const made = () => el('button', {type: 'button', class: 'small', 'data-tag': tag, onclick: () => change({figure: tag})});
+    const button = before ?? made();
+    button.setAttribute('aria-pressed', tag === state.figure);
+    const main = data.runs[0];
+    const figures = data.runs.map((run) => run.index.figures[tag] ?? run.layers?.figures[tag]);
+    const value = figures[0]?.mean[main.index.steps.indexOf(data.step)];
+    const text = Number.isFinite(value) ? number(value) : 'undefined';
+    const reason = Object.values(figures[0]?.undefined ?? {})[0];
+    button.title = reason && !Number.isFinite(value) ? `${tag}, undefined: ${reason}` : tag;
+    // Only the value changes from one evaluation to the next.
+    const theme = document.documentElement.dataset.theme;
+    const drawn = drawnOf.get(button);
+    const isSame = drawn?.theme === theme && drawn.figures.length === figures.length;
+    if (isSame && figures.every((figure, i) => figure === drawn.figures[i])) {
+      button.lastChild.textContent = text;
+      return button;
+    }
+    drawnOf.set(button, {theme, figures});
+    const values = figures.flatMap((figure) => (figure?.mean ?? []).filter(Number.isFinite));
+    const picture = svg('svg', {viewBox: '0 0 120 32', preserveAspectRatio: 'none', 'aria-hidden': 'true'});
+    if (values.length) {
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      const x = scaleX();
+      const place = (step) => 2 + ((x.at(step) - ROOM.left) / (right() - ROOM.left)) * 116;
+      const height = (value) => 29 - (high > low ? (value - low) / (high - low) : 0.5) * 26;
+      figures.forEach((figure, at) => {
+        if (!figure) return;
+        const points = data.runs[at].index.steps
+          .map((step, i) => [step, figure.mean[i]])
+          .filter(([, value]) => Number.isFinite(value))
+          .map(([step, value]) => `${place(step).toFixed(1)},${height(value).toFixed(1)}`);
+        picture.append(svg('polyline', {points: points.join(' '), stroke: colourOf(data.runs[at])}));
+      });
+    }
+    button.replaceChildren(el('span', {class: 'small-name'}, tag), picture, el('span', {class: 'small-value'}, text));
+    return button;
+  }
+
+  const redraw = () => data && load(data);
+  return {element, load, redraw};
+}
+
+const colourAt = (place) => {
+  const found = RUN_COLOURS[document.documentElement.dataset.theme] ?? RUN_COLOURS.light;
+  return found[Math.max(0, place) % found.length];
+};
+
+// The scores of the hole and of the copying layer stand beside IMACS_r's lines.
+const lineTag = (tag) => (/(^|\/)imacs_r(_hole)?$/.test(tag) ? 'imacs_r' : tag);
+
+const spread = (figure) => (figure ? [...figure.mean, ...figure.low, ...figure.high].filter(Number.isFinite) : []);
+
+function nearest(steps, at, x) {
+  return steps.reduce((best, step) => (Math.abs(x.at(step) - at) < Math.abs(x.at(best) - at) ? step : best), steps[0]);
+}
+
+function summary(figure, steps) {
+  const at = figure.mean.map((value, i) => [value, i]).filter(([value]) => Number.isFinite(value));
+  if (!at.length) return 'undefined throughout';
+  const [first, last] = [at[0], at[at.length - 1]];
+  return `from ${number(first[0])} at step ${steps[first[1]]} to ${number(last[0])} at step ${steps[last[1]]}`;
+}
+
+function scaleY(values) {
+  let [low, high] = [Math.min(...values), Math.max(...values)];
+  const margin = (high - low || Math.abs(high) || 1) * 0.08;
+  low -= margin;
+  high += margin;
+  const room = HEIGHT - ROOM.top - ROOM.bottom;
+  return {low, high, at: (value) => HEIGHT - ROOM.bottom - ((value - low) / (high - low)) * room};
+}
+
+// Round numbers between two bounds.
+export function ticks(low, high, count) {
+  const rough = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  const found = [];
+  for (let i = Math.ceil(low / step); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+  return found;
+}
+
+function axes(x, y, right) {
+  const across = ticks(x.from, x.to, Math.max(3, Math.min(10, right / 90))).filter(Number.isInteger);
+  const digits = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(y.high - y.low))));
+  const text = (place, words) => svg('text', {class: 'axis', ...place}, words);
+  return [
+    ...ticks(y.low, y.high, 4).flatMap((value) => [
+      svg('line', {class: 'grid', x1: ROOM.left, x2: right, y1: y.at(value), y2: y.at(value)}),
+      text({x: ROOM.left - 8, y: y.at(value) + 4, 'text-anchor': 'end'}, value.toFixed(digits).replace('-', '−')),
+    ]),
+    ...across.map((step) => text({x: x.at(step), y: HEIGHT - ROOM.bottom + 18, 'text-anchor': 'middle'}, String(step))),
+  ];
+}
+
+function curve(run, figure, x, y, colour) {
+  if (!figure) return [];
+  const {steps} = run.index;
+  const known = steps.map((step, i) => ({step, i})).filter(({i}) => Number.isFinite(figure.mean[i]));
+  const banded = known.filter(({i}) => Number.isFinite(figure.low[i]) && Number.isFinite(figure.high[i]));
+  const point = (step, value) => `${x.at(step).toFixed(1)},${y.at(value).toFixed(1)}`;
+  const edge = [
+    ...banded.map(({step, i}) => point(step, figure.high[i])),
+    ...banded.reverse().map(({step, i}) => point(step, figure.low[i])),
+  ];
+  const middle = known.map(({step, i}) => point(step, figure.mean[i])).join(' ');
+  const found = [
+    svg('polygon', {class: 'band', points: edge.join(' '), fill: colour}),
+    svg('polyline', {class: 'mean', points: middle, stroke: colour}),
+  ];
+  if (known.length > 120) return found;
+  const dots = known.map(({step, i}) => {
+    const band = `[${number(figure.low[i])}, ${number(figure.high[i])}]`;
+    const text = `${run.name}, step ${step}: ${number(figure.mean[i])} ${band}`;
+    const place = {cx: x.at(step), cy: y.at(figure.mean[i]), r: 3.5};
+    return svg('circle', {class: 'dot', ...place, fill: colour}, svg('title', {}, text));
+  });
+  return [...found, ...dots];
+}

@@ -1,0 +1,285 @@
+"""The I2AM tab in a real TensorBoard and a real browser: every part is driven, and what it shows is compared with the store."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from i2am_debug.demo.finetune import new_accelerator, new_callback
+from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.pipeline import load_tiny_pipeline
+from i2am_debug.store import RunStore
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = 'it\'s "q" <img src=x onerror=parent.hacked=1> ü'
+STEPS = (0, 8, 16)
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model forgets a little and then much, and a copy of it under a hostile name."""
+    folder = tmp_path_factory.mktemp("runs")
+    accelerator = new_accelerator(folder, "finetune")
+    pipeline = load_tiny_pipeline()
+    callback = new_callback(accelerator, pipeline, validation_pairs(8, seed=7), disable_progress_bar=True, panels=0)
+    noise = torch.Generator().manual_seed(0)
+    for step in STEPS:
+        callback.evaluate(step)
+        with torch.no_grad():
+            for parameter in pipeline.reference_encoder.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+    callback.on_train_end(STEPS[-1])
+    accelerator.end_training()
+    assert RunStore(folder / "finetune").alerts(), "the marks of alerts are to be seen"
+    shutil.copytree(folder / "finetune", folder / HOSTILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(logdir: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0", "--bind_all"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = iter(server.stderr.readline, "")
+        port = next(found[1] for line in lines if (found := re.search(r":(\d+)/", line)))
+        yield f"http://localhost:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        reason = "no chromium on the path (on Debian: apt install chromium)"
+        pytest.fail(reason) if os.environ.get("I2AM_REQUIRE_BROWSER") else pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+        flags += ["--disable-background-networking", "--disable-component-update"]
+        started = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield started
+        started.close()
+
+
+class Tab:
+    """The tab on a page of its own, alone in it, as its frame is inside TensorBoard."""
+
+    def __init__(self, browser: Any, address: str, state: str = "", **options: Any) -> None:
+        options = {"viewport": {"width": 1440, "height": 1100}, **options}
+        self.page = browser.new_page(**options)
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
+        deadline = time.monotonic() + 60
+        while True:  # TensorBoard loads its runs after it has begun to answer
+            self.page.goto(f"{address}/data/plugin_entry.html?name=i2am_debug#{state}")
+            self.wait()
+            if self.ready() != "message" or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+
+    def ready(self) -> str:
+        return self.page.evaluate("document.documentElement.dataset.ready ?? ''")
+
+    def wait(self) -> None:
+        self.page.wait_for_function("document.documentElement.dataset.ready", timeout=30_000)
+
+    def is_at(self, step: int) -> None:
+        self.page.wait_for_function(f"document.documentElement.dataset.ready?.endsWith(' {step}')", timeout=15_000)
+
+    def canvas(self, side: str) -> Any:
+        return self.page.locator(".views canvas").nth(0 if side == "generated" else 1)
+
+    def point(self, side: str, row: float, column: float, grid: int) -> tuple[float, float]:
+        box = self.canvas(side).bounding_box()
+        return box["x"] + (column + 0.5) / grid * box["width"], box["y"] + (row + 0.5) / grid * box["height"]
+
+    def pixels(self, side: str) -> str:
+        return self.canvas(side).evaluate("e => e.toDataURL()")
+
+    def words(self) -> str:
+        return self.page.evaluate("document.body.innerText")
+
+
+@pytest.fixture
+def tab(browser: Any, address: str) -> Iterator[Tab]:
+    opened = Tab(browser, address, "run=finetune")
+    yield opened
+    assert opened.errors == []
+    opened.page.close()
+
+
+def test_the_tab_is_offered_among_tensorboards_own(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    page.get_by_role("tab", name="I2AM").or_(page.get_by_text("I2AM", exact=True)).first.wait_for(timeout=60_000)
+    page.close()
+
+
+def test_it_opens_at_the_newest_evaluation_with_both_pictures(tab: Tab) -> None:
+    tab.is_at(16)
+    words = tab.words()
+    assert "Generated" in words and "Reference" in words and all(f"demo_0{i}" in words for i in range(8))
+
+
+def test_hovering_a_generated_patch_lights_what_it_draws_from(tab: Tab, logdir: Path) -> None:
+    before = tab.pixels("reference")
+    tab.page.mouse.move(*tab.point("generated", 8, 7, 16))
+    tab.page.wait_for_function("document.body.innerText.includes('row 8, column 7')")
+    assert tab.pixels("reference") != before
+    path = RunStore(logdir / "finetune").evaluations()[-1].path
+    shown = tab.page.evaluate("new URLSearchParams(location.hash.slice(1)).get('pair') ?? '0'")
+    with safe_open(path, framework="numpy") as file:
+        row = file.get_tensor(f"{shown}/rows/unified")[8 * 16 + 7].astype(float)
+        row *= file.get_tensor(f"{shown}/rows/unified/scale")[8 * 16 + 7] / 255
+    assert f"{row.max() * row.size:.1f} × even" in tab.words(), "the legend's end is the row's maximum"
+
+
+def test_hovering_the_reference_lights_what_draws_from_it(tab: Tab) -> None:
+    before = tab.pixels("generated")
+    tab.page.mouse.move(*tab.point("reference", 3, 3, 8))
+    tab.page.wait_for_function("document.body.innerText.includes('row 3, column 3')")
+    assert tab.pixels("generated") != before
+
+
+def test_a_click_pins_shift_adds_a_drag_selects_and_escape_clears(tab: Tab) -> None:
+    tab.page.mouse.click(*tab.point("generated", 5, 5, 16))
+    tab.page.mouse.move(5, 5)  # away: what is pinned stays
+    tab.page.wait_for_function("document.body.innerText.includes('row 5, column 5 of 16 × 16 (token 85) pinned')")
+    alone = tab.pixels("reference")
+    tab.page.keyboard.down("Shift")
+    tab.page.mouse.click(*tab.point("generated", 12, 12, 16))
+    tab.page.keyboard.up("Shift")
+    tab.page.mouse.move(5, 5)
+    tab.page.wait_for_function("document.body.innerText.includes('2 patches')")
+    assert tab.pixels("reference") != alone
+    tab.page.mouse.move(*tab.point("generated", 3, 3, 16))
+    tab.page.mouse.down()
+    tab.page.mouse.move(*tab.point("generated", 6, 6, 16), steps=4)
+    tab.page.mouse.up()
+    tab.page.mouse.move(5, 5)
+    tab.page.wait_for_function("document.body.innerText.includes('16 patches')")
+    tab.page.keyboard.press("Escape")
+    tab.page.wait_for_function("!document.body.innerText.includes('16 patches')")
+
+
+def test_arrows_move_the_patch_and_comma_and_full_stop_step(tab: Tab) -> None:
+    tab.page.mouse.click(*tab.point("generated", 5, 5, 16))
+    tab.page.keyboard.press("ArrowRight")
+    tab.page.keyboard.press("ArrowDown")
+    tab.page.wait_for_function("document.body.innerText.includes('row 6, column 6')")
+    tab.page.keyboard.press(",")
+    tab.is_at(8)
+    tab.page.keyboard.press(".")
+    tab.is_at(16)
+
+
+def test_a_link_reproduces_the_view(browser: Any, address: str, tab: Tab) -> None:
+    tab.page.mouse.click(*tab.point("generated", 5, 5, 16))
+    tab.page.keyboard.press(",")
+    tab.is_at(8)
+    tab.page.mouse.move(5, 5)
+    time.sleep(0.3)
+    again = Tab(browser, address, tab.page.evaluate("location.hash.slice(1)"))
+    again.is_at(8)
+    again.page.mouse.move(5, 5)
+    time.sleep(0.3)
+    assert again.pixels("reference") == tab.pixels("reference")
+    again.page.close()
+
+
+def test_pairs_are_sorted_by_what_they_lost_and_can_be_chosen(tab: Tab) -> None:
+    texts = tab.page.locator(".pairs li, .pairs [role=option]").all_inner_texts()
+    changes = [float(found[0].replace("−", "-")) for text in texts if (found := re.findall(r"[+−-]\d+\.\d+", text))]
+    assert len(changes) == 8 and changes == sorted(changes)
+    before = tab.pixels("generated")
+    tab.page.locator(".pairs li, .pairs [role=option]").nth(3).click()
+    tab.page.wait_for_function("before => document.querySelector('.views canvas').toDataURL() !== before", arg=before)
+
+
+def test_the_timeline_has_alert_marks_and_steps(tab: Tab, logdir: Path) -> None:
+    (alert, *_) = RunStore(logdir / "finetune").alerts()
+    mark = tab.page.get_by_role("button", name=re.compile(f"Alert at step {alert.global_step}"))
+    mark.first.focus()
+    assert "reference" in tab.words()
+    mark.first.click()
+    tab.is_at(alert.global_step)
+
+
+def test_the_matrix_of_information_selects_a_layer(tab: Tab, logdir: Path) -> None:
+    bits = []
+    with safe_open(RunStore(logdir / "finetune").evaluations()[-1].path, framework="numpy") as file:
+        bits = [file.get_tensor(f"{i}/information") for i in range(8)]
+    best = np.nanmax(np.mean(bits, axis=0))
+    assert f"{best:.2f}" in tab.page.locator(".information").inner_text()
+    before = tab.pixels("reference")
+    tab.page.locator(".information button", has_text="mid").first.click()
+    tab.page.wait_for_function("location.hash.includes('mid')")
+    tab.page.wait_for_function(
+        "before => document.querySelectorAll('.views canvas')[1].toDataURL() !== before", arg=before
+    )
+
+
+def test_two_evaluations_stand_side_by_side(tab: Tab) -> None:
+    tab.page.get_by_role("button", name="Compare").click()
+    tab.page.locator(".compare").wait_for(state="visible")
+    tab.page.wait_for_function("/JS distance/.test(document.querySelector('.compare').innerText)")
+    found = re.search(r"JS distance\D*([0-9.]+)", tab.page.locator(".compare").inner_text())
+    assert found and 0 < float(found[1].rstrip(".")) < 1
+
+
+def test_the_pictures_can_be_saved(tab: Tab, tmp_path: Path) -> None:
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Save PNG").click()
+    download.value.save_as(tmp_path / "saved.png")
+    assert (tmp_path / "saved.png").read_bytes().startswith(b"\x89PNG") and download.value.suggested_filename.endswith(
+        ".png"
+    )
+
+
+def test_a_hostile_run_name_is_text(browser: Any, address: str) -> None:
+    tab = Tab(browser, address)
+    options = tab.page.locator("select").first.locator("option").all_inner_texts()
+    assert HOSTILE in options
+    tab.page.locator("select").first.select_option(HOSTILE)
+    tab.page.wait_for_function("name => document.documentElement.dataset.ready?.startsWith(name)", arg=HOSTILE)
+    assert tab.page.evaluate("window.hacked ?? parent.hacked ?? null") is None
+    assert tab.page.locator("img[src='x']").count() == 0 and tab.errors == []
+    tab.page.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 360), ("dark", 3840)])
+def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(
+    browser: Any, address: str, scheme: str, width: int, tmp_path: Path
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    tab = Tab(browser, address, "run=finetune", viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    tab.page.screenshot(path=tmp_path / f"{scheme}_{width}.png", full_page=True)
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    smallest = tab.page.evaluate(
+        """() => Math.min(...[...document.querySelectorAll('body *')]
+            .filter((e) => e.offsetParent && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
+            .map((e) => parseFloat(getComputedStyle(e).fontSize)))"""
+    )
+    assert smallest >= 12
+    found = axe.Axe().run(tab.page).response["violations"]
+    grave = [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
+    assert grave == []
+    assert tab.errors == []
+    tab.page.close()
