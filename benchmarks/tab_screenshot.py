@@ -1,4 +1,7 @@
-"""The README's picture of the tab: `i2am-debug demo`, then `python -m benchmarks.tab_screenshot runs/demo OUT.png`. Needs Chromium."""
+"""The README's picture of the tab, of the demo's runs; needs Chromium.
+
+`i2am-debug demo`, `i2am-debug demo --sabotage none`, then `python -m benchmarks.tab_screenshot runs/demo OUT.png`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             options = {"viewport": {"width": 1440, "height": 1060}, "color_scheme": "dark" if args.dark else "light"}
             page = browser.new_page(**options)
-            address = f"http://localhost:{port}/data/plugin_entry.html?name=i2am_debug#run=shuffle_seed0&step=32&pair=0"
+            address = f"http://localhost:{port}/data/plugin_entry.html?name=i2am_debug"
             for _ in range(30):  # TensorBoard loads its runs after it has begun to answer
                 page.goto(address)
                 page.wait_for_function("document.documentElement.dataset.ready")
@@ -38,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
                     break
                 time.sleep(1)
                 page.goto("about:blank")
-            for box in page.locator(".timeline input[type=checkbox]").all()[1:]:
+            page.locator("select").first.select_option("shuffle_seed0")
+            page.get_by_role("button", name=re.compile("Alert at step")).first.click()
+            page.wait_for_function("document.documentElement.dataset.ready === 'shuffle_seed0 32'")
+            for box in page.locator(".timeline input[type=checkbox]").all()[:2]:
                 if not box.is_checked() and box.is_enabled():
                     box.check()
             canvas = page.locator(".views canvas").first.bounding_box()
