@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             page.locator("select").first.select_option("shuffle_seed0")
             page.get_by_role("button", name=re.compile("Alert at step")).first.click()
             page.wait_for_function("document.documentElement.dataset.ready === 'shuffle_seed0 32'")
-            for box in page.locator(".timeline input[type=checkbox]").all()[:2]:
+            for box in page.locator(".timeline .key input").all():
                 if not box.is_checked() and box.is_enabled():
                     box.check()
             canvas = page.locator(".views canvas").first.bounding_box()
