@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(logdir: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0", "--bind_all"]
+@contextmanager
+def tensorboard(*options: str) -> Iterator[str]:
+    """The address of a TensorBoard."""
+    command = [sys.executable, "-m", "tensorboard.main", *options, "--port", "0", "--bind_all"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         lines = iter(server.stderr.readline, "")
@@ -59,6 +61,12 @@ def address(logdir: Path) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def address(logdir: Path) -> Iterator[str]:
+    with tensorboard("--logdir", str(logdir)) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +244,46 @@ def test_the_matrix_of_information_selects_a_layer(tab: Tab, logdir: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("label", "choices"),
+    [("Level", 5), ("R2G variant", 2), ("G2R of", 2), ("Colours", 2), ("Direction", 2)],
+)
+def test_every_choice_of_what_is_shown_shows_something_else(tab: Tab, label: str, choices: int) -> None:
+    select = tab.page.get_by_label(label, exact=True)
+    values = select.locator("option").evaluate_all("all => all.map((e) => e.value)")
+    assert len(values) >= choices
+    seen = set()
+    for value in values:
+        select.select_option(value)
+        time.sleep(0.4)
+        seen.add(tab.pixels("generated") + tab.pixels("reference"))
+        assert tab.page.locator(".trouble").is_hidden()
+    assert len(seen) >= choices
+
+
+def test_the_overlay_can_be_weaker(tab: Tab) -> None:
+    before = tab.pixels("generated")
+    tab.page.get_by_label("Overlay").fill("20")
+    tab.page.wait_for_function("before => document.querySelector('.views canvas').toDataURL() !== before", arg=before)
+
+
+def test_playing_goes_through_the_evaluations(tab: Tab) -> None:
+    tab.page.locator("input[type=range]").first.fill("0")
+    tab.is_at(0)
+    tab.page.get_by_role("button", name="Play the evaluations").click()
+    tab.is_at(8)
+    tab.is_at(16)
+
+
+def test_two_runs_lie_over_each_other(tab: Tab) -> None:
+    lines = tab.page.locator(".timeline svg path, .timeline svg polyline")
+    before = lines.count()
+    tab.page.locator(".timeline .key input:not(:disabled)").first.check()
+    tab.page.wait_for_function(
+        "before => document.querySelectorAll('.timeline svg path, .timeline svg polyline').length > before", arg=before
+    )
+
+
 def test_two_evaluations_stand_side_by_side(tab: Tab) -> None:
     tab.page.get_by_role("button", name="Compare").click()
     tab.page.locator(".compare").wait_for(state="visible")
@@ -283,3 +331,25 @@ def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(
     assert grave == []
     assert tab.errors == []
     tab.page.close()
+
+
+@pytest.mark.parametrize(
+    "options", [("--path_prefix", "/below/here"), ("--load_fast", "false"), ("--logdir_spec",)], ids=lambda o: o[0]
+)
+def test_other_ways_to_start_tensorboard(browser: Any, logdir: Path, options: tuple[str, ...]) -> None:
+    given = [*options, f"one:{logdir}"] if options[0] == "--logdir_spec" else [*options, "--logdir", str(logdir)]
+    with tensorboard(*given) as address:
+        prefix = options[1] if options[0] == "--path_prefix" else ""
+        tab = Tab(browser, f"{address}{prefix}")
+        assert tab.ready().endswith(" 16") and tab.errors == []
+        assert "demo_00" in tab.words()
+        tab.page.close()
+
+
+def test_a_folder_without_runs_says_what_to_do(browser: Any, tmp_path: Path) -> None:
+    with tensorboard("--logdir", str(tmp_path)) as address:
+        page = browser.new_page()
+        page.goto(f"{address}/data/plugin_entry.html?name=i2am_debug")
+        page.wait_for_function("document.documentElement.dataset.ready === 'message'", timeout=30_000)
+        assert "I2AMCallback" in page.evaluate("document.body.innerText")
+        page.close()
