@@ -1,7 +1,8 @@
 """What counts as an alert: one frozen config, written in Python or read from TOML. Knows no evaluations.
 
 The margins of the default rules are constants measured on the tiny model (`python -m benchmarks.alerts`): about three times
-the largest fall of the six healthy fine-tunes they were set by, and 1.5 times or more that of twenty. Other models are untested; `i2am-debug calibrate` measures a model's own.
+the largest fall of the six healthy fine-tunes they were set by, and 1.5 times or more that of twenty. Other models are
+untested; `i2am-debug calibrate` measures a model's own.
 """
 
 from __future__ import annotations
