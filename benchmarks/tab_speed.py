@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +22,8 @@ from PIL import Image
 from i2am_debug.pairs import ValidationPair
 from i2am_debug.record import Evaluation
 from i2am_debug.store import RunStore
+
+from .browser import chromium, open_tab, tensorboard
 
 PAIRS, SIDE = 16, 32
 LAYERS, HEADS = 16, 8
@@ -95,44 +94,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tab_speed", description=__doc__.splitlines()[0])
     parser.add_argument("--evaluations", type=int, default=1000)
     args = parser.parse_args(argv)
-    from playwright.sync_api import sync_playwright
-
     with tempfile.TemporaryDirectory() as logdir:
         write_run(Path(logdir) / "long", args.evaluations)
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir, "--port", "0", "--bind_all"]
-        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        try:
-            lines = iter(server.stderr.readline, "")
-            port = next(found[1] for line in lines if (found := re.search(r":(\d+)/", line)))
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
-                )
-                measure(browser, f"http://localhost:{port}", server.pid, args.evaluations)
-                browser.close()
-        finally:
-            server.kill()
-            server.wait()
+        with tensorboard("--logdir", logdir) as (address, server), chromium() as browser:
+            measure(browser, address, server.pid, args.evaluations)
     return 0
 
 
 def measure(browser: Any, address: str, process: int, evaluations: int) -> None:
-    tab = f"{address}/data/plugin_entry.html?name=i2am_debug"
     newest = 100 * (evaluations - 1)
     is_open = f"document.documentElement.dataset.ready === 'long {newest}'"
     opened = []
     for number in range(6):
         page = browser.new_page(viewport={"width": 1440, "height": 1100})
-        deadline = time.monotonic() + 60
-        while True:
+        if number == 0:  # TensorBoard loads its runs, and warms up
+            open_tab(page, address)
+        else:
             started = time.monotonic()
-            page.goto(tab)
-            page.wait_for_function("document.documentElement.dataset.ready", timeout=60_000)
-            if page.evaluate(is_open) or time.monotonic() > deadline:
-                break
-            page.goto("about:blank")
-            time.sleep(1)
-        if number:  # the first one warms TensorBoard up
+            page.goto(f"{address}/data/plugin_entry.html?name=i2am_debug")
+            page.wait_for_function(is_open, timeout=60_000)
             opened.append(time.monotonic() - started)
         if number < 5:
             page.close()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest_plugins = ["pytester"]  # runs pytest on made-up projects, to test our plugin
 
-sys.path.insert(0, str(Path(__file__).parent))  # for training.py, which is also a script for `accelerate launch`
+HERE = Path(__file__).parent
+# For training.py, which is also a script for `accelerate launch`, and for the benchmarks.
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +33,15 @@ def tiny_pipeline():
     pipeline = load_tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium; without one its tests are skipped, unless I2AM_REQUIRE_BROWSER is set."""
+    from benchmarks.browser import chromium, chromium_path
+
+    if chromium_path() is None:
+        reason = "no chromium on the path (on Debian: apt install chromium)"
+        pytest.fail(reason) if os.environ.get("I2AM_REQUIRE_BROWSER") else pytest.skip(reason)
+    with chromium() as started:
+        yield started

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from stored_runs import column, evaluation, write_run
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import alert_runs, alerts
 from benchmarks.alert_runs import Plan

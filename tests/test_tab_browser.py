@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tab_page import Tab
 
+from benchmarks.browser import tensorboard
 from i2am_debug.demo.finetune import new_accelerator, new_callback
 from i2am_debug.demo.pairs import validation_pairs
 from i2am_debug.demo.pipeline import load_tiny_pipeline
@@ -49,80 +47,10 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def tensorboard(*options: str) -> Iterator[str]:
-    """The address of a TensorBoard."""
-    command = [sys.executable, "-m", "tensorboard.main", *options, "--port", "0", "--bind_all"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        lines = iter(server.stderr.readline, "")
-        port = next(found[1] for line in lines if (found := re.search(r":(\d+)/", line)))
-        yield f"http://localhost:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
 @pytest.fixture(scope="module")
 def address(logdir: Path) -> Iterator[str]:
-    with tensorboard("--logdir", str(logdir)) as started:
+    with tensorboard("--logdir", str(logdir)) as (started, _):
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        reason = "no chromium on the path (on Debian: apt install chromium)"
-        pytest.fail(reason) if os.environ.get("I2AM_REQUIRE_BROWSER") else pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-        flags += ["--disable-background-networking", "--disable-component-update"]
-        started = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield started
-        started.close()
-
-
-class Tab:
-    """The tab on a page of its own, alone in it, as its frame is inside TensorBoard."""
-
-    def __init__(self, browser: Any, address: str, state: str = "", **options: Any) -> None:
-        options = {"viewport": {"width": 1440, "height": 1100}, **options}
-        self.page = browser.new_page(**options)
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
-        deadline = time.monotonic() + 60
-        while True:  # TensorBoard loads its runs after it has begun to answer
-            self.page.goto(f"{address}/data/plugin_entry.html?name=i2am_debug#{state}")
-            self.wait()
-            if self.ready() != "message" or time.monotonic() > deadline:
-                break
-            time.sleep(1)
-
-    def ready(self) -> str:
-        return self.page.evaluate("document.documentElement.dataset.ready ?? ''")
-
-    def wait(self) -> None:
-        self.page.wait_for_function("document.documentElement.dataset.ready", timeout=30_000)
-
-    def is_at(self, step: int) -> None:
-        self.page.wait_for_function(f"document.documentElement.dataset.ready?.endsWith(' {step}')", timeout=15_000)
-
-    def canvas(self, side: str) -> Any:
-        return self.page.locator(".views canvas").nth(0 if side == "generated" else 1)
-
-    def point(self, side: str, row: float, column: float, grid: int) -> tuple[float, float]:
-        box = self.canvas(side).bounding_box()
-        return box["x"] + (column + 0.5) / grid * box["width"], box["y"] + (row + 0.5) / grid * box["height"]
-
-    def pixels(self, side: str) -> str:
-        return self.canvas(side).evaluate("e => e.toDataURL()")
-
-    def words(self) -> str:
-        return self.page.evaluate("document.body.innerText")
 
 
 @pytest.fixture
@@ -338,7 +266,7 @@ def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(
 )
 def test_other_ways_to_start_tensorboard(browser: Any, logdir: Path, options: tuple[str, ...]) -> None:
     given = [*options, f"one:{logdir}"] if options[0] == "--logdir_spec" else [*options, "--logdir", str(logdir)]
-    with tensorboard(*given) as address:
+    with tensorboard(*given) as (address, _):
         prefix = options[1] if options[0] == "--path_prefix" else ""
         tab = Tab(browser, f"{address}{prefix}")
         assert tab.ready().endswith(" 16") and tab.errors == []
@@ -347,7 +275,7 @@ def test_other_ways_to_start_tensorboard(browser: Any, logdir: Path, options: tu
 
 
 def test_a_folder_without_runs_says_what_to_do(browser: Any, tmp_path: Path) -> None:
-    with tensorboard("--logdir", str(tmp_path)) as address:
+    with tensorboard("--logdir", str(tmp_path)) as (address, _):
         page = browser.new_page()
         page.goto(f"{address}/data/plugin_entry.html?name=i2am_debug")
         page.wait_for_function("document.documentElement.dataset.ready === 'message'", timeout=30_000)

@@ -1,0 +1,62 @@
+"""The tab on a page of its own, and what a person does there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.browser import open_tab, shown
+
+ARTEFACTS = Path(os.environ.get("I2AM_ARTEFACTS") or Path(__file__).parents[1] / "build" / "artefacts")
+"""Where the screenshots of the last run of the tests are kept."""
+
+
+class Tab:
+    """The tab alone on a page, as it is inside TensorBoard's frame.
+
+    `errors` collects what went wrong unseen: uncaught errors, and dialogs that only planted code would open.
+    """
+
+    def __init__(self, browser: Any, address: str, state: str = "", **options: Any) -> None:
+        self.page = browser.new_page(**{"viewport": {"width": 1440, "height": 1100}, **options})
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
+        open_tab(self.page, address, state)
+
+    def ready(self) -> str:
+        """The run and step that are shown, or "message"."""
+        return shown(self.page)
+
+    def is_at(self, step: int) -> None:
+        self.page.wait_for_function(f"document.documentElement.dataset.ready?.endsWith(' {step}')", timeout=15_000)
+
+    def says(self, words: str) -> None:
+        """Waits until the page has these words."""
+        self.page.wait_for_function("words => document.body.innerText.includes(words)", arg=words, timeout=15_000)
+
+    def changes(self, side: str, before: str) -> None:
+        """Waits until a picture is not as it was `before` (from `pixels`)."""
+        number = 0 if side == "generated" else 1
+        changed = "([i, before]) => document.querySelectorAll('.views canvas')[i].toDataURL() !== before"
+        self.page.wait_for_function(changed, arg=[number, before], timeout=15_000)
+
+    def canvas(self, side: str) -> Any:
+        return self.page.locator(".views canvas").nth(0 if side == "generated" else 1)
+
+    def point(self, side: str, row: float, column: float, grid: int) -> tuple[float, float]:
+        """The middle of a patch on the screen."""
+        box = self.canvas(side).bounding_box()
+        return box["x"] + (column + 0.5) / grid * box["width"], box["y"] + (row + 0.5) / grid * box["height"]
+
+    def pixels(self, side: str) -> str:
+        return self.canvas(side).evaluate("e => e.toDataURL()")
+
+    def words(self) -> str:
+        return self.page.evaluate("document.body.innerText")
+
+    def screenshot(self, name: str) -> None:
+        """Keeps a picture of the whole page."""
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
