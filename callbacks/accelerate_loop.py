@@ -21,9 +21,10 @@ from i2am_debug.capture import find_denoiser
 from i2am_debug.check import in_words
 from i2am_debug.drift import Alert, Watch
 from i2am_debug.errors import I2AMError, IMACSRegression
-from i2am_debug.evaluation import Evaluator, Look, LossFunction, merge, with_seconds
+from i2am_debug.evaluation import Evaluator, LossFunction
 from i2am_debug.families import Family
 from i2am_debug.judge import refuse_idle_rules
+from i2am_debug.looks import Look, merge
 from i2am_debug.packing import pack_looks, unified_maps
 from i2am_debug.pairs import ValidationPairs
 from i2am_debug.plan import CapturePlan
@@ -38,8 +39,6 @@ from .trackers import RunTrackers
 from .untouched import Untouched
 
 logger = logging.getLogger("i2am_debug")
-
-_LOG_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
 
 _Seen = tuple[list[Look], dict[int, Image.Image]]  # looks at pairs, and pictures sampled apart from them
 
@@ -316,15 +315,15 @@ class I2AMCallback:
         self, pipeline: Any, looks: list[Look], global_step: int, started: float
     ) -> tuple[Evaluation, Alert | None]:
         trackers, store = self._open()
-        evaluation = self.evaluator.score(
-            looks, global_step=global_step, pipeline=pipeline, baseline=self._baseline_maps or None
-        )
-        evaluation = self._newest = with_seconds(evaluation, time.monotonic() - started)
+        known = self._baseline_maps
+        evaluation = self.evaluator.score(looks, global_step=global_step, pipeline=pipeline, baseline=known)
         if self._baseline is None:
-            self._baseline = evaluation
-            self._baseline_maps = unified_maps(looks)
+            self._baseline, self._baseline_maps = evaluation, unified_maps(looks)
         copying = self._baseline.copying_layer
-        store.write(evaluation, *pack_looks(looks, None if isinstance(copying, Undefined) else copying))
+        watched = None if isinstance(copying, Undefined) else copying
+        seconds = time.monotonic() - started
+        self._newest = evaluation = replace(evaluation, watched_layer=watched, seconds=seconds)
+        store.write(evaluation, *pack_looks(looks, watched))
         store.write_pairs(evaluation, self.evaluator.pairs)
         alert = self._compare(evaluation, store)
         trackers.scalars(evaluation, copying)
@@ -332,7 +331,7 @@ class I2AMCallback:
         if alert is not None:
             alert = self._keep_panels(alert, evaluation, looks, store)
             store.write_alert(alert)
-            logger.log(_LOG_LEVELS[alert.severity], "i2am ALERT: %s", alert.text)
+            logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
         trackers.alert(alert, global_step)
         trackers.pictures(
             pictures_of(evaluation, looks, self.evaluator.pairs, panels=self._panels, strips=self.evaluator.pictures),

@@ -48,6 +48,7 @@ class RunTrackers:
         | `i2am/reference_mass` | joint attention: share of the generated tokens' attention on the reference |
         | `i2am/branch_share` | decoupled cross-attention: norm of the reference's branch over that of both together |
         | `i2am/reference_gap`, `i2am/loss` | with another pair's reference minus with the right one; with the right one |
+        | `i2am/reference_1/imacs_g`, … | of references 1, 2, … of a model that takes several |
         | `i2am/drift/js_r2g`, `i2am/drift/js_g2r` | distance of the unified maps to the baseline's |
         | `i2am/interval/<tag>/low`, `…/high` | 95 % bootstrap interval over pairs of the tags charted with a band |
         | `i2am/reference_lines/<score>/<line>` | what maps without a model score; the charts under Custom Scalars show them |

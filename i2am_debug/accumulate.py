@@ -21,6 +21,8 @@ from .attention import Attribution, Grid, Rows, pooled_grid
 from .maps import NO_GRID, ONE_TOKEN, AttributionMaps, DirectionMaps, SpecificRows
 from .plan import CapturePlan
 
+_HEAD_SIDE = 16  # of the maps of single heads and of their rows
+
 
 @dataclass(kw_only=True)
 class _LayerSums:
@@ -98,8 +100,8 @@ class Accumulator:
         sums.count += 1
 
         small = (
-            pooled_grid(grids[0], 16),
-            pooled_grid(grids[1] or (1, found.g2r_BNR.shape[-1]), 16),
+            pooled_grid(grids[0], _HEAD_SIDE),
+            pooled_grid(grids[1] or (1, found.g2r_BNR.shape[-1]), _HEAD_SIDE),
         )
         weight = sums.weights.to(rows.heads_BNgr.device)
         for i, head in enumerate(heads):
@@ -145,6 +147,7 @@ class Accumulator:
                 name: np.array([float(s.per_step["information"][i][image, 0]) / s.forwards[i] for i in steps])
                 for name, s in self._layers.items()
             },
+            heads={name: tuple(s.heads) for name, s in self._layers.items()},
             steps=steps,
             total_steps=total,
             reference_mass=self._shares("reference_mass", image),
@@ -178,12 +181,14 @@ class Accumulator:
     def _direction(self, name: str, image: int, steps: tuple[int, ...], groups: np.ndarray) -> DirectionMaps:
         layers = self._layers
         common = max((self._grid(s, name) for s in layers.values()), key=lambda g: g[0] * g[1])
-        by_layer, layer_weight, step_maps, head_maps = {}, {}, [], []
+        by_layer, by_layer_head, layer_weight, step_maps, head_maps = {}, {}, {}, [], []
         head_weight = torch.zeros(len(layers), self._all_heads)
         for row, (layer, sums) in enumerate(layers.items()):
             grid = self._grid(sums, name)
             per_head = (sums.per_head[name][image] / sums.count).cpu()
             by_layer[layer] = _sum_1(torch.einsum("nx,n->x", per_head, sums.share).view(grid)).numpy()
+            if name in ("r2g", "g2r"):
+                by_layer_head[layer] = _sum_1(_pooled(per_head.view(-1, *grid))).numpy()
             layer_weight[layer] = float(sums.weights.sum())
             per_step = torch.stack([sums.per_step[name][s][image] / sums.forwards[s] for s in steps]).cpu()
             step_maps.append(self._on(common, per_step, grid))
@@ -206,6 +211,7 @@ class Accumulator:
             by_time=_sum_1(by_time).numpy(),
             by_head=_sum_1(by_head).numpy(),
             by_layer=by_layer,
+            by_layer_head=by_layer_head,
             by_step=_sum_1(by_step).numpy(),
         )
 
@@ -277,6 +283,11 @@ def _resize_rows(rows: torch.Tensor, own: tuple[Grid, Grid], wanted: tuple[Grid,
     if own[0] != wanted[0]:
         x = F.interpolate(x, size=wanted[0], mode="bilinear", align_corners=False)
     return _sum_1(x.reshape(x.shape[1], -1).T, dim=-1) * rows.sum(-1).mean()
+
+
+def _pooled(maps: torch.Tensor) -> torch.Tensor:
+    """(n, h, w) maps as means over patches, at most 16 a side."""
+    return F.adaptive_avg_pool2d(maps.float(), pooled_grid(tuple(maps.shape[-2:]), _HEAD_SIDE))
 
 
 def _stack_rows(rows: list[Any], grids: Any) -> np.ndarray:

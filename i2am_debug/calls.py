@@ -33,6 +33,9 @@ _IMAGE_IS_THE_REFERENCE = (
 )
 """Pipelines that edit or animate the picture they get: it is the reference, and there is no other."""
 
+_TAKES_SEVERAL = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinKVPipeline", "QwenImageEditPlusPipeline")
+"""Pipelines whose `image` may be a list of references."""
+
 _REFERENCE_PARAMETERS = ("example_image", "image_reference", "reference_image", "ip_adapter_image")
 
 
@@ -41,8 +44,9 @@ def default_call(pipeline: Any, num_inference_steps: int | None = None) -> Pipel
 
     The reference goes to `image` of the pipelines that edit it, else to the first of `example_image`, `image_reference`,
     `reference_image` and `ip_adapter_image` that the pipeline takes; where it takes only an `image` and neither mask nor
-    prompt, that is the reference (image variation). The target goes to `image`, the hole to `mask_image`; a pair without a
-    prompt is called with an empty one.
+    prompt, that is the reference (image variation). Further references go with the first, as a list where the pipeline
+    takes one, else one to each IP-Adapter or all to the only one. The target goes to `image`, the hole to `mask_image`; a
+    pair without a prompt is called with an empty one.
 
     Raises:
         UnsupportedModel: the pipeline takes no reference that is recognised, or has no IP-Adapter loaded to read it.
@@ -52,7 +56,7 @@ def default_call(pipeline: Any, num_inference_steps: int | None = None) -> Pipel
 
     def call(pipeline: Any, pair: ValidationPair, generator: torch.Generator) -> Any:
         arguments: dict[str, Any] = dict(pair.extra)
-        arguments[takes_reference] = pair.reference
+        arguments[takes_reference] = _references(pipeline, pair, takes_reference)
         if takes_reference != "image" and "image" in parameters:
             arguments["image"] = pair.target
         if "mask_image" in parameters:
@@ -87,7 +91,7 @@ def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
     )
     if found is None:
         raise UnsupportedModel(f"{name} takes no {', '.join(_REFERENCE_PARAMETERS)}; {how}")
-    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    denoiser = _denoiser(pipeline)
     loaded = any(getattr(denoiser, part, None) is not None for part in ("encoder_hid_proj", "image_proj"))
     kind = getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None)
     loaded = loaded and kind in (None, "ip_image_proj")  # Kolors has a projection of its text under the same name
@@ -97,6 +101,33 @@ def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
             f"pipeline.load_ip_adapter(…), or {how}"
         )
     return found
+
+
+def _references(pipeline: Any, pair: ValidationPair, parameter: str) -> Any:
+    """The pair's references as the pipeline takes them: a picture, or a list of them."""
+    pictures = [pair.reference, *pair.further_references]
+    name = type(pipeline).__name__
+    if len(pictures) == 1:
+        return pair.reference
+    if parameter == "image" and name in _TAKES_SEVERAL:
+        return pictures
+    adapters = 0
+    if parameter == "ip_adapter_image":
+        projection = getattr(_denoiser(pipeline), "encoder_hid_proj", None)
+        adapters = len(getattr(projection, "image_projection_layers", ()))
+    if adapters == 1:
+        return [pictures]
+    if adapters == len(pictures):
+        return pictures
+    takes = f"has {adapters} IP-Adapters" if adapters else "takes one"
+    raise InvalidPair(
+        f"pair {pair.name!r} has {len(pictures)} references, and {name} {takes}; say how they become a call with "
+        "call=lambda pipeline, pair, generator: …"
+    )
+
+
+def _denoiser(pipeline: Any) -> Any:
+    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
 def picture_of(output: Any) -> Image.Image:

@@ -5,11 +5,9 @@ Looking (`Evaluator.look`, on every process) is apart from scoring (`Evaluator.s
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,14 @@ from PIL import Image
 from . import __version__
 from .calls import PipelineCall, default_call, picture_of
 from .capture import Trace, find_denoiser, trace
-from .distances import js_distance
-from .errors import I2AMError, NothingCaptured, UndefinedFigure, UnsupportedModel
+from .errors import NothingCaptured, UnsupportedModel
 from .families import Family, find_family
-from .maps import AttributionMaps
-from .packing import unified_form
+from .looks import Look, seen
+from .pair_figures import copying_layer, layers_of_further, score_further, score_pair
 from .pairs import ValidationPair, ValidationPairs
 from .plan import CapturePlan, HeadChoice, choose_heads
 from .record import Evaluation, Figure, Undefined, as_figure
-from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, reference_lines, score_imacs
+from .scores import IMACSSettings, reference_lines
 
 LossFunction = Callable[..., torch.Tensor]
 """`loss_fn(pairs, timesteps, generator, reference=None)` → loss of each pair, shape (B,).
@@ -37,18 +34,6 @@ LossFunction = Callable[..., torch.Tensor]
 
 _PILOT_PAIRS = 4
 _NOT_FINITE = "the attention is not finite"
-
-
-@dataclass(kw_only=True)
-class Look:
-    """What was seen of one pair."""
-
-    index: int
-    maps: AttributionMaps
-    generated: Image.Image | None
-    """None after a teacher-forced look, until `Evaluator.sample` has made one."""
-    loss: Figure
-    other_loss: Figure
 
 
 @dataclass(kw_only=True)
@@ -122,21 +107,22 @@ class Evaluator:
     def score(
         self, looks: Sequence[Look], *, global_step: int, pipeline: Any, baseline: Mapping[str, Any] | None
     ) -> Evaluation:
-        """Scores all pairs' looks, in order. `baseline` holds "i/r2g" and "i/g2r" unified maps to measure distance from."""
+        """Scores all pairs' looks, in order. `baseline` holds "i/r2g", "i/g2r", … of pair i, unified maps."""
         started = time.monotonic()
         layers = looks[0].maps.layers
-        information = {la: float(np.mean([look.maps.layer_information[la] for look in looks])) for la in layers}
-        one_token = looks[0].maps.undefined_g2r
-        finite = {la: bits for la, bits in information.items() if math.isfinite(bits)}
-        copying: str | Undefined = Undefined(one_token or _NOT_FINITE)
-        if one_token is None and finite:
-            copying = max(finite, key=lambda la: finite[la])
+        names = []
+        copying = copying_layer([look.maps for look in looks])
+        known, further = baseline or {}, layers_of_further(looks)
         columns: dict[str, list[Figure]] = {}
         errors: dict[str, list[Figure]] = {}
         lines: dict[str, list[dict[str, float]]] = {"imacs_g": [], "imacs_r": []}
         for look in looks:
             pair = self.pairs[look.index]
-            figures, own_errors = self._score_pair(look, pair, copying, baseline)
+            names.append(pair.name)
+            figures, own_errors = score_pair(
+                look, pair, copying, settings=self.imacs, population=self._population(look), baseline=known
+            )
+            figures.update(score_further(look, pair, further, settings=self.imacs, baseline=known))
             for tag, value in figures.items():
                 columns.setdefault(tag, []).append(value)
             for tag, value in own_errors.items():
@@ -149,7 +135,7 @@ class Evaluator:
                     lines[tag].append(reference_lines(mask, found.unified.shape, self.imacs))
         return Evaluation(
             global_step=global_step,
-            pairs=tuple(self.pairs[look.index].name for look in looks),
+            pairs=tuple(names),
             figures={tag: tuple(values) for tag, values in columns.items()},
             errors={tag: tuple(values) for tag, values in errors.items()},
             layers=layers,
@@ -190,7 +176,8 @@ class Evaluator:
         with self._trace(pipeline, [pair]) as t:
             generated = self.sample(pipeline, index)
         none = Undefined("no loss_fn")
-        return Look(index=index, maps=t.maps(), generated=generated, loss=none, other_loss=none)
+        maps, further = seen(t, 0)
+        return Look(index=index, maps=maps, generated=generated, loss=none, other_loss=none, further=further)
 
     def _look_while_denoising(self, pipeline: Any, batch: Sequence[int]) -> list[Look]:
         assert self.loss_fn is not None
@@ -206,7 +193,7 @@ class Evaluator:
             for number, noise_time in enumerate(times):
                 other.append(self._losses(pairs, noise_time, number, batch, others))
         try:
-            maps = [t.maps(row) for row in range(len(batch))]
+            maps = [seen(t, row) for row in range(len(batch))]
         except NothingCaptured as error:
             raise NothingCaptured(
                 f"{error}. The loss_fn must run the pipeline's own denoiser, not a copy of it"
@@ -222,7 +209,16 @@ class Evaluator:
             other_loss: Figure = Undefined("one pair")
             if other:
                 other_loss = as_figure(float(torch.stack(other)[:, row].mean()), "the loss is not finite")
-            looks.append(Look(index=index, maps=maps[row], generated=None, loss=loss, other_loss=other_loss))
+            looks.append(
+                Look(
+                    index=index,
+                    maps=maps[row][0],
+                    generated=None,
+                    loss=loss,
+                    other_loss=other_loss,
+                    further=maps[row][1],
+                )
+            )
         return looks
 
     def _losses(
@@ -271,123 +267,9 @@ class Evaluator:
         known = [c for c in counts if c is not None]
         return sum(known) if len(known) == len(counts) else None
 
-    # -- scoring -----------------------------------------------------------------------------------------------------
-
-    def _score_pair(
-        self, look: Look, pair: ValidationPair, copying: str | Undefined, baseline: Mapping[str, Any] | None
-    ) -> tuple[dict[str, Figure], dict[str, Figure]]:
-        maps, settings = look.maps, self.imacs
-        population = self._population(look)
-        # Without a place for its tokens a reference's mask can't be laid over them.
-        no_object = maps.undefined_place or "no reference mask"
-        object_mask = None if maps.undefined_place else pair.reference_mask
-        figures: dict[str, Figure] = {}
-        errors: dict[str, Figure] = {}
-
-        def imacs_of(tag: str, get: Callable[[], Any], mask: np.ndarray | None, without: str) -> None:
-            def value() -> float:
-                return score_imacs(get().unified, _given(mask, without), settings)
-
-            def chance() -> float:
-                return imacs_chance(get().unified, _given(mask, without), settings).z(value())
-
-            def error() -> float:
-                return jackknife_error(lambda m: score_imacs(m, mask, settings), list(get().by_step), population)
-
-            figures[tag], figures[f"{tag}_z"] = _figure(value), _figure(chance)
-            errors[tag] = figures[tag] if isinstance(figures[tag], Undefined) else _figure(error)
-
-        def of_object(score: Callable[..., float], get: Callable[[], np.ndarray], *more: Any) -> Figure:
-            return _figure(lambda: score(get(), _given(object_mask, no_object), *more))
-
-        def distance(tag: str) -> float:
-            before = _given((baseline or {}).get(f"{look.index}/{tag}"), "no baseline")
-            return js_distance(unified_form(getattr(maps, tag).unified), before)
-
-        imacs_of("imacs_g", lambda: maps.r2g, pair.mask, "no mask")
-        imacs_of("imacs_r", lambda: maps.g2r, object_mask, no_object)
-        imacs_of("imacs_r_hole", lambda: maps.g2r_region, object_mask, no_object)
-        figures["imacs_g_centred"] = _figure(
-            lambda: score_imacs(maps.r2g_centred.unified, _given(pair.mask, "no mask"), settings)
-        )
-        figures["imacs_g_object_mass"] = _figure(
-            lambda: score_imacs(maps.r2g_object_mass.unified, _given(pair.mask, "no mask"), settings)
-        )
-        figures["energy_r_hole"] = of_object(energy, lambda: maps.g2r_region.unified)
-        for layer in maps.layers:
-            all_queries, hole_queries = (partial(_by_layer, maps, which, layer) for which in ("g2r", "g2r_region"))
-            figures[f"layer/{layer}/imacs_r"] = of_object(score_imacs, all_queries, settings)
-            figures[f"layer/{layer}/imacs_r_hole"] = of_object(score_imacs, hole_queries, settings)
-            figures[f"layer/{layer}/energy_r_hole"] = of_object(energy, hole_queries)
-            figures[f"layer/{layer}/attention_information"] = (
-                Undefined(maps.undefined_g2r)
-                if maps.undefined_g2r
-                else as_figure(maps.layer_information[layer], _NOT_FINITE)
-            )
-        if isinstance(copying, Undefined):
-            figures["attention_information"] = errors["attention_information"] = copying
-        else:
-            figures["attention_information"] = as_figure(maps.layer_information[copying], _NOT_FINITE)
-            errors["attention_information"] = _figure(
-                lambda: jackknife_error(float, list(maps.information_by_step[copying]), population)
-            )
-        figures["reference_mass"] = _share(maps.reference_mass, "no joint attention: 1 by construction")
-        figures["branch_share"] = _share(maps.branch_share, "no decoupled cross-attention")
-        figures["loss"] = look.loss
-        if isinstance(look.loss, Undefined):
-            figures["reference_gap"] = look.loss
-        elif isinstance(look.other_loss, Undefined):
-            figures["reference_gap"] = look.other_loss
-        else:
-            figures["reference_gap"] = look.other_loss - look.loss
-        for tag in ("r2g", "g2r"):
-            figures[f"drift/js_{tag}"] = _figure(partial(distance, tag))
-        return figures, errors
-
     def _population(self, look: Look) -> int:
         """How many steps the looked-at ones stand for; noise times of the teacher-forced way are a sample of very many."""
         return look.maps.total_steps if self.loss_fn is None else 10**6
-
-
-def _by_layer(maps: AttributionMaps, which: str, layer: str) -> np.ndarray:
-    return getattr(maps, which).by_layer[layer]
-
-
-def _share(by_layer: Mapping[str, float], without: str) -> Figure:
-    return as_figure(float(np.mean(list(by_layer.values())))) if by_layer else Undefined(without)
-
-
-def merge(looks: Sequence[Look], pictures: Mapping[int, Image.Image], count: int) -> list[Look]:
-    """Looks of all processes in the order of the pairs, without the ones that only padded a process's share.
-
-    `pictures` are those sampled apart, by pair number.
-    """
-    by_index: dict[int, Look] = {}
-    for look in looks:
-        by_index.setdefault(look.index, replace(look, generated=pictures.get(look.index, look.generated)))
-    missing = [i for i in range(count) if i not in by_index]
-    if missing:
-        raise I2AMError(f"the looks at pairs {missing} are missing")
-    return [by_index[i] for i in range(count)]
-
-
-def with_seconds(evaluation: Evaluation, seconds: float) -> Evaluation:
-    """The same evaluation with the wall time of looking and scoring."""
-    return replace(evaluation, seconds=seconds)
-
-
-def _figure(compute: Callable[[], float]) -> Figure:
-    try:
-        value = compute()
-    except UndefinedFigure as error:
-        return Undefined(error.reason)
-    return as_figure(value) if not math.isnan(value) else Undefined("not a number")
-
-
-def _given(value: Any, reason: str) -> Any:
-    if value is None:
-        raise UndefinedFigure(reason)
-    return value
 
 
 def _all_or_none(masks: list[np.ndarray | None]) -> list[np.ndarray] | None:

@@ -39,6 +39,9 @@ class DirectionMaps:
     """(N, h, w): mean over steps and over the layers that have such a head (HLAM); NaN where none was looked at."""
     by_layer: dict[str, np.ndarray]
     """Layer → (h, w) of its own grid: mean over steps and heads (LLAM)."""
+    by_layer_head: dict[str, np.ndarray]
+    """Layer → (n, h, w) of the n heads looked at in it (`AttributionMaps.heads`), pooled to at most 16 tokens a side; of R2G
+    and G2R themselves, not of their variants."""
     by_step: np.ndarray
     """(S, h, w): mean over layers and heads at each looked-at sampler step."""
 
@@ -71,6 +74,8 @@ class AttributionMaps:
     """Layer → (N,) attention information of each head in bits, mean over steps; NaN for heads not looked at."""
     information_by_step: dict[str, np.ndarray]
     """Layer → (S,), weighted mean over heads."""
+    heads: dict[str, tuple[int, ...]]
+    """Layer → numbers of the heads looked at."""
     steps: tuple[int, ...]
     """The sampler steps looked at."""
     total_steps: int

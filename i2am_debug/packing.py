@@ -7,13 +7,14 @@ they fit.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .pairs import ValidationPair
+from .record import reference_tag
 
 PAIR_BYTES = 3 * 2**19
 """At most 1.5 MiB a pair."""
@@ -35,39 +36,59 @@ _ROW_SIDES = (
     (8, 4),
     (8, 2),
 )
+_HEAD_SIDES = (16, 12, 8)
 _COMPANIONS = ("r2g_centred", "r2g_object_mass", "g2r_region")
 
 
 def pack_looks(looks: Sequence[Any], copying_layer: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """`pack_pair` of every `evaluation.Look`: arrays by "<pair number>/<name>", and pair number → grids of its rows."""
+    """`pack_pair` of every `looks.Look`: arrays by "<pair number>/<name>", and pair number → grids of its rows.
+
+    Those of further references stand under "<pair number>/reference_1/<name>"; all of a pair share its `PAIR_BYTES`.
+    """
     arrays: dict[str, np.ndarray] = {}
     grids: dict[str, Any] = {}
     for look in looks:
-        own, grids[str(look.index)] = pack_pair(look.maps, copying_layer, look.generated)
-        arrays.update({f"{look.index}/{name}": value for name, value in own.items()})
+        grids[str(look.index)] = {}
+        for prefix, maps in _references(look):
+            room = PAIR_BYTES // (1 + len(look.further))
+            own, own_grids = pack_pair(maps, copying_layer, None if prefix else look.generated, room)
+            arrays.update({f"{look.index}/{prefix}{name}": value for name, value in own.items()})
+            grids[str(look.index)].update({prefix + name: grid for name, grid in own_grids.items()})
     return arrays, grids
 
 
 def unified_maps(looks: Sequence[Any]) -> dict[str, np.ndarray]:
-    """ "0/r2g", "0/g2r", …: what later evaluations measure their distance from."""
-    maps = {f"{look.index}/r2g": unified_form(look.maps.r2g.unified) for look in looks}
-    if looks[0].maps.undefined_g2r is None:
-        maps.update({f"{look.index}/g2r": unified_form(look.maps.g2r.unified) for look in looks})
-    return maps
+    """ "0/r2g", "0/g2r", "0/reference_1/r2g", …: what later evaluations measure their distance from."""
+    found = {}
+    for look in looks:
+        for prefix, maps in _references(look):
+            found[f"{look.index}/{prefix}r2g"] = unified_form(maps.r2g.unified)
+            if maps.undefined_g2r is None:
+                found[f"{look.index}/{prefix}g2r"] = unified_form(maps.g2r.unified)
+    return found
+
+
+def _references(look: Any) -> Iterator[tuple[str, Any]]:
+    """What stands before the names of each reference's arrays, and its maps."""
+    yield "", look.maps
+    for number, maps in look.further.items():
+        yield f"{reference_tag(number)}/", maps
 
 
 def pack_pair(
-    maps: Any, copying_layer: str | None, generated: Image.Image | None
+    maps: Any, copying_layer: str | None, generated: Image.Image | None, room: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One pair's arrays in their stored form, and the grids of its rows.
 
     Args:
         maps: `AttributionMaps`.
+        room: how many bytes there are for it, by default `PAIR_BYTES`.
 
     Returns:
-        Arrays by name, at most `PAIR_BYTES` together: "r2g/unified" (h, w) float32 …, "r2g/by_time" (T, h, w) float16 with
-        mean 1, "rows/…" (…, g, r) uint8 with "rows/…/scale" (…, g) float32, "generated" encoded picture bytes; and
-        row name → [generated grid, reference grid].
+        Arrays by name, at most `room` bytes together: "r2g/unified" (h, w) float32 …, "r2g/by_time" (T, h, w) float16 with
+        mean 1, "r2g/by_layer_head/<layer>" (n, h, w) float16 of the n heads looked at in a layer, "rows/…" (…, g, r) uint8
+        with "rows/…/scale" (…, g) float32, "generated" encoded picture bytes; and row name → [generated grid, reference
+        grid].
     """
     arrays: dict[str, np.ndarray] = {}
     directions = {"r2g": maps.r2g}
@@ -79,6 +100,8 @@ def pack_pair(
         arrays[f"{name}/by_head"] = _level_form(direction.by_head)
         for layer, found in direction.by_layer.items():
             arrays[f"{name}/by_layer/{layer}"] = _level_form(found)
+    given = PAIR_BYTES if room is None else room
+    arrays.update(_heads_form(directions, given // 4))
     for name in _COMPANIONS:
         companion = getattr(maps, f"_{name}", None) or (maps.r2g_centred if name == "r2g_centred" else None)
         if companion is not None:
@@ -91,7 +114,7 @@ def pack_pair(
         arrays["generated"] = _bytes(generated)
     if maps.undefined_g2r is not None:
         return arrays, {}
-    left = PAIR_BYTES - sum(a.nbytes for a in arrays.values())
+    left = given - sum(a.nbytes for a in arrays.values())
     for sides in _ROW_SIDES:
         if _rows_bytes(maps.rows, copying_layer, *sides) <= left:
             rows, grids = _rows_form(maps.rows, copying_layer, *sides)
@@ -100,13 +123,15 @@ def pack_pair(
 
 
 def pack_pictures(pair: ValidationPair) -> dict[str, np.ndarray]:
-    """A pair's own pictures: "reference", "target" and, where it has them, "mask", "reference_mask", as encoded bytes."""
+    """A pair's own pictures: "reference", "target" and, where it has them, "mask", "reference_mask",
+    "reference_1", …, as encoded bytes."""
     pictures = {
         "reference": pair.reference,
         "target": pair.target,
         "mask": pair.mask_image,
         "reference_mask": None if pair.reference_mask is None else Image.fromarray(pair.reference_mask),
     }
+    pictures.update({reference_tag(number): one for number, one in enumerate(pair.further_references, 1)})
     return {name: _bytes(picture) for name, picture in pictures.items() if picture is not None}
 
 
@@ -131,6 +156,19 @@ def _bytes(picture: Image.Image) -> np.ndarray:
     buffer = io.BytesIO()
     picture.save(buffer, **({"format": "PNG"} if lossless else {"format": "JPEG", "quality": 90}))
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+
+
+def _heads_form(directions: Mapping[str, Any], room: int) -> dict[str, np.ndarray]:
+    """The maps of each head of each layer, as fine as fits into `room` bytes; nothing where even the coarsest don't."""
+    for side in _HEAD_SIDES:
+        found = {
+            f"{name}/by_layer_head/{layer}": _level_form(maps, side)
+            for name, direction in directions.items()
+            for layer, maps in direction.by_layer_head.items()
+        }
+        if sum(a.nbytes for a in found.values()) <= room:
+            return found
+    return {}
 
 
 def _rows_bytes(rows: Any, copying_layer: str | None, side: int, small_side: int) -> int:
@@ -191,8 +229,8 @@ def _pool(found: np.ndarray, limit: int) -> np.ndarray:
     return found
 
 
-def _level_form(found: np.ndarray) -> np.ndarray:
-    pooled = _pool(found, _LEVEL_SIDE)
+def _level_form(found: np.ndarray, side: int = _LEVEL_SIDE) -> np.ndarray:
+    pooled = _pool(found, side)
     return (pooled * pooled.shape[-1] * pooled.shape[-2]).astype(np.float16)  # mean 1, well inside float16's range
 
 

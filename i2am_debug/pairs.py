@@ -29,6 +29,7 @@ _COLUMNS = {
     "mask_file_name": "mask",
     "reference_mask_file_name": "reference_mask",
 }
+_FURTHER = "further_reference_file_names"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class ValidationPair:
     """The hole in the target, (H, W) bool, True = generate. Greyscale input is cut at 0.5."""
     reference_mask: np.ndarray | None = None
     """The object in the reference, (H, W) bool."""
+    further_references: Sequence[Image.Image] = ()
+    """References 1, 2, … of a model that takes several, RGB, in the order in which the pipeline takes them."""
     prompt: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the pipeline call."""
@@ -56,6 +59,9 @@ class ValidationPair:
     def __post_init__(self) -> None:
         for key in ("reference", "target"):
             object.__setattr__(self, key, _to_rgb(getattr(self, key), self.name, key))
+        further = enumerate(_listed(self.further_references, self.name), 1)
+        opened = tuple(_to_rgb(one, self.name, f"reference {number}") for number, one in further)
+        object.__setattr__(self, "further_references", opened)
         for key, picture in (("mask", self.target), ("reference_mask", self.reference)):
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, _to_mask(getattr(self, key), picture, self.name, key))
@@ -68,8 +74,9 @@ class ValidationPair:
     def content_hash(self) -> str:
         """Twelve hex digits that change with any pixel, mask, prompt or extra argument."""
         digest = hashlib.sha256()
-        for key in ("reference", "target", "mask", "reference_mask"):
-            value = getattr(self, key)
+        own = {key: getattr(self, key) for key in ("reference", "target", "mask", "reference_mask")}
+        further = {f"reference_{number}": picture for number, picture in enumerate(self.further_references, 1)}
+        for key, value in (own | further).items():
             array = None if value is None else np.asarray(value)
             digest.update(f"{key}{None if array is None else array.shape}".encode())
             digest.update(b"" if array is None else array.tobytes())
@@ -127,8 +134,8 @@ class ValidationPairs(Sequence[ValidationPair]):
         """Reads a folder with a `metadata.jsonl`, as Hugging Face's imagefolder does.
 
         Each line is an object with `file_name` (the target) and `reference_file_name`, both relative to the folder, and
-        optionally `mask_file_name`, `reference_mask_file_name`, `prompt` and `name`. Further keys are passed on to the
-        pipeline call. Files are looked for now and read when needed.
+        optionally `mask_file_name`, `reference_mask_file_name`, `further_reference_file_names` (a list), `prompt` and
+        `name`. Further keys are passed on to the pipeline call. Files are looked for now and read when needed.
 
         Raises:
             InvalidPair: no `metadata.jsonl`, a line that is not an object, a missing key or file.
@@ -162,15 +169,18 @@ class ValidationPairs(Sequence[ValidationPair]):
         reference_mask: str | None = None,
         prompt: str | None = None,
         name: str | None = None,
+        further_references: str | None = None,
         limit: int | None = None,
     ) -> ValidationPairs:
         """Takes a `datasets.Dataset` (or anything with `len`, integer indexing to a mapping, and columns of pictures).
 
         Args:
             target, reference, mask, reference_mask, prompt, name: the columns to read; other columns are left alone.
+            further_references: the column with each row's list of further pictures.
             limit: take the first so many rows.
         """
         columns = dict(target=target, reference=reference, mask=mask, reference_mask=reference_mask, prompt=prompt)
+        columns["further_references"] = further_references
         count = len(dataset) if limit is None else min(limit, len(dataset))
 
         def make(index: int) -> ValidationPair:
@@ -179,7 +189,10 @@ class ValidationPairs(Sequence[ValidationPair]):
             if missing:
                 raise InvalidPair(f"row {index} of the dataset has no column {missing[0]!r}; it has {sorted(row)}")
             own_name = str(row[name]) if name else f"row_{index:04d}"
-            return ValidationPair(name=own_name, **{k: row[c] for k, c in columns.items() if c is not None})
+            given = {k: row[c] for k, c in columns.items() if c is not None}
+            if given.get("further_references", ()) is None:  # how a dataset writes that there are none
+                del given["further_references"]
+            return ValidationPair(name=own_name, **given)
 
         return cls([partial(make, i) for i in range(count)])
 
@@ -214,19 +227,36 @@ def _maker(folder: Path, row: dict[str, Any], where: str) -> Callable[[], Valida
     arguments: dict[str, Any] = {}
     for column, key in _COLUMNS.items():
         value = row.pop(column, None)
-        if value is None:
-            if key in ("target", "reference"):
-                raise InvalidPair(f"{where} has no {column!r}; a pair needs file_name and reference_file_name")
-            continue
-        if not isinstance(value, str):
-            raise InvalidPair(f"{where}: {column} is {value!r}; expected the name of a file")
-        path = folder / value
-        if not path.is_file():
-            raise InvalidPair(f"{where}: {column} names {path}, which does not exist")
-        arguments[key] = path
+        if value is not None:
+            arguments[key] = _file(folder, value, column, where)
+        elif key in ("target", "reference"):
+            raise InvalidPair(f"{where} has no {column!r}; a pair needs file_name and reference_file_name")
+    further = row.pop(_FURTHER, None)
+    if further is not None:
+        if not isinstance(further, list):
+            raise InvalidPair(f"{where}: {_FURTHER} is {further!r}; expected a list of names of files")
+        arguments["further_references"] = [_file(folder, value, _FURTHER, where) for value in further]
     name = row.pop("name", None) or Path(arguments["target"]).stem
     arguments.update(name=str(name), prompt=row.pop("prompt", None), extra=row)
     return lambda: ValidationPair(**arguments)
+
+
+def _file(folder: Path, value: Any, column: str, where: str) -> Path:
+    if not isinstance(value, str):
+        raise InvalidPair(f"{where}: {column} is {value!r}; expected the name of a file")
+    path = folder / value
+    if not path.is_file():
+        raise InvalidPair(f"{where}: {column} names {path}, which does not exist")
+    return path
+
+
+def _listed(value: Any, pair: str) -> Sequence[Any]:
+    if isinstance(value, (str, Path, Image.Image)) or not isinstance(value, Sequence):
+        raise InvalidPair(
+            f"pair {pair!r}: further_references is a {type(value).__name__}; expected a list of pictures, "
+            "those after the first reference"
+        )
+    return value
 
 
 def _to_rgb(value: ImageLike, pair: str, key: str) -> Image.Image:

@@ -82,6 +82,8 @@ class Evaluation:
     layers: tuple[str, ...]
     copying_layer: str | Undefined
     """The layer with the highest attention information (mean over pairs) in this evaluation."""
+    watched_layer: str | None = None
+    """The baseline's copying layer, which the figures "copying_layer/…" and the finest rows are of."""
     reference_lines: Mapping[str, Mapping[str, float]]
     """Score tag → "constant", "random", "blob", "perfect": what maps without a model score on these pairs."""
     fingerprint: Mapping[str, Any]
@@ -146,6 +148,7 @@ class Evaluation:
             "errors": {k: [figure_to_json(v) for v in vs] for k, vs in self.errors.items()},
             "layers": list(self.layers),
             "copying_layer": figure_to_json(self.copying_layer),
+            "watched_layer": self.watched_layer,
             "reference_lines": {k: dict(v) for k, v in self.reference_lines.items()},
             "fingerprint": dict(self.fingerprint),
             "heads": None
@@ -166,12 +169,18 @@ class Evaluation:
             errors={k: tuple(map(figure_from_json, vs)) for k, vs in row["errors"].items()},
             layers=tuple(row["layers"]),
             copying_layer=figure_from_json(row["copying_layer"]),
+            watched_layer=row.get("watched_layer"),
             reference_lines=row["reference_lines"],
             fingerprint=row["fingerprint"],
             heads=None if heads is None else {la: {int(h): w for h, w in hs.items()} for la, hs in heads.items()},
             margins=row.get("margins", {}),
             seconds=row["seconds"],
         )
+
+
+def reference_tag(number: int) -> str:
+    """What the figures, maps and pictures of a further reference are called by: "reference_1" and so on."""
+    return f"reference_{number}"
 
 
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .drift import Alert
-from .evaluation import Look
+from .looks import Look
 from .maps import AttributionMaps
 from .pairs import ValidationPair, ValidationPairs
 from .record import Evaluation, Figure, Undefined

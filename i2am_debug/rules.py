@@ -8,6 +8,7 @@ untested; `i2am-debug calibrate` measures a model's own.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -42,6 +43,11 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(float(value))
     except OverflowError:
         return False
+
+
+def of_any_reference(figure: str) -> str:
+    """The figure without the further reference that it is of: "imacs_g" for "reference_1/imacs_g"."""
+    return re.sub(r"^reference_\d+/", "", figure)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +173,7 @@ class Rule:
     @property
     def higher_is_worse(self) -> bool:
         """By its direction, else by its figure."""
-        return self.figure in RISING_IS_WORSE if self.direction is None else self.direction == "up"
+        return of_any_reference(self.figure) in RISING_IS_WORSE if self.direction is None else self.direction == "up"
 
     def margin_for(self, calibrated: Mapping[str, Any]) -> Margin | None:
         """Its own margin, else the calibrated one of its figure, else the default one, else None."""
@@ -175,7 +181,7 @@ class Rule:
             return Margin.parse(self.margin)
         if self.figure in calibrated:
             return Margin.parse(calibrated[self.figure])
-        return DEFAULT_MARGINS.get(self.figure)
+        return DEFAULT_MARGINS.get(of_any_reference(self.figure))
 
 
 ANY_FIGURE = "*"

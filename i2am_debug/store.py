@@ -121,8 +121,9 @@ class RunStore:
     def write_panel(self, global_step: int, number: int, panel: Image.Image) -> str:
         """One pair's panel at an alert; returns its path relative to the run's plugin folder."""
         relative = Path("alerts") / f"step_{global_step:08d}" / f"pair_{number:02d}.png"
-        (self.folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        panel.save(self.folder / relative)
+        path = self.folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, lambda temporary: panel.save(temporary, format="PNG"))
         return relative.as_posix()
 
     def resume(self, global_step: int) -> None:
@@ -250,6 +251,7 @@ def _index_line(evaluation: Evaluation, path: Path) -> dict[str, Any]:
         "global_step": evaluation.global_step,
         "file": path.name,
         "copying_layer": figure_to_json(evaluation.copying_layer),
+        "watched_layer": evaluation.watched_layer,
         "comparable_id": evaluation.comparable_id,
         "seconds": evaluation.seconds,
         # mean, low, high, pairs; short of the digits that no chart shows
@@ -309,10 +311,16 @@ def _refuse_newer(path: Path, version: int) -> None:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    _replace(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata)))
+
+
+def _replace(path: Path, write: Callable[[str], Any]) -> None:
+    """A file that is there whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     os.close(handle)
     try:
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=dict(metadata))
+        write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private; a shared log folder is read by others

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from i2am_debug import ValidationPair
-from i2am_debug.calls import default_call, picture_of
+from i2am_debug.calls import _TAKES_SEVERAL, default_call, picture_of
 from i2am_debug.errors import InvalidPair, UnsupportedModel
 
 
@@ -63,7 +63,7 @@ def colour(picture) -> tuple[int, ...]:
     return picture.getpixel((0, 0))
 
 
-RED, BLUE = (255, 0, 0), (0, 0, 255)
+RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 128, 0)
 
 
 def test_inpainting_by_example_gets_target_hole_and_reference():
@@ -93,6 +93,46 @@ def test_an_adapter_gets_the_reference_and_must_be_loaded():
     bare.unet = SimpleNamespace(encoder_hid_proj=None)
     with pytest.raises(UnsupportedModel, match=r"no IP-Adapter is loaded: pipeline.load_ip_adapter"):
         default_call(bare)
+
+
+def with_adapters(count: int) -> WithAdapter:
+    pipeline = WithAdapter()
+    projection = SimpleNamespace(image_projection_layers=[object()] * count)
+    pipeline.unet = SimpleNamespace(encoder_hid_proj=projection)
+    return pipeline
+
+
+def several(count: int = 2) -> ValidationPair:
+    """Blue, then green ones."""
+    return pair(further_references=[Image.new("RGB", (8, 8), "green")] * (count - 1))
+
+
+def test_further_references_go_with_the_first_in_order():
+    (all_to_one,) = called(with_adapters(1), several(3))["ip_adapter_image"]
+    assert list(map(colour, all_to_one)) == [BLUE, GREEN, GREEN]
+    one_to_each = called(with_adapters(2), several())["ip_adapter_image"]
+    assert list(map(colour, one_to_each)) == [BLUE, GREEN]
+
+    class Flux2Pipeline(FluxKontextPipeline):
+        """Named as diffusers' own, which takes a list."""
+
+        __call__ = FluxKontextPipeline.__call__
+
+    assert list(map(colour, called(Flux2Pipeline(), several())["image"])) == [BLUE, GREEN]
+    assert colour(called(Flux2Pipeline(), pair())["image"]) == BLUE
+
+
+@pytest.mark.parametrize(
+    "pipeline", [with_adapters(3), Example(), FluxKontextPipeline()], ids=lambda p: type(p).__name__
+)
+def test_a_pipeline_that_takes_fewer_references_says_so(pipeline):
+    with pytest.raises(InvalidPair, match=r"pair 'a' has 2 references, and \w+ (takes one|has 3 IP-Adapters); .*call="):
+        called(pipeline, several())
+
+
+@pytest.mark.parametrize("name", _TAKES_SEVERAL)
+def test_diffusers_has_the_pipelines_that_are_given_lists(name):
+    assert "image" in inspect.signature(getattr(diffusers, name).__call__).parameters
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import test_family_flux2 as flux2
 import test_family_flux_kontext as kontext
 import torch
 from i2am_debug.callbacks import I2AMCallback
 from PIL import Image
+from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_family_ip_adapter import TEXT, pictures, unet_with
 from test_family_variants import CASES
 from training import new_accelerator
 
-from i2am_debug import CapturePlan, ValidationPair, ValidationPairs
+from i2am_debug import CapturePlan, ValidationPair, ValidationPairs, imacs, js_distance, trace
+from i2am_debug.calls import default_call
+from i2am_debug.packing import unpack_picture
 from i2am_debug.record import Undefined
 from i2am_debug.store import read_evaluation
 
@@ -128,6 +132,77 @@ def test_a_joint_attention_pipeline_is_sampled_with_its_default_call(tmp_path):
     assert {"i2am/pair_00", "i2am/pair_01", "i2am/pair_00/specific"} <= images and "i2am/reference_mass" in scalars
     assert pipeline.transformer.training
     assert all(torch.equal(p, before[n]) for n, p in pipeline.transformer.named_parameters())
+
+
+def klein_pair(number: int, further: int) -> ValidationPair:
+    hole = np.zeros((64, 96), bool)
+    hole[16:48, 32:64] = True
+    random = torch.Generator().manual_seed(number)
+    prompts = ("prompt_embeds", "negative_prompt_embeds")
+    return ValidationPair(
+        name=f"p{number}",
+        target=flux2.picture(flux2.GENERATED, number),
+        reference=flux2.picture(flux2.REFERENCES[0], 10 + number),
+        further_references=[flux2.picture(flux2.REFERENCES[1], 20 + number)] * further,
+        mask=hole,
+        extra={
+            **{name: torch.randn(1, flux2.TEXT, 12, generator=random) for name in prompts},
+            **{"height": 64, "width": 96},
+        },
+    )
+
+
+def test_every_reference_of_a_pair_has_its_figures_maps_and_picture(tmp_path):
+    """Flux2KleinPipeline with its default call: one pair has two references, the other has one."""
+    accelerator = new_accelerator(tmp_path)
+    pipeline = flux2.flux2_pipeline(flux2.Flux2KleinPipeline, flux2.Flux2())
+    both = ValidationPairs([klein_pair(0, 1), klein_pair(1, 0)])
+    callback = I2AMCallback(
+        accelerator,
+        pipeline=pipeline,
+        pairs=both,
+        every_n_steps=5,
+        plan=CapturePlan(sampler_steps=2),
+        num_inference_steps=2,
+        on_error="raise",
+        disable_progress_bar=True,
+    )
+    callback.on_train_begin(0)
+    with torch.no_grad():  # what the model does with its references changes
+        pipeline.transformer.x_embedder.weight.mul_(-2)
+    evaluation = callback.evaluate(5)
+    callback.on_train_end(5)
+    accelerator.end_training()
+    with trace(pipeline, plan=CapturePlan(sampler_steps=2), mask=both[0].mask) as t:
+        default_call(pipeline, 2)(pipeline, both[0], torch.Generator().manual_seed(0))
+    assert t.references == (0, 1)
+    own, further = t.maps(), t.maps(reference=1)
+
+    no_second = Undefined("this pair has no reference 1")
+    figures = {tag.removeprefix("reference_1/"): v for tag, v in evaluation.figures.items() if "reference_1/" in tag}
+    assert all(second == no_second for _, second in figures.values())
+    layer = max(further.layers, key=further.layer_information.__getitem__)
+    assert figures["attention_information"][0] == pytest.approx(further.layer_information[layer], rel=1e-5)
+    assert figures["imacs_g"][0] == pytest.approx(imacs(further.r2g.unified, both[0].mask), abs=1e-5)
+    mass = {tag: evaluation.figures[tag][0] for tag in ("reference_mass", "reference_1/reference_mass")}
+    expected = [np.mean(list(m.reference_mass.values())) for m in (own, further)]
+    assert list(mass.values()) == pytest.approx(expected, rel=1e-5) and 0 < sum(expected) < 1
+    assert isinstance(figures["branch_share"][0], Undefined)
+
+    folder = tmp_path / "run/plugins/i2am_debug"
+    before, after = (read_evaluation(folder / f"step_0000000{step}.safetensors")[1] for step in (0, 5))
+    assert after["0/reference_1/g2r"].shape == flux2.REFERENCES[1] and "1/reference_1/g2r" not in after
+    np.testing.assert_allclose(after["0/reference_1/r2g"], further.r2g.unified, rtol=1e-4)
+    for tag in ("r2g", "g2r"):
+        far = js_distance(after[f"0/reference_1/{tag}"], before[f"0/reference_1/{tag}"])
+        assert far > 1e-3 and figures[f"drift/js_{tag}"][0] == pytest.approx(far, rel=1e-4)
+    (pictures,) = folder.glob("pairs_*.safetensors")
+    with safe_open(pictures, framework="numpy") as file:
+        kept = np.asarray(unpack_picture(file.get_tensor("0/reference_1")), dtype=float)
+        given = np.asarray(both[0].further_references[0], dtype=float)
+        assert kept.shape == given.shape and np.corrcoef(kept.ravel(), given.ravel())[0, 1] > 0.8  # noise as JPEG
+        assert "1/reference_1" not in file.keys()  # noqa: SIM118
+    assert {"i2am/reference_1/imacs_g", "i2am/reference_1/reference_mass"} <= images_and_scalars(tmp_path / "run")[1]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2am_debug.accumulate import Accumulator, resize
+from i2am_debug.accumulate import Accumulator, _pooled, resize
 from i2am_debug.attention import Attribution, Rows
 from i2am_debug.errors import UndefinedFigure
 from i2am_debug.maps import AttributionMaps
@@ -186,6 +186,30 @@ def test_every_level_is_the_mean_of_its_samples(layers: dict[str, Layer], weight
     assert tuple(maps.by_layer) == tuple(layers) == r.maps.layers
     for layer, found in maps.by_layer.items():
         assert_close(found, mean([s for s in own if s[1] == layer]))
+
+
+@pytest.mark.parametrize("layers", [LAYERS, DRAWN_HEADS], ids=["all heads", "drawn heads"])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_head_of_each_layer_has_its_map(layers: dict[str, Layer], name: str) -> None:
+    r = run(layers)
+    found = getattr(r.maps, name).by_layer_head
+    assert r.maps.heads == {layer: tuple(given.weights) for layer, given in layers.items()}
+    if name not in ("r2g", "g2r"):
+        assert found == {}
+        return
+    own = samples(r, name, common=None, weighting="equal")
+    assert tuple(found) == tuple(layers)
+    for layer, maps in found.items():
+        assert len(maps) == len(r.maps.heads[layer])
+        for one, head in zip(maps, r.maps.heads[layer], strict=True):
+            assert_close(one, mean([s for s in own if s[1:3] == (layer, head)]))
+
+
+def test_maps_of_single_heads_are_pooled_to_sixteen_tokens_a_side() -> None:
+    maps = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = maps.reshape(3, 16, 2, 16, 3).mean((2, 4))
+    np.testing.assert_allclose(_pooled(maps).numpy(), expected.numpy(), rtol=1e-5)
+    assert _pooled(torch.rand(2, 7, 20)).shape == (2, 7, 16) and _pooled(torch.rand(2, 1, 257)).shape == (2, 1, 16)
 
 
 def test_the_two_weightings_differ() -> None:

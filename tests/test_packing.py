@@ -58,7 +58,10 @@ def maps_of(
         by_layer = dict.fromkeys([f"layer.{i}" for i in range(layers)], a_map())
         by_time = a_map(groups)
         by_time[0] = np.nan  # no looked-at step in that group
-        return SimpleNamespace(unified=a_map(), by_time=by_time, by_head=a_map(heads), by_layer=by_layer)
+        found = dict(unified=a_map(), by_time=by_time, by_head=a_map(heads), by_layer=by_layer)
+        of_heads = rng.random((heads, *(min(n, 16) for n in grid)), dtype=np.float32)
+        by_layer_head = dict.fromkeys(by_layer, of_heads / of_heads.sum((-2, -1), keepdims=True))
+        return SimpleNamespace(by_layer_head=by_layer_head, **found)
 
     information = {f"layer.{i}": np.linspace(0, 1, heads - i % 2, dtype=np.float32) for i in range(layers)}
     r2g, centred = levels(map_grid or generated), levels(map_grid or generated)
@@ -214,6 +217,27 @@ def test_maps_keep_their_sum_and_are_at_most_64_a_side() -> None:
     assert np.isnan(arrays["g2r/by_time"][0]).all()
 
 
+@pytest.mark.parametrize(
+    ("layers", "heads", "side"), [(2, 3, 16), (57, 5, 16), (57, 8, 12), (57, 24, 8), (57, 40, None)]
+)
+def test_maps_of_single_heads_are_as_fine_as_a_quarter_of_the_room_allows(layers: int, heads: int, side: Any) -> None:
+    maps = maps_of((32, 32), (32, 32), layers=layers, heads=heads)
+    arrays, grids = pack_pair(maps, "layer.0", None)
+    of_heads = {name: a for name, a in arrays.items() if "/by_layer_head/" in name}
+    assert bytes_of(arrays) <= PAIR_BYTES and "unified" in grids
+    if side is None:
+        assert of_heads == {}
+        return
+    assert of_heads.keys() == {f"{way}/by_layer_head/layer.{i}" for way in ("r2g", "g2r") for i in range(layers)}
+    assert bytes_of(of_heads) <= PAIR_BYTES // 4
+    for found in of_heads.values():
+        assert found.shape == (heads, side, side) and found.dtype == np.float16
+        np.testing.assert_allclose(found.astype(np.float64).mean((-2, -1)), 1, atol=1e-3)
+    if side == 16:  # the size it came in
+        given = maps.g2r.by_layer_head["layer.0"]
+        np.testing.assert_allclose(of_heads["g2r/by_layer_head/layer.0"] / 256.0, given, rtol=1e-3, atol=1e-6)
+
+
 def test_information_of_a_layer_with_fewer_heads_is_not_filled_with_zeros() -> None:
     maps = maps_of((4, 4), (4, 4), layers=2, heads=3)
     information = pack_pair(maps, None, None)[0]["information"]
@@ -236,10 +260,10 @@ def test_the_generated_picture(side: int, form: str, stored: int) -> None:
 # -- looks of an evaluation --------------------------------------------------------------------------------------------
 
 
-def look(index: int, **changes: Any) -> Any:
-    """What is read of an `evaluation.Look`."""
+def look(index: int, further: dict[int, Any] | None = None, **changes: Any) -> Any:
+    """What is read of a `looks.Look`."""
     maps = maps_of(**{"generated": (8, 6), "reference": (4, 5), **changes})
-    return SimpleNamespace(index=index, maps=maps, generated=noise(8 + index))
+    return SimpleNamespace(index=index, maps=maps, generated=noise(8 + index), further=further or {})
 
 
 def test_looks_are_packed_under_the_numbers_of_their_pairs() -> None:
@@ -253,6 +277,33 @@ def test_looks_are_packed_under_the_numbers_of_their_pairs() -> None:
     assert arrays.keys() == expected.keys() and grids.keys() == {"3", "11"}
     for name, value in expected.items():
         np.testing.assert_array_equal(arrays[name], value)
+
+
+def test_further_references_are_packed_under_their_numbers() -> None:
+    others = {2: maps_of((8, 6), (3, 7)), 1: maps_of((8, 6), (1, 1), one_token=True)}
+    arrays, grids = pack_looks([look(4, further=others), look(5)], "layer.1")
+    for number, maps in others.items():
+        own, own_grids = pack_pair(maps, "layer.1", None)
+        stored = {name: a for name, a in arrays.items() if name.startswith(f"4/reference_{number}/")}
+        assert stored.keys() == {f"4/reference_{number}/{name}" for name in own}
+        for name, value in own.items():
+            np.testing.assert_array_equal(stored[f"4/reference_{number}/{name}"], value)
+        assert {f"reference_{number}/{name}": grid for name, grid in own_grids.items()}.items() <= grids["4"].items()
+    alone, alone_grids = pack_looks([look(4)], "layer.1")
+    for name, value in alone.items():  # the pair's own reference is stored as if it had no others
+        np.testing.assert_array_equal(arrays[name], value)
+    assert alone_grids["4"].items() <= grids["4"].items() and not any("reference" in name for name in grids["5"])
+    assert unified_maps([look(4, further=others)]).keys() == {
+        *("4/r2g", "4/g2r", "4/reference_1/r2g", "4/reference_2/r2g", "4/reference_2/g2r")
+    }
+
+
+def test_all_references_of_a_pair_share_its_room() -> None:
+    sizes = dict(generated=(32, 32), reference=(32, 32), layers=57, heads=24, map_grid=(64, 64))
+    given = look(0, {1: maps_of(**sizes), 2: maps_of(**sizes)}, **sizes)
+    arrays, grids = pack_looks([given], "layer.1")
+    assert bytes_of(arrays) <= PAIR_BYTES
+    assert {"unified", "reference_1/unified", "reference_2/unified"} <= grids["0"].keys()
 
 
 @pytest.mark.parametrize("one_token", [False, True])
@@ -320,6 +371,14 @@ def pair_of(size: tuple[int, int], reference_size: tuple[int, int] | None = None
     if masks:
         found |= {"mask": mask(size), "reference_mask": mask(reference_size)}
     return ValidationPair(name="shirt", **found)
+
+
+def test_pictures_of_further_references_are_kept_by_their_numbers() -> None:
+    pictures = [noise(20), noise(30)]
+    pair = ValidationPair(name="shirt", reference=noise(10), target=noise(10), further_references=pictures)
+    stored = unpacked(pair)
+    assert stored.keys() == {"reference", "target", "reference_1", "reference_2"}
+    assert [np.array_equal(stored[f"reference_{i}"], picture) for i, picture in enumerate(pictures, 1)] == [True, True]
 
 
 def unpacked(pair: ValidationPair) -> dict[str, Image.Image]:

@@ -29,6 +29,7 @@ NAN_PICTURE = np.full((10, 12, 3), 0.5, dtype=np.float32)
 NAN_PICTURE[1, 2, 0] = np.nan
 
 
+FURTHER = "further_reference_file_names"
 GOOD_ROW = {"file_name": "target_0.png", "reference_file_name": "refs/0.png"}
 
 
@@ -132,6 +133,9 @@ def test_a_folder_without_metadata(tmp_path: Path) -> None:
         ({**GOOD_ROW, "reference_mask_file_name": "refs"}, ["line 2", "reference_mask_file_name", "refs"]),
         ({**GOOD_ROW, "file_name": 5}, ["line 2", "file_name", "5"]),
         ({**GOOD_ROW, "mask_file_name": ["hole.png"]}, ["line 2", "mask_file_name"]),
+        ({**GOOD_ROW, FURTHER: "refs/1.png"}, ["line 2", FURTHER, "refs/1.png", "list"]),
+        ({**GOOD_ROW, FURTHER: ["refs/1.png", 7]}, ["line 2", FURTHER, "7"]),
+        ({**GOOD_ROW, FURTHER: ["gone.png"]}, ["line 2", FURTHER, "gone.png", "does not exist"]),
     ],
 )
 def test_a_bad_line_is_named_when_the_folder_is_opened(folder: Path, row: Any, texts: list[str]) -> None:
@@ -398,6 +402,35 @@ def test_a_dataset_without_names_numbers_its_rows(dataset: Dataset) -> None:
     pairs = ValidationPairs.from_dataset(dataset, **COLUMNS, limit=99)
     assert [p.name for p in pairs] == ["row_0000", "row_0001", "row_0002", "row_0003"]
     assert all(p.mask is None and p.prompt is None for p in pairs)
+
+
+def test_a_pair_may_have_further_references(folder: Path, dataset: Dataset) -> None:
+    write(folder, {**GOOD_ROW, FURTHER: ["refs/1.png", "target_1.png"]}, GOOD_ROW)
+    first, second = ValidationPairs.from_folder(folder)
+    expected = [REFERENCE + np.uint8(1), TARGET + np.uint8(1)]
+    for found, array in zip(first.further_references, expected, strict=True):
+        assert found.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(found), array)
+    assert second.further_references == () and FURTHER not in first.extra
+    for row, more in zip(dataset.rows, ([TARGET], [], None, (REFERENCE, TARGET)), strict=True):
+        row["more"] = more
+    pairs = ValidationPairs.from_dataset(dataset, **COLUMNS, further_references="more")
+    assert [len(p.further_references) for p in pairs] == [1, 0, 0, 2]
+
+
+def test_the_hash_sees_further_references_and_their_order() -> None:
+    given = [(), (REFERENCE,), (TARGET,), (REFERENCE, TARGET), (TARGET, REFERENCE)]
+    hashes = [pair(further_references=further).content_hash() for further in given]
+    assert len(set(hashes)) == len(hashes) and hashes[0] == pair().content_hash()
+
+
+@pytest.mark.parametrize("given", ["reference.png", REFERENCE, Image.fromarray(REFERENCE), 3])
+def test_further_references_are_a_list(given: Any) -> None:
+    refused("'cup'", "further_references", "list of pictures", further_references=given)
+
+
+def test_a_bad_further_reference_is_named_by_its_number() -> None:
+    refused("'cup'", "reference 2", "dtype int64", further_references=[REFERENCE, REFERENCE.astype(np.int64)])
 
 
 @pytest.mark.parametrize("argument", ["target", "reference", "mask", "reference_mask", "prompt", "name"])

@@ -516,7 +516,9 @@ HOSTILE: list[dict[str, Any]] = [
 
 def hostile_lines(row: dict[str, Any], changes: list[dict[str, Any]]) -> list[Any]:
     """Without each of its keys, with each of the changes, and a few lines more."""
-    read = [key for key in row if key not in ("format", "seconds", "severity", "text")]  # the others may be missing
+    read = [
+        key for key in row if key not in ("format", "seconds", "severity", "text", "watched_layer")
+    ]  # those may be missing
     return [
         *(pytest.param({k: v for k, v in row.items() if k != key}, id=f"without {key}") for key in read),
         *(pytest.param({**row, **change}, id=json.dumps(change)[:80]) for change in changes),
