@@ -32,6 +32,7 @@ from werkzeug.test import Client, TestResponse
 import i2am_debug.tab.stored_arrays as stored_arrays
 from i2am_debug.drift import Watch
 from i2am_debug.packing import pack_pictures
+from i2am_debug.pairs import ValidationPair
 from i2am_debug.record import FORMAT, Undefined
 from i2am_debug.rules import Rules
 from i2am_debug.store import RunStore
@@ -254,6 +255,88 @@ def test_an_evaluation_says_why_maps_are_missing(logdir: Path) -> None:
     write_run(logdir / "one", [one_token], [maps(names=("r2g",))])
     missing = asker(logdir, "one").json("evaluation", run="one", step=0)["undefined"]
     assert missing == {"g2r": "one reference token", "rows": "one reference token"}
+
+
+def test_further_references_have_maps_rows_information_and_pictures(logdir: Path) -> None:
+    """Pair 0 has references 1 and 12, of which 12 has one token; pair 1 has none."""
+    first, last = (f"0/reference_{n}/" for n in (1, 12))
+    given = arrays()
+    more = {
+        first + name.removeprefix("1/"): a for name, a in given.items() if name.startswith("1/") and "gen" not in name
+    }
+    more[f"{last}r2g/unified"] = given["0/r2g/unified"]
+    more[f"{last}information"] = given["0/information"] + 5
+    figures = {
+        "reference_1/imacs_g": (0.5, Undefined("this pair has no reference 1")),
+        "reference_12/attention_information": (
+            Undefined("one reference token"),
+            Undefined("this pair has no reference 12"),
+        ),
+    }
+    one = evaluation(0, figures, count=2)
+    grids = {"0": {**GRIDS["0"], "reference_1/unified": [[2, 3], [2, 2]]}, "1": GRIDS["1"]}
+    store = RunStore(logdir / "several")
+    store.write(one, given | more, grids)
+    described = [
+        ValidationPair(name=p.name, reference=p.reference, target=p.target, further_references=[p.target] * n)
+        for p, n in zip(pairs(one.pairs), (12, 0), strict=True)
+    ]
+    store.write_pairs(one, described)
+    ask = asker(logdir, "several")
+    at = {"run": "several", "step": 0}
+    found = ask.json("evaluation", **at)
+    assert found["references"] == {"0": [0, 1, 12], "1": [0]} and found["grids"] == grids
+    assert {"reference_1/r2g/unified", "reference_1/rows/by_head", "reference_12/r2g/unified"} <= set(
+        found["maps"]["0"]
+    )
+    assert (found["heads"], found["times"]) == (3, 2), "no reference's maps are counted twice"
+    assert found["undefined"] == {"reference_12/g2r": "one reference token", "reference_12/rows": "one reference token"}
+    assert found["pairs"][0]["figures"]["reference_1/imacs_g"] == 0.5
+    answer = ask.ask("map", **at, pair=0, name="reference_1/r2g/by_head", index=1)
+    assert answer.data == more[f"{first}r2g/by_head"][1].astype("<f4").tobytes()
+    answer = ask.ask("rows", **at, pair=0, name="reference_1/unified")
+    assert answer.data == b"".join(more[f"{first}rows/unified{end}"].tobytes() for end in ("/scale", ""))
+    assert ask.json("information", **at, reference=1)["bits"] == [[1.0, 1.0, None], [2.0, 3.0, 4.0]]
+    assert ask.json("information", **at, reference=12)["bits"] == [[5.0, 6.0, None], [7.0, 8.0, 9.0]]
+    picture = ask.ask("picture", **at, pair=0, which="reference_12")
+    assert (picture.status_code, picture.data) == (200, pack_pictures(described[0])["reference_12"].tobytes())
+    assert "has no 0/reference_2/" in ask.refusal(404, "map", **at, pair=0, name="reference_2/r2g/unified")
+    assert "no attention information" in ask.refusal(404, "information", **at, reference=2)
+    for name in ("reference_0/r2g/unified", "reference_01/r2g/unified", "reference_1/reference_1/r2g/unified"):
+        assert "not the name of a map" in ask.refusal(400, "map", **at, pair=0, name=name)
+    assert "which must be one of" in ask.refusal(400, "picture", **at, pair=0, which="reference_0")
+
+
+def test_each_head_of_a_layer_has_its_map(logdir: Path) -> None:
+    given = np.random.default_rng(3).random((2, 4, 4)).astype(np.float16)
+    chosen = evaluation(16, count=2, heads={"up": {5: 1.0, 2: 3.0}})
+    names = [f"{i}/r2g/by_layer_head/{layer}" for i in range(2) for layer in ("up", "by_head")]
+    RunStore(logdir / "run").write(chosen, {**arrays(), **dict.fromkeys(names, given)}, GRIDS)
+    ask = asker(logdir, "run")
+    found = ask.json("evaluation", run="run", step=16)
+    assert found["looked_at"] == {"up": [5, 2]}, "in the order of the maps"
+    assert found["heads"] == 3, "a layer may have any name"
+    assert ask.json("evaluation", run="run", step=8)["looked_at"] is None
+    assert {"r2g/by_layer_head/up", "r2g/by_layer_head/by_head"} <= set(found["maps"]["0"])
+    at = {"run": "run", "step": 16, "pair": 1, "name": "r2g/by_layer_head/up"}
+    assert ask.ask("map", **at, index=1).data == given[1].astype("<f4").tobytes()
+    assert "give index" in ask.refusal(400, "map", **at)
+    assert "has 2 entries" in ask.refusal(400, "map", **at, index=2)
+
+
+def test_the_copying_layer_is_the_one_that_was_watched(logdir: Path) -> None:
+    """An evaluation's own may be another: the figures and the finest rows are the baseline's."""
+    steps = ("up", None), ("down", "up"), (Undefined("the attention is not finite"), "up")
+    store = RunStore(logdir / "watched")
+    for step, (own_layer, watched) in enumerate(steps):
+        figures = {f"layer/{la}/imacs_r_hole": (value + step,) * 2 for la, value in (("up", 10.0), ("down", 20.0))}
+        store.write(evaluation(step, figures, count=2, copying_layer=own_layer, watched_layer=watched), arrays(), GRIDS)
+    ask = asker(logdir, "watched")
+    assert [ask.json("evaluation", run="watched", step=i)["copying_layer"] for i in range(3)] == ["up"] * 3
+    index = ask.json("index", run="watched")
+    assert index["copying_layer"] == ["up"] * 3
+    assert index["figures"]["copying_layer/imacs_r_hole"]["mean"] == [10.0, 11.0, 12.0]
+    assert "layer/up/imacs_r_hole" in ask.json("evaluation", run="watched", step=1)["pairs"][0]["figures"]
 
 
 @pytest.mark.parametrize(

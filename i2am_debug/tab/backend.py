@@ -29,7 +29,7 @@ STATIC = Path(__file__).parent / "static"
 _INDEX, _ALERTS = "index.jsonl", "alerts.jsonl"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}  # mimetypes.guess_type reads Windows' registry
 _STATIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_PICTURES = ("generated", "reference", "target", "mask", "reference_mask")
+_PICTURE = re.compile(r"generated|reference|target|mask|reference_mask|reference_[1-9]\d{0,2}")
 _BINARY = "application/octet-stream"
 _SUMMARIES = 2000
 
@@ -134,19 +134,22 @@ class Backend(base_plugin.TBPlugin):
 
     @route
     def information(self, request: Request) -> Response:
-        """Attention information of each layer and head."""
+        """Attention information of each layer and head, of one of the references."""
+        reference = integer_of(request, "reference") if "reference" in request.args else 0
         with self._file(request) as file:
             tag = etag(file.status)
             return unchanged(request, tag, "application/json") or answer_json(
-                request, evaluation_file.information(file), tag
+                request, evaluation_file.information(file, reference), tag
             )
 
     @route
     def picture(self, request: Request) -> Response:
         """One of a pair's pictures, as it is stored."""
         pair, which = integer_of(request, "pair"), text_of(request, "which")
-        if which not in _PICTURES:
-            raise Refusal(400, f"which must be one of {', '.join(_PICTURES)}.")
+        if not _PICTURE.fullmatch(which):
+            raise Refusal(
+                400, "which must be one of generated, target, mask, reference, reference_mask, reference_1 and so on."
+            )
         folder = self._folder(request)
         with self._file(request, folder) as file:
             if which == "generated":

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..record import Evaluation, Undefined
+from ..record import Evaluation, Undefined, reference_tag
 from ..store import pairs_file_name
 from .index_file import number, refuse_newer
 from .refusal import Refusal
@@ -23,10 +23,15 @@ PICTURE_BYTES = 2**22
 _INFORMATION_BYTES = 2**20
 
 _LAYERS = "layer/"
+_PREFIX = r"(?P<reference>reference_[1-9]\d{0,2}/)?"  # of the maps and rows of further references
 _MAP = re.compile(
-    r"(r2g|g2r)/(unified|by_time|by_head|by_layer/.+)|(r2g_centred|r2g_object_mass|g2r_region)/unified", re.DOTALL
+    _PREFIX + r"((r2g|g2r)/(unified|(?P<several>by_time|by_head|by_layer_head/.+)|by_layer/.+)"
+    r"|(r2g_centred|r2g_object_mass|g2r_region)/unified)",
+    re.DOTALL,
 )
-_ROWS = re.compile(r"rows/(unified|copying_layer|by_time|by_head|by_layer/.+)(?<!/scale)", re.DOTALL)
+_ROWS = re.compile(
+    _PREFIX + r"rows/(?P<rows>unified|copying_layer|(?P<several>by_time|by_head)|by_layer/.+)(?<!/scale)", re.DOTALL
+)
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 _THINNED = "only the newest evaluations, the baseline, the best and those of alerts keep their rows"
@@ -66,7 +71,8 @@ def describe(file: ArrayFile) -> dict[str, Any]:
         Refusal: as `evaluation_of`.
     """
     evaluation = evaluation_of(file)
-    copying = None if isinstance(evaluation.copying_layer, Undefined) else str(evaluation.copying_layer)
+    copying = evaluation.watched_layer or evaluation.copying_layer
+    copying = None if isinstance(copying, Undefined) else str(copying)
     tags = [t for t in evaluation.figures if not t.startswith(_LAYERS) or t.startswith(f"{_LAYERS}{copying}/")]
     known = [str(i) for i in range(len(evaluation.pairs))]
     maps: dict[str, list[str]] = {pair: [] for pair in known}
@@ -82,12 +88,15 @@ def describe(file: ArrayFile) -> dict[str, Any]:
         ],
         "layers": list(evaluation.layers),
         "heads": _most(file, "by_head") or _most(file, "information", axis=1),
+        "looked_at": _looked_at(evaluation),
         "times": _most(file, "by_time"),
         "copying_layer": copying,
+        "references": {pair: _references(names) for pair, names in maps.items()},
         "reference_lines": _reference_lines(evaluation.reference_lines),
+        "generated": [int(pair) for pair in known if f"{pair}/generated" in file.header.arrays],
         "maps": {pair: sorted(names) for pair, names in maps.items()},
         "grids": _grids(file, known),
-        "undefined": _missing(evaluation, [name for names in maps.values() for name in names]),
+        "undefined": _missing(evaluation, maps),
     }
 
 
@@ -97,9 +106,10 @@ def read_map(file: ArrayFile, pair: int, name: str, index: int | None) -> np.nda
     Raises:
         Refusal: no such map, or not one that the tab reads.
     """
-    if not _MAP.fullmatch(name):
+    known = _MAP.fullmatch(name)
+    if not known:
         raise Refusal(400, "name is not the name of a map, such as r2g/unified, g2r/by_head or r2g/by_layer/<layer>.")
-    _check_index(name.endswith(("/by_time", "/by_head")) and "/by_layer/" not in name, index)
+    _check_index(bool(known["several"]), index)
     found = file.read(f"{pair}/{name}", dtypes=("F16", "F32"), most_bytes=MAP_BYTES, index=index)
     if found.ndim != 2 or not found.size:
         raise Refusal(404, f"{pair}/{name} in {file.name} is no map: its shape is {_in_words(found)}.")
@@ -112,21 +122,24 @@ def read_rows(file: ArrayFile, pair: int, name: str, index: int | None) -> tuple
     Raises:
         Refusal: as `read_map`.
     """
-    if not _ROWS.fullmatch(f"rows/{name}"):
+    prefix, rest = _split(name)
+    known = _ROWS.fullmatch(f"{prefix}rows/{rest}")
+    if not known:
         raise Refusal(400, "name is not the name of rows, such as unified, copying_layer, by_time or by_layer/<layer>.")
-    _check_index(name in ("by_time", "by_head"), index)
-    values = file.read(f"{pair}/rows/{name}", dtypes=("U8",), most_bytes=ROWS_BYTES, index=index)
-    scale = file.read(f"{pair}/rows/{name}/scale", dtypes=("F32",), most_bytes=4 * ROWS_BYTES, index=index)
+    _check_index(bool(known["several"]), index)
+    own = f"{pair}/{prefix}rows/{rest}"
+    values = file.read(own, dtypes=("U8",), most_bytes=ROWS_BYTES, index=index)
+    scale = file.read(f"{own}/scale", dtypes=("F32",), most_bytes=4 * ROWS_BYTES, index=index)
     grid = _grids(file, [str(pair)])[str(pair)].get(name)
     if grid is None:
-        raise Refusal(404, f"{file.name} does not say on which grids the rows {pair}/{name} are.")
+        raise Refusal(404, f"{file.name} does not say on which grids {own} is.")
     (gh, gw), (rh, rw) = grid
     if values.shape != (gh * gw, rh * rw) or scale.shape != (gh * gw,) or not values.size:
-        raise Refusal(404, f"{pair}/rows/{name} in {file.name} does not fit its grids.")
+        raise Refusal(404, f"{own} in {file.name} does not fit its grids.")
     return scale, values, [gh, gw, rh, rw]
 
 
-def information(file: ArrayFile) -> dict[str, Any]:
+def information(file: ArrayFile, reference: int = 0) -> dict[str, Any]:
     """Attention information of each layer and head in bits, mean over the pairs that have it.
 
     Raises:
@@ -134,12 +147,14 @@ def information(file: ArrayFile) -> dict[str, Any]:
     """
     evaluation = evaluation_of(file)
     total = count = None
+    prefix = f"{reference_tag(reference)}/" if reference else ""
     for i in range(len(evaluation.pairs)):
-        if f"{i}/information" not in file.header.arrays:
+        name = f"{i}/{prefix}information"
+        if name not in file.header.arrays:
             continue
-        bits = file.read(f"{i}/information", dtypes=("F32",), most_bytes=_INFORMATION_BYTES).astype(float)
+        bits = file.read(name, dtypes=("F32",), most_bytes=_INFORMATION_BYTES).astype(float)
         if bits.ndim != 2 or len(bits) != len(evaluation.layers) or (total is not None and bits.shape != total.shape):
-            raise Refusal(404, f"{i}/information in {file.name} does not fit the other pairs' or the layers.")
+            raise Refusal(404, f"{name} in {file.name} does not fit the other pairs' or the layers.")
         known = np.isfinite(bits)
         total = np.where(known, bits, 0) + (0 if total is None else total)
         count = known + (0 if count is None else count)
@@ -177,16 +192,38 @@ def read_picture(file: ArrayFile, pair: int, which: str) -> tuple[bytes, str]:
 
 def _check_index(needed: bool, index: int | None) -> None:
     if needed and index is None:
-        raise Refusal(400, "by_time and by_head hold one entry a time group or head: give index=0 or higher.")
+        raise Refusal(
+            400, "by_time, by_head and by_layer_head hold one entry a time group or head: give index=0 or higher."
+        )
     if not needed and index is not None:
-        raise Refusal(400, "index is for by_time and by_head only.")
+        raise Refusal(400, "index is for by_time, by_head and by_layer_head only.")
 
 
 def _can_be_shown(name: str, array: Array) -> bool:
-    several = name.endswith(("/by_time", "/by_head")) and "/by_layer/" not in name
-    if _ROWS.fullmatch(name):
-        return array.dtype == "U8" and len(array.shape) == 2 + several
-    return bool(_MAP.fullmatch(name)) and array.dtype in ("F16", "F32") and len(array.shape) == 2 + several
+    rows, a_map = _ROWS.fullmatch(name), _MAP.fullmatch(name)
+    if rows:
+        return array.dtype == "U8" and len(array.shape) == 2 + bool(rows["several"])
+    return bool(a_map and array.dtype in ("F16", "F32") and len(array.shape) == 2 + bool(a_map["several"]))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """What stands before the names of a further reference, and the rest; nothing for the pair's own."""
+    found = re.match(_PREFIX, name)
+    prefix = (found and found["reference"]) or ""
+    return prefix, name[len(prefix) :]
+
+
+def _references(names: list[str]) -> list[int]:
+    """Numbers of the references that these maps and rows are of."""
+    prefixes = {_split(name)[0] for name in names}
+    return sorted(int(prefix[len("reference_") : -1]) if prefix else 0 for prefix in prefixes)
+
+
+def _looked_at(evaluation: Evaluation) -> dict[str, list[int]] | None:
+    """Layer → the heads looked at, in the order of their maps; None where all were."""
+    if evaluation.heads is None:
+        return None
+    return {layer: [int(head) for head in heads] for layer, heads in evaluation.heads.items()}
 
 
 def _figure(value: Any) -> Any:
@@ -202,11 +239,15 @@ def _reference_lines(stored: Any) -> dict[str, dict[str, Any]]:
 
 
 def _most(file: ArrayFile, name: str, axis: int = 0) -> int:
-    """The most entries that an array of this name has in any pair."""
-    own = (
-        a.shape for key, a in file.header.arrays.items() if key.rsplit("/", 1)[-1] == name and "/by_layer/" not in key
-    )
+    """The most entries that an array of this name has in any pair: "r2g/by_head" as well as "g2r/by_head"."""
+    own = (a.shape for key, a in file.header.arrays.items() if _last(key) == name)
     return max((shape[axis] for shape in own if len(shape) > axis), default=0)
+
+
+def _last(key: str) -> str:
+    """The level of a map that is of no single layer: "by_head" for "0/reference_1/r2g/by_head"."""
+    rest = _split(key.partition("/")[2])[1]
+    return rest.rpartition("/")[2] if rest.count("/") < 2 else ""
 
 
 def _grids(file: ArrayFile, pairs: list[str]) -> dict[str, dict[str, list[list[int]]]]:
@@ -231,15 +272,28 @@ def _is_grid(grid: Any) -> bool:
     )
 
 
-def _missing(evaluation: Evaluation, names: list[str]) -> dict[str, str]:
-    """Why whole kinds of maps are not there, as far as the figures tell."""
+def _missing(evaluation: Evaluation, maps: dict[str, list[str]]) -> dict[str, str]:
+    """Why whole kinds of maps are not there, as far as the figures tell: "g2r", "rows", "reference_1/g2r", …"""
     out = {}
-    if not any(name.startswith("g2r/") for name in names):
-        copying = evaluation.copying_layer  # undefined for the same reason
-        out["g2r"] = str(copying.reason)[:500] if isinstance(copying, Undefined) else "not recorded"
-    if not any(name.startswith("rows/") for name in names):
-        out["rows"] = out.get("g2r", _THINNED)
+    names = [name for own in maps.values() for name in own]
+    for reference in _references(names) or [0]:
+        prefix = f"{reference_tag(reference)}/" if reference else ""
+        if not any(name.startswith(f"{prefix}g2r/") for name in names):
+            out[f"{prefix}g2r"] = _why_no_g2r(evaluation, prefix, maps)
+        if not any(name.startswith(f"{prefix}rows/") for name in names):
+            out[f"{prefix}rows"] = out.get(f"{prefix}g2r", _THINNED)
     return out
+
+
+def _why_no_g2r(evaluation: Evaluation, prefix: str, maps: dict[str, list[str]]) -> str:
+    """Its information is undefined for the same reason."""
+    figures = evaluation.figures.get(f"{prefix}attention_information", ())
+    for pair, figure in enumerate(figures):
+        if isinstance(figure, Undefined) and any(name.startswith(prefix) for name in maps[str(pair)]):
+            return str(figure.reason)[:500]
+    if not prefix and isinstance(evaluation.copying_layer, Undefined):
+        return str(evaluation.copying_layer.reason)[:500]
+    return "not recorded"
 
 
 def _in_words(array: np.ndarray) -> str:

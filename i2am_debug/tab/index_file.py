@@ -34,7 +34,7 @@ class Row(NamedTuple):
     """What the timeline needs of one line."""
 
     global_step: int
-    copying_layer: str | None
+    watched_layer: str | None
     comparable_id: str
     means: Mapping[str, Any]
     is_baseline: bool
@@ -63,7 +63,8 @@ def timeline(file: BinaryIO, name: str, prefix: str | None) -> dict[str, Any]:
         return tag.startswith(prefix)
 
     def parse(line: Mapping[str, Any]) -> Row:
-        layer = line["copying_layer"] if isinstance(line["copying_layer"], str) else None
+        # What no callback wrote has no baseline, and names no watched layer.
+        layer = next((line[k] for k in ("watched_layer", "copying_layer") if isinstance(line.get(k), str)), None)
         kept = {tag: mean for tag, mean in line["means"].items() if wanted(tag)}
         # Not js_g2r: where all evaluations lack G2R, each says that the baseline has none.
         distance = line["means"].get("drift/js_r2g")
@@ -73,18 +74,22 @@ def timeline(file: BinaryIO, name: str, prefix: str | None) -> dict[str, Any]:
     found = _counting(file, name, parse)
     rows = [found[step] for step in sorted(found)]
     tags = dict.fromkeys(tag for row in rows for tag in row.means)
-    columns = {tag: tag for tag in tags if prefix is not None or not tag.startswith(_LAYERS)}
-    if prefix is None and rows and rows[0].copying_layer is not None:
-        columns[COPYING + _COPYING_FIGURE] = f"{_LAYERS}{rows[0].copying_layer}/{_COPYING_FIGURE}"
+    columns = {tag: [tag] * len(rows) for tag in tags if prefix is not None or not tag.startswith(_LAYERS)}
+    if prefix is None and any(row.watched_layer is not None for row in rows):
+        watched = [f"{_LAYERS}{row.watched_layer}/{_COPYING_FIGURE}" for row in rows]
+        columns[COPYING + _COPYING_FIGURE] = watched
     if len(columns) * len(rows) > CELLS:
         raise Refusal(404, f"{name} has {len(columns)} figures at {len(rows)} steps, more than the tab shows at once.")
     try:
-        figures = {shown: _column([row.means.get(tag) for row in rows]) for shown, tag in columns.items()}
+        figures = {
+            shown: _column([row.means.get(tag) for row, tag in zip(rows, own, strict=True)])
+            for shown, own in columns.items()
+        }
     except _NOT_OURS as error:
         raise _unreadable(name, error) from None
     return {
         "steps": [row.global_step for row in rows],
-        "copying_layer": [row.copying_layer for row in rows],
+        "copying_layer": [row.watched_layer for row in rows],
         "comparable": [row.comparable_id for row in rows],
         "figures": figures,
         # With a baseline from another run, no evaluation of this one is it.

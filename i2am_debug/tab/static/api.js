@@ -105,7 +105,8 @@ async function readPicture(response) {
 export const fetchRuns = async () => (await readJson(await ask(address('runs')))).value;
 export const fetchIndex = (run, prefix) => remembered(address('index', {run, prefix}), readJson);
 export const fetchEvaluation = (run, step) => remembered(address('evaluation', {run, step}), readJson);
-export const fetchInformation = (run, step) => remembered(address('information', {run, step}), readJson);
+export const fetchInformation = (run, step, reference) =>
+  remembered(address('information', {run, step, reference: reference || null}), readJson);
 export const fetchMap = (query) => remembered(address('map', query), readMap);
 export const fetchRows = (query) => remembered(address('rows', query), readRows);
 export const fetchPicture = (query) => remembered(address('picture', query), readPicture);

@@ -33,8 +33,9 @@ export function makeCompare() {
     setOptions(run, [['', 'this run'], ...others], state.otherRun);
     const steps = loaded.index?.steps ?? [];
     const first = loaded.index?.baseline_step ?? steps[0];
+    const which = steps.includes(loaded.index?.baseline_step) ? 'baseline' : 'first';
     const known = steps.map((one) => [String(one), `step ${one}`]);
-    setOptions(step, [['', `baseline (${first})`], ...known], state.otherStep === null ? '' : String(state.otherStep));
+    setOptions(step, [['', `${which} (${first})`], ...known], state.otherStep === null ? '' : String(state.otherStep));
     const unlike = 'These evaluations were made with other pairs or settings: a difference need not come from the weights.';
     notice.textContent = loaded.problem ?? (loaded.comparable ? '' : unlike);
     notice.hidden = !notice.textContent;

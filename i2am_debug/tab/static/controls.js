@@ -2,7 +2,7 @@
 
 import {COLOUR_MAPS} from './colour.js';
 import {el, field, setOptions} from './dom.js';
-import {G2R_VARIANTS, LEVELS, layerOf, R2G_VARIANTS} from './levels.js';
+import {G2R_VARIANTS, headsOf, LEVELS, layerOf, R2G_VARIANTS} from './levels.js';
 import {change, state} from './state.js';
 
 const PLAY_MILLISECONDS = 600;
@@ -123,14 +123,17 @@ export function makeSidePanel() {
     setOptions(level, LEVELS, state.level);
     setOptions(time, numbered(evaluation.times, (i) => `${i}${i === 0 ? ', noisiest' : ''}`), String(state.time));
     setOptions(layer, evaluation.layers.map((name) => [name, name]), layerOf({...state, level: 'layer'}, evaluation));
-    setOptions(head, numbered(evaluation.heads, String), String(state.head));
+    const heads = state.level === 'cell' ? headsOf(evaluation, layerOf(state, evaluation)) : null;
+    setOptions(head, heads ? heads.map((one) => [String(one), String(one)]) : numbered(evaluation.heads, String), String(state.head));
     setOptions(direction, DIRECTIONS, state.direction);
     setOptions(r2g, R2G_VARIANTS, state.r2g);
     setOptions(g2r, G2R_VARIANTS, state.g2r);
     setOptions(colours, COLOUR_MAPS.map((name) => [name, name]), state.colours);
     strength.value = state.strength;
     strength.setAttribute('aria-valuetext', `${state.strength} %`);
-    for (const name of ['time', 'layer', 'head']) fields[name].hidden = state.level !== name;
+    for (const name of ['time', 'layer', 'head']) {
+      fields[name].hidden = state.level !== name && !(state.level === 'cell' && name !== 'time');
+    }
     fields.r2g.hidden = state.level !== 'unified' || state.direction === 'g2r';
     fields.g2r.hidden = state.level !== 'unified' || state.direction === 'r2g';
   }

@@ -6,10 +6,12 @@ import {makeSidePanel, makeTopBar} from './controls.js';
 import {el} from './dom.js';
 import {followTheme, onReload} from './host.js';
 import {makeMatrix} from './matrix.js';
+import {referenceOf} from './levels.js';
 import {emptyMessage, problemMessage, waitingMessage} from './messages.js';
 import {makePairs} from './pairs.js';
+import {makeReferences} from './references.js';
 import {savePictures} from './save.js';
-import {loadScene} from './scene.js';
+import {loadScene, pairOf} from './scene.js';
 import {change, onChange, onHash, readHash, state} from './state.js';
 import {makeTimeline} from './timeline.js';
 import {makeViews} from './views.js';
@@ -31,7 +33,8 @@ export async function render() {
   let turn = 0;
   let ahead = 0;
   const compare = makeCompare();
-  const views = makeViews((shown) => compare.draw(shown));
+  const references = makeReferences();
+  const views = makeViews((shown) => compare.draw(shown), references.element);
   const top = makeTopBar(save);
   const side = makeSidePanel();
   const pairs = makePairs();
@@ -78,12 +81,16 @@ export async function render() {
     if (!isCurrent()) return null;
     if (!index.steps.length) return instead(waitingMessage(state.run));
     const step = index.steps.includes(state.step) ? state.step : index.steps[index.steps.length - 1];
-    const isBaselineKnown = index.baseline_step !== null && index.steps.includes(index.baseline_step);
+    // With a baseline from a file, or one whose file is gone, what was lost is told against the first evaluation.
+    const isBaselineHere = index.steps.includes(index.baseline_step);
+    const before = isBaselineHere ? index.baseline_step : index.steps[0];
+    const now = await fetchEvaluation(state.run, step);
+    const reference = referenceOf(state, now, pairOf(state, now));
     const [loaded, bits, overlaid, baseline] = await Promise.all([
       loadScene(state, state.run, step),
-      fetchInformation(state.run, step).catch(() => null),
+      fetchInformation(state.run, step, reference).catch(() => null),
       readOverlay(),
-      isBaselineKnown ? fetchEvaluation(state.run, index.baseline_step).catch(() => null) : null,
+      fetchEvaluation(state.run, before).catch(() => null),
     ]);
     const second = state.compare ? await readOther(loaded, index, step) : {runs: []};
     if (!isCurrent()) return null;
@@ -96,9 +103,11 @@ export async function render() {
     side.load(evaluation, [...Object.keys(index.figures), ...Object.keys(layers?.index.figures ?? {})]);
     compare.load(second);
     views.load(scene);
-    pairs.load(state.run, evaluation, baseline, index.copying_layer[0]);
+    references.load(scene);
+    const words = isBaselineHere ? `the baseline, step ${before}` : `the first evaluation, step ${before}`;
+    pairs.load(state.run, evaluation, baseline, words);
     matrix.element.hidden = !bits;
-    if (bits) matrix.load(bits, evaluation);
+    if (bits) matrix.load(bits, evaluation, scene.referenceNumber);
     const ownLayers = layers?.run === state.run ? layers.index : null;
     timeline.load({
       names: listing.runs.filter((one) => !one.problem).map((one) => one.name),
@@ -120,7 +129,7 @@ export async function render() {
     for (const near of [index.steps[at + 1], index.steps[at - 1]]) {
       if (near === undefined) continue;
       loadScene(state, state.run, near).catch(() => {});
-      fetchInformation(state.run, near).catch(() => {});
+      fetchInformation(state.run, near, scene.referenceNumber).catch(() => {});
     }
   }
 
@@ -143,7 +152,11 @@ export async function render() {
     try {
       const own = await fetchIndex(name);
       const otherStep = own.steps.includes(state.otherStep) ? state.otherStep : own.baseline_step ?? own.steps[0];
-      const second = await loadScene(state, name, otherStep);
+      const evaluation = await fetchEvaluation(name, otherStep);
+      const shown = loaded.evaluation.pairs[loaded.pair].name;
+      const pair = evaluation.pairs.findIndex((one) => one.name === shown);
+      if (pair < 0) throw new Error(`Step ${otherStep} of ${name} has no pair ${shown}.`);
+      const second = await loadScene({...state, pair}, name, otherStep);
       const comparable = own.comparable[own.steps.indexOf(otherStep)] === index.comparable[index.steps.indexOf(step)];
       return {scene: second, index: own, runs, comparable};
     } catch (problem) {

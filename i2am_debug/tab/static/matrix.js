@@ -33,11 +33,13 @@ export function makeMatrix() {
     if (now) cells[row][column].focus();
   }
 
-  function load({layers, heads, bits}, evaluation) {
+  function load({layers, heads, bits}, evaluation, referenceNumber) {
     const hadFocus = table.contains(document.activeElement);
     const top = Math.max(...bits.flat().filter(Number.isFinite), 1e-9);
-    const how = "A layer's name or a head's number shows its map. ● copying layer.";
-    note.textContent = `Bits, mean over pairs, up to ${top.toFixed(2)}. ${how}`;
+    const how = "A layer's name, a head's number or a value shows its map. ● copying layer.";
+    const isOneOfSeveral = Object.values(evaluation.references).some((numbers) => numbers.length > 1);
+    const whose = isOneOfSeveral ? ` of reference ${referenceNumber}` : '';
+    note.textContent = `Bits${whose}, mean over pairs, up to ${top.toFixed(2)}. ${how}`;
     const heading = (_, head) => pick(String(head), `Head ${head}`, {level: 'head', head});
     const headRow = [null, ...Array.from({length: heads}, heading)];
     cells = [
@@ -66,9 +68,10 @@ export function makeMatrix() {
     cells.forEach((row, y) =>
       row.forEach((button, x) => {
         if (!button) return;
-        const isLayer = y > 0 && layer === evaluation.layers[y - 1];
-        const isHead = state.level === 'head' && x > 0 && x - 1 === state.head;
-        button.setAttribute('aria-pressed', Boolean(isLayer || isHead));
+        const isLayer = layer === evaluation.layers[y - 1];
+        const isHead = x - 1 === state.head;
+        const isChosen = {cell: y > 0 && x > 0 && isLayer && isHead, head: y === 0 && isHead}[state.level] ?? (x === 0 && isLayer);
+        button.setAttribute('aria-pressed', Boolean(isChosen));
       }),
     );
   }
@@ -80,11 +83,8 @@ export function makeMatrix() {
     const share = Math.max(0, value) / top;
     const button = pick(value.toFixed(2), `${layer}, head ${head}: ${value.toFixed(3)} bits`, null);
     button.classList.add('cell');
-    // Maps are kept by layer and by head, not by both: the first click shows the layer, the second the head.
-    button.addEventListener('click', () =>
-      change(state.level === 'layer' && state.layer === layer ? {level: 'head', head, layer} : {level: 'layer', layer, head}),
-    );
-    button.title = `${layer}, head ${head}: click for the layer, again for the head`;
+    button.addEventListener('click', () => change({level: 'cell', layer, head}));
+    button.title = `${layer}, head ${head}: click for its map`;
     button.style.background = css(state.colours, share);
     button.style.color = inkOn(state.colours, share);
     return button;

@@ -2,6 +2,7 @@
 
 import {pictureAddress} from './api.js';
 import {arrange, el, number, setOptions} from './dom.js';
+import {pairOf} from './scene.js';
 import {change, state} from './state.js';
 
 // Of these a rise is the bad direction.
@@ -21,15 +22,15 @@ export function makePairs() {
   const element = el('section', {class: 'pairs', 'aria-label': 'Pairs'}, head, note, list);
   const items = new Map(); // run and number → button, so that pictures are not loaded anew
 
-  // `copyingLayer`: of the first evaluation, which the scores "copying_layer/…" of all evaluations are of.
-  function load(run, evaluation, baseline, copyingLayer) {
+  // `baseline`: the evaluation to compare with, or null, and what it is called.
+  function load(run, evaluation, baseline, baselineWords) {
     setOptions(sort, SORTS, state.sort);
     const tag = state.figure;
-    const stored = tag.replace(/^copying_layer\//, `layer/${copyingLayer}/`);
+    const storedIn = (one) => tag.replace(/^copying_layer\//, `layer/${one?.copying_layer}/`);
     const bad = RISE_IS_BAD.test(tag) ? -1 : 1;
     const rows = evaluation.pairs.map(({name, figures}, index) => {
-      const before = baseline?.pairs.find((pair) => pair.name === name)?.figures[stored];
-      const value = figures[stored];
+      const before = baseline?.pairs.find((pair) => pair.name === name)?.figures[storedIn(baseline)];
+      const value = figures[storedIn(evaluation)];
       const lost = Number.isFinite(value) && Number.isFinite(before) ? bad * (before - value) : null;
       return {index, name, value, change: lost === null ? null : value - before, lost};
     });
@@ -40,7 +41,7 @@ export function makePairs() {
       rows.sort((a, b) => badness(b) - badness(a));
     }
     note.textContent = rows.some((row) => row.lost !== null)
-      ? `${tag}, and its change since step ${baseline.step}`
+      ? `${tag}, and its change since ${baselineWords}`
       : `${tag}${baseline ? ', not known pair by pair' : '; there is no baseline to compare with'}`;
     arrange(list, rows.map((row) => item(run, evaluation, row)));
   }
@@ -48,7 +49,7 @@ export function makePairs() {
   function item(run, evaluation, row) {
     const key = `${run} ${row.index} ${row.name}`;
     const known = items.get(key) ?? makeItem(run, evaluation.step, row, key);
-    const isChosen = row.index === Math.min(state.pair, evaluation.pairs.length - 1);
+    const isChosen = row.index === pairOf(state, evaluation);
     known.button.setAttribute('aria-pressed', isChosen);
     known.value.textContent = Number.isFinite(row.value) ? number(row.value) : row.value?.undefined ? 'undefined' : '';
     known.value.title = row.value?.undefined ?? '';

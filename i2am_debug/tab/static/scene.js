@@ -1,43 +1,47 @@
 // All that the two pictures of one pair at one evaluation need, loaded together.
 
 import {fetchEvaluation, fetchMap, fetchPicture, fetchRows} from './api.js';
-import {isStored, mapName, rowsName, whyMissing} from './levels.js';
+import {isStored, mapName, referenceName, referenceOf, rowsName, storedRows, whyMissing} from './levels.js';
 
-// {evaluation, pair, generated, reference, rows, rowsReason}; a side is {bitmap, which, heat, reason}, with a reason instead
-// of what is not there.
+// {run, step, evaluation, pair, referenceNumber, generated, reference, rows, rowsReason}; a side is {bitmap, which, heat,
+// reason}, with a reason instead of what is not there.
 export async function loadScene(state, run, step) {
   const evaluation = await fetchEvaluation(run, step);
-  const pair = Math.max(0, Math.min(state.pair, evaluation.pairs.length - 1));
+  const pair = pairOf(state, evaluation);
   const query = {run, step, pair};
+  const referenceNumber = referenceOf(state, evaluation, pair);
+  // Only some pairs keep what the model made; the target stands in for it, and the heading says so.
+  const made = evaluation.generated.includes(pair) ? 'generated' : 'target';
   const [generated, reference, own] = await Promise.all([
-    loadSide(state, evaluation, query, 'generated'),
-    loadSide(state, evaluation, query, 'reference'),
+    loadSide(state, evaluation, query, 'generated', made),
+    loadSide(state, evaluation, query, 'reference', referenceName(referenceNumber)),
     loadRows(state, evaluation, query),
   ]);
-  return {run, step, evaluation, pair, generated, reference, ...own};
+  return {run, step, evaluation, pair, referenceNumber, generated, reference, ...own};
 }
 
-async function loadSide(state, evaluation, query, side) {
-  const [picture, map] = await Promise.all([loadPicture(query, side), loadMap(state, evaluation, query, side)]);
-  return {...picture, ...map};
+// The chosen pair, or the last one where there are fewer.
+export const pairOf = (state, evaluation) => Math.max(0, Math.min(state.pair, evaluation.pairs.length - 1));
+
+async function loadSide(state, evaluation, query, side, which) {
+  const [bitmap, map] = await Promise.all([loadPicture(query, which), loadMap(state, evaluation, query, side)]);
+  return {which, bitmap, ...map};
 }
 
-async function loadPicture(query, side) {
-  // Only some pairs keep what the model made; the target stands in for it, and the heading says so.
-  for (const which of side === 'generated' ? ['generated', 'target'] : ['reference']) {
-    try {
-      return {which, bitmap: await fetchPicture({...query, which})};
-    } catch (problem) {
-      if (problem.status !== 404) throw problem;
-    }
+// null where it is not kept.
+async function loadPicture(query, which) {
+  try {
+    return await fetchPicture({...query, which});
+  } catch (problem) {
+    if (problem.status === 404) return null;
+    throw problem;
   }
-  return {which: side, bitmap: null};
 }
 
 async function loadMap(state, evaluation, query, side) {
-  const {name, index, reason} = mapName(state, evaluation, side);
+  const {name, index, reason} = mapName(state, evaluation, side, query.pair);
   if (!name) return {heat: null, reason};
-  if (!isStored(evaluation, query.pair, name)) return {heat: null, reason: whyMissing(evaluation, query.pair, name)};
+  if (!isStored(evaluation, query.pair, name)) return {heat: null, reason: whyMissing(evaluation, name)};
   try {
     const heat = await fetchMap({...query, name, index});
     return heat.values.every(Number.isFinite) ? {heat} : {heat: null, reason: 'This map has no values: nothing was looked at.'};
@@ -47,10 +51,10 @@ async function loadMap(state, evaluation, query, side) {
 }
 
 async function loadRows(state, evaluation, query) {
-  const {name, index, reason} = rowsName(state, evaluation);
+  const {name, index, reason} = rowsName(state, evaluation, query.pair);
   if (!name) return {rows: null, rowsReason: reason};
-  if (!isStored(evaluation, query.pair, `rows/${name}`)) {
-    return {rows: null, rowsReason: whyMissing(evaluation, query.pair, `rows/${name}`)};
+  if (!isStored(evaluation, query.pair, storedRows(name))) {
+    return {rows: null, rowsReason: whyMissing(evaluation, storedRows(name))};
   }
   try {
     return {rows: await fetchRows({...query, name, index}), rowsReason: null};

@@ -11,8 +11,9 @@ const DEFAULTS = {
   overlay: [], // other runs in the timeline
   step: null, // null follows the newest evaluation
   pair: 0,
+  reference: 0, // of models that take several
   figure: 'copying_layer/imacs_r_hole',
-  level: 'unified', // copying, time, layer, head
+  level: 'unified', // copying, time, layer, head, cell
   time: 0,
   layer: '',
   head: 0,
@@ -30,7 +31,7 @@ const DEFAULTS = {
 };
 
 const CHOICES = {
-  level: ['unified', 'copying', 'time', 'layer', 'head'],
+  level: ['unified', 'copying', 'time', 'layer', 'head', 'cell'],
   direction: ['both', 'r2g', 'g2r'],
   r2g: ['r2g', 'r2g_centred', 'r2g_object_mass'],
   g2r: ['g2r', 'g2r_region'],

@@ -11,8 +11,8 @@ const SIDES = ['generated', 'reference'];
 const DRAG_PIXELS = 6;
 const KEYS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
-// `shown({scene, selection})` is called after each paint, for what stands beside.
-export function makeViews(shown) {
+// `shown({scene, selection})` is called after each paint, for what stands beside; `below` stands under the reference.
+export function makeViews(shown, below) {
   let scene = null;
   let pointer = null; // {side, x, y} as shares of the picture
   let drag = null; // {side, from, to, moved, at}
@@ -26,6 +26,7 @@ export function makeViews(shown) {
     reading,
     hint,
   );
+  panels.reference.element.append(below);
   for (const side of SIDES) attend(side);
   // Sizes are measured here only: asking for them at every move would make the browser lay the page out anew.
   new ResizeObserver(resize).observe(element);
@@ -173,7 +174,7 @@ export function makeViews(shown) {
       const {bitmap, which} = scene[side];
       const panel = panels[side];
       const isStandIn = which === 'target';
-      panel.title.textContent = side === 'generated' ? (isStandIn ? 'Target' : 'Generated') : 'Reference';
+      panel.title.textContent = side === 'generated' ? (isStandIn ? 'Target' : 'Generated') : referenceWords(scene);
       panel.note.textContent = isStandIn ? 'no generated picture is kept for this pair' : bitmap ? '' : 'picture not kept';
       const aspect = bitmap ? bitmap.width / bitmap.height : 1;
       panel.element.style.setProperty('--aspect', aspect);
@@ -247,6 +248,10 @@ function placeWords({side, grid, tokens}, short = false) {
   const place = `row ${Math.floor(tokens[0] / grid[1])}, column ${tokens[0] % grid[1]}`; // from 0, as maps.specific takes them
   if (isBars(grid)) return `${short ? '' : `${whose} `}token ${tokens[0]} of ${grid[1]}`;
   return short ? `the patch in ${place}` : `${whose} patch ${place} of ${grid[0]} × ${grid[1]} (token ${tokens[0]})`;
+}
+
+function referenceWords({evaluation, pair, referenceNumber}) {
+  return evaluation.references[pair].length > 1 ? `Reference ${referenceNumber}` : 'Reference';
 }
 
 function makePanel(side) {
