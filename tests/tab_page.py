@@ -15,15 +15,22 @@ ARTEFACTS = Path(os.environ.get("I2AM_ARTEFACTS") or Path(__file__).parents[1] /
 class Tab:
     """The tab alone on a page, as it is inside TensorBoard's frame.
 
-    `errors` collects what went wrong unseen: uncaught errors, and dialogs that only planted code would open.
+    `errors` collects what went wrong unseen: uncaught errors, dialogs that only planted code would open, and what the browser
+    complains of in its console, such as an answer 404 or a broken Content-Security-Policy.
     """
 
     def __init__(self, browser: Any, address: str, state: str = "", **options: Any) -> None:
         self.page = browser.new_page(**{"viewport": {"width": 1440, "height": 1100}, **options})
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._complained)
         self.page.on("dialog", lambda dialog: (self.errors.append("a dialog"), dialog.dismiss()))
         open_tab(self.page, address, state)
+
+    def _complained(self, said: Any) -> None:
+        where = said.location.get("url", "")
+        if said.type == "error" and not where.endswith("/favicon.ico"):  # TensorBoard has none
+            self.errors.append(f"{said.text} ({where})")
 
     def ready(self) -> str:
         """The run and step that are shown, or "message"."""
@@ -45,10 +52,11 @@ class Tab:
     def canvas(self, side: str) -> Any:
         return self.page.locator(".views canvas").nth(0 if side == "generated" else 1)
 
-    def point(self, side: str, row: float, column: float, grid: int) -> tuple[float, float]:
-        """The middle of a patch on the screen."""
+    def point(self, side: str, row: float, column: float, grid: int | tuple[int, int]) -> tuple[float, float]:
+        """The middle of a patch on the screen; `grid` (height, width), or the side of a square one."""
+        height, width = grid if isinstance(grid, tuple) else (grid, grid)
         box = self.canvas(side).bounding_box()
-        return box["x"] + (column + 0.5) / grid * box["width"], box["y"] + (row + 0.5) / grid * box["height"]
+        return box["x"] + (column + 0.5) / width * box["width"], box["y"] + (row + 0.5) / height * box["height"]
 
     def pixels(self, side: str) -> str:
         return self.canvas(side).evaluate("e => e.toDataURL()")

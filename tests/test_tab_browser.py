@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from i2am_debug.callbacks.trackers import _marker
+from PIL import Image
 from safetensors import safe_open
+from stored_runs import evaluation
 from tab_page import Tab
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from benchmarks.browser import tensorboard
 from i2am_debug.demo.finetune import new_accelerator, new_callback
 from i2am_debug.demo.pairs import validation_pairs
 from i2am_debug.demo.pipeline import load_tiny_pipeline
+from i2am_debug.pairs import ValidationPair
+from i2am_debug.record import Undefined
 from i2am_debug.store import RunStore
 
 pytestmark = pytest.mark.browser
@@ -44,7 +51,46 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     accelerator.end_training()
     assert RunStore(folder / "finetune").alerts(), "the marks of alerts are to be seen"
     shutil.copytree(folder / "finetune", folder / HOSTILE)
+    write_several_references(folder / "several")
     return folder
+
+
+GRID, REFERENCE_GRIDS = (6, 8), {0: (4, 4), 1: (3, 5)}
+
+
+def write_several_references(folder: Path) -> None:
+    """A run of two pairs, the first of which has two references; its maps are random, its pictures the demo's."""
+    rng = np.random.default_rng(0)
+    given = list(validation_pairs(3, seed=7))
+    pairs = [
+        ValidationPair(name="both", reference=given[0].reference, target=given[0].target, further_references=[FURTHER]),
+        ValidationPair(name="one", reference=given[1].reference, target=given[1].target),
+    ]
+    arrays: dict[str, np.ndarray] = {}
+    grids: dict[str, dict] = {"0": {}, "1": {}}
+    for pair, number in ((0, 0), (0, 1), (1, 0)):
+        prefix = f"reference_{number}/" if number else ""
+        own, (gh, gw), (rh, rw) = f"{pair}/{prefix}", GRID, REFERENCE_GRIDS[number]
+        for name, grid in (("r2g", GRID), ("g2r", REFERENCE_GRIDS[number])):
+            one = rng.random(grid, dtype=np.float32)
+            arrays[f"{own}{name}/unified"] = one / one.sum()
+            arrays[f"{own}{name}/by_layer_head/up"] = rng.random((2, *grid)).astype(np.float16)
+        arrays[f"{own}information"] = np.array([[1, np.nan, 3]], dtype=np.float32) + number
+        arrays[f"{own}rows/unified"] = rng.integers(0, 255, (gh * gw, rh * rw)).astype(np.uint8)
+        arrays[f"{own}rows/unified/scale"] = np.full(gh * gw, 0.1, dtype=np.float32)
+        grids[str(pair)][f"{prefix}unified"] = [list(GRID), list(REFERENCE_GRIDS[number])]
+    no_second = Undefined("this pair has no reference 1")
+    figures = {"reference_mass": (0.25, 0.5), "reference_1/reference_mass": (0.125, no_second)}
+    one = evaluation(4, figures, count=2, pairs=("both", "one"), layers=("up",), heads={"up": {2: 1.0, 0: 1.0}})
+    store = RunStore(folder)
+    store.write(one, arrays, grids)
+    store.write_pairs(one, pairs)
+    writer = EventFileWriter(str(folder))
+    writer.add_event(event_pb2.Event(step=0, summary=_marker()))
+    writer.close()
+
+
+FURTHER = Image.fromarray(np.full((40, 40, 3), (20, 180, 90), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +216,67 @@ def test_the_matrix_of_information_selects_a_layer(tab: Tab, logdir: Path) -> No
     tab.page.wait_for_function(
         "before => document.querySelectorAll('.views canvas')[1].toDataURL() !== before", arg=before
     )
+
+
+def test_a_value_of_the_matrix_shows_the_map_of_that_head(tab: Tab, logdir: Path) -> None:
+    path = RunStore(logdir / "finetune").evaluations()[-1].path
+    layer = tab.page.locator(".information tbody th button").first.get_attribute("title").split(",")[0]
+    tab.page.locator(".information tbody tr").first.locator("td button").nth(1).click()
+    tab.says(f"R2G, where the reference goes; head 1 of {layer}")
+    shown = int(re.search(r"pair=(\d)", tab.page.evaluate("location.hash") + "&pair=0")[1])
+    with safe_open(path, framework="numpy") as file:
+        expected = file.get_tensor(f"{shown}/g2r/by_layer_head/{layer}")[1].astype(float)
+    legend = tab.page.locator(".views .panel").nth(1).locator(".legend").inner_text()
+    assert f"{expected.max() / expected.mean():.1f} × even" in legend
+    tab.says("What each patch draws on is kept for each layer and for each head")
+    assert tab.page.get_by_label("Head", exact=True).input_value() == "1"
+    tab.page.get_by_label("Head", exact=True).select_option("0")
+    tab.says(f"head 0 of {layer}")
+
+
+def test_each_reference_of_a_pair_is_shown(browser: Any, address: str, logdir: Path) -> None:
+    tab = Tab(browser, address, "p.i2am_debug.run=several")
+    tab.is_at(4)
+    choices = tab.page.get_by_role("group", name="References").get_by_role("button")
+    assert choices.all_inner_texts() == ["Reference 0\n25.0 % of the attention", "Reference 1\n12.5 % of the attention"]
+    before = tab.pixels("reference"), tab.pixels("generated")
+    choices.nth(1).click()
+    tab.changes("reference", before[0])
+    assert tab.page.locator(".views h2").all_inner_texts() == ["Target", "Reference 1"]
+    assert tab.pixels("generated") != before[1], "where reference 1 goes, not where reference 0 does"
+    with safe_open(RunStore(logdir / "several").evaluations()[-1].path, framework="numpy") as file:
+        rows = file.get_tensor("0/reference_1/rows/unified")
+    tab.page.mouse.move(*tab.point("generated", 2, 3, GRID))
+    tab.says("Generated patch row 2, column 3 of 6 × 8 (token 19)")
+    row = rows[19].astype(float)
+    assert (
+        f"{row.max() / row.mean():.1f} × even"
+        in tab.page.locator(".views .panel").nth(1).locator(".legend").inner_text()
+    )
+    tab.page.mouse.move(*tab.point("reference", 1, 4, REFERENCE_GRIDS[1]))
+    tab.says("Reference patch row 1, column 4 of 3 × 5 (token 9)")
+    assert "4.00" in tab.page.locator(".information").inner_text() and "of reference 1" in tab.words()
+    cells = tab.page.locator(".information tbody td button")
+    assert [cell.is_disabled() for cell in cells.all()] == [False, True, False], "head 1 was not looked at"
+    cells.nth(2).click()
+    tab.says("head 2 of up")
+    with safe_open(RunStore(logdir / "several").evaluations()[-1].path, framework="numpy") as file:
+        one = file.get_tensor("0/reference_1/r2g/by_layer_head/up")[0].astype(
+            float
+        )  # head 2 is the first of those looked at
+    assert (
+        f"{one.max() / one.mean():.1f} × even"
+        in tab.page.locator(".views .panel").first.locator(".legend").inner_text()
+    )
+    link = tab.page.evaluate("location.hash.slice(1)")
+    tab.page.locator(".pairs li").filter(has_text="one").get_by_role("button").click()
+    tab.page.wait_for_function("document.querySelector('.references').hidden")
+    assert tab.page.locator(".views h2").all_inner_texts() == ["Target", "Reference"], "this pair has only one"
+    again = Tab(browser, address, link)
+    assert again.page.locator(".views h2").all_inner_texts() == ["Target", "Reference 1"]
+    assert again.errors == [] == tab.errors
+    again.page.close()
+    tab.page.close()
 
 
 @pytest.mark.parametrize(
