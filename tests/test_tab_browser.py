@@ -24,6 +24,7 @@ from benchmarks.browser import tensorboard
 from i2am_debug.demo.finetune import new_accelerator, new_callback
 from i2am_debug.demo.pairs import validation_pairs
 from i2am_debug.demo.pipeline import load_tiny_pipeline
+from i2am_debug.distances import js_distance
 from i2am_debug.pairs import ValidationPair
 from i2am_debug.record import Undefined
 from i2am_debug.store import RunStore
@@ -319,12 +320,146 @@ def test_two_runs_lie_over_each_other(tab: Tab) -> None:
     )
 
 
-def test_two_evaluations_stand_side_by_side(tab: Tab) -> None:
+def test_two_evaluations_stand_side_by_side(tab: Tab, logdir: Path) -> None:
+    """With the difference of their maps and the distance that distances.py gives, pinned or not."""
+    newest, baseline = (RunStore(logdir / "finetune").evaluations()[i].path for i in (-1, 0))
+
+    def assert_distance(of: Any) -> None:
+        with safe_open(newest, framework="numpy") as one, safe_open(baseline, framework="numpy") as other:
+            expected = js_distance(of(one), of(other))
+        number = r"JS distance ([0-9.]+) \(0 alike, 1 apart\)"
+        said = f"/{number}/.exec(document.querySelector('.compare').innerText)?.[1]"
+        tab.page.wait_for_function(f"Math.abs({said} - {expected}) < 6e-4", timeout=5000)
+
+    def pooled_row(file: Any) -> np.ndarray:
+        return file.get_tensor("0/rows/unified")[8 * 16 + 7].reshape(8, 8)
+
     tab.page.get_by_role("button", name="Compare").click()
     tab.page.locator(".compare").wait_for(state="visible")
-    tab.page.wait_for_function("/JS distance/.test(document.querySelector('.compare').innerText)")
-    found = re.search(r"JS distance\D*([0-9.]+)", tab.page.locator(".compare").inner_text())
-    assert found and 0 < float(found[1].rstrip(".")) < 1
+    assert_distance(lambda file: file.get_tensor("0/g2r/unified"))
+    headings = tab.page.locator(".compare h3").all_inner_texts()
+    assert headings == ["finetune, step 16", "finetune, step 0", "First minus second"]
+    tab.page.mouse.click(*tab.point("generated", 8, 7, 16))
+    assert_distance(pooled_row)
+    tab.page.keyboard.press("Escape")
+    select = tab.page.locator(".compare").get_by_label("Evaluation")
+    select.select_option("16")
+    tab.says("JS distance 0.000")
+    tab.page.locator(".compare").get_by_label("Run").select_option(HOSTILE)
+    select.select_option("0")
+    assert_distance(lambda file: file.get_tensor("0/g2r/unified"))
+    tab.page.locator(".compare").get_by_label("Run").select_option("several")
+    tab.says("Step 4 of several has no pair demo_00.")
+    tab.says("JS distance undefined")
+    assert tab.page.locator(".compare canvas:visible").count() == 0, "what was compared before is gone"
+
+
+def test_the_values_under_the_pointer_are_those_of_the_store(tab: Tab, logdir: Path) -> None:
+    with safe_open(RunStore(logdir / "finetune").evaluations()[-1].path, framework="numpy") as file:
+        names = ("r2g", "r2g_centred", "g2r", "g2r_region")
+        stored = {name: file.get_tensor(f"0/{name}/unified") for name in names}
+        rows = file.get_tensor("0/rows/unified") * (file.get_tensor("0/rows/unified/scale")[:, None] / 255.0)
+
+    def reads(value: float, share: float) -> None:
+        """The value and its share of the map, as exactly as they are written."""
+        said = tab.page.locator(".reading").inner_text().replace("−", "-")
+        found = re.search(r": ([0-9.]+), ([0-9.]+) % of the map$", said)
+        for written, expected in ((found[1], value), (found[2], 100 * share)):
+            half_a_digit = 0.501 * 10 ** -len(written.partition(".")[2])
+            assert float(written) == pytest.approx(expected, abs=half_a_digit), said
+
+    for label, choices in {"R2G variant": ("r2g", "r2g_centred"), "G2R of": ("g2r", "g2r_region")}.items():
+        side = "generated" if label[0] == "R" else "reference"
+        for choice in choices:
+            tab.page.mouse.move(5, 5)
+            before = tab.pixels(side)
+            if choice != choices[0]:
+                tab.page.get_by_label(label, exact=True).select_option(choice)
+                tab.changes(side, before)
+            found = stored[choice].astype(float)
+            tab.page.get_by_label("Direction", exact=True).select_option("both")
+            tab.page.mouse.move(*tab.point(side, 5, 2, found.shape))
+            tab.says("row 5, column 2")
+            reads(found[5, 2], found[5, 2] / found.sum())
+    # Of a region: the mean of its rows over the reference, the sum of its columns over the generated picture.
+    tab.page.mouse.move(*tab.point("generated", 6, 6, 16))
+    tab.page.mouse.down()
+    tab.page.mouse.move(*tab.point("generated", 9, 8, 16), steps=4)
+    tab.page.mouse.up()
+    tab.page.mouse.move(*tab.point("reference", 4, 3, 8))
+    tab.says("Reference patch row 4, column 3")
+    region = [y * 16 + x for y in range(6, 10) for x in range(6, 9)]
+    mean = rows[region].mean(0)
+    reads(mean[4 * 8 + 3], mean[4 * 8 + 3] / mean.sum())
+    tab.page.keyboard.press("Escape")
+    tab.page.mouse.move(*tab.point("reference", 2, 2, 8))
+    tab.page.mouse.down()
+    tab.page.mouse.move(*tab.point("reference", 5, 4, 8), steps=4)
+    tab.page.mouse.up()
+    tab.page.mouse.move(*tab.point("generated", 8, 8, 16))
+    tab.says("Generated patch row 8, column 8")
+    columns = rows[:, [y * 8 + x for y in range(2, 6) for x in range(2, 5)]].sum(1)
+    reads(columns[8 * 16 + 8], columns[8 * 16 + 8] / columns.sum())
+
+
+def test_everything_can_be_done_without_a_pointer(tab: Tab, logdir: Path) -> None:
+    """Tab reaches every control in turn, each shows that it has the focus, and keys do what a click does."""
+    focused = """() => {
+      const e = document.activeElement, s = getComputedStyle(e);
+      const inside = (selector) => Boolean(e.closest(selector));
+      const place = ['.top', '.pairs', '.views', '.side-panel', '.information', '.timeline'].find(inside) ?? e.tagName;
+      return [place, e.tagName.toLowerCase(), e.getAttribute('aria-label') ?? e.innerText ?? '',
+              parseFloat(s.outlineWidth) >= 2 && s.outlineStyle !== 'none'];
+    }"""
+    seen = []
+    for _ in range(90):
+        tab.page.keyboard.press("Tab")
+        found = tab.page.evaluate(focused)
+        if found[0] == "BODY":
+            break
+        seen.append(tuple(found))
+    places = list(dict.fromkeys(place for place, *_ in seen))
+    assert places == [".top", ".pairs", ".views", ".timeline", ".side-panel", ".information"], "as they are read"
+    assert all(is_visible for *_, is_visible in seen), [one for one in seen if not one[-1]]
+    assert sum(place == ".pairs" and tag == "button" for place, tag, *_ in seen) == 8
+    assert sum(place == ".views" and tag == "canvas" for place, tag, *_ in seen) == 2
+    assert sum(place == ".information" for place, *_ in seen) == 1, "one stop; arrows go through its cells"
+
+    def focus(locator: Any) -> None:
+        locator.focus()
+
+    focus(tab.page.locator(".pairs li button").nth(2))
+    before = tab.pixels("generated")
+    tab.page.keyboard.press("Enter")
+    tab.changes("generated", before)
+    focus(tab.canvas("generated"))
+    tab.page.keyboard.press("ArrowDown")
+    before = tab.pixels("reference")
+    tab.page.keyboard.press("ArrowRight")
+    tab.changes("reference", before)
+    tab.page.keyboard.press("Enter")
+    tab.page.keyboard.press("Shift+Tab")
+    tab.says("pinned. Escape clears.")
+    tab.page.keyboard.press("Escape")
+    mark = tab.page.get_by_role("button", name=re.compile("Alert at step")).first
+    step = int(re.search(r"step (\d+)", mark.get_attribute("aria-label"))[1])
+    focus(mark)
+    tab.says(RunStore(logdir / "finetune").alerts()[0].text.splitlines()[0])
+    tab.page.keyboard.press("Enter")
+    tab.is_at(step)
+    focus(tab.page.locator(".information [tabindex='0']"))
+    for key in ("ArrowDown", "ArrowRight", "Enter"):
+        tab.page.keyboard.press(key)
+    tab.says("R2G, where the reference goes; head 0 of")
+    focus(tab.page.get_by_role("button", name="Compare"))
+    tab.page.keyboard.press(" ")
+    tab.page.locator(".compare").wait_for(state="visible")
+    slider = tab.page.locator("input[type=range]").first
+    focus(slider)
+    tab.page.keyboard.press("Home")
+    tab.is_at(0)
+    tab.page.keyboard.press("End")
+    tab.is_at(16)
 
 
 def test_the_pictures_can_be_saved(tab: Tab, tmp_path: Path) -> None:
@@ -348,12 +483,10 @@ def test_a_hostile_run_name_is_text(browser: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 360), ("dark", 3840)])
-def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(
-    browser: Any, address: str, scheme: str, width: int, tmp_path: Path
-) -> None:
+def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(browser: Any, address: str, scheme: str, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     tab = Tab(browser, address, "run=finetune", viewport={"width": width, "height": 1000}, color_scheme=scheme)
-    tab.page.screenshot(path=tmp_path / f"{scheme}_{width}.png", full_page=True)
+    tab.screenshot(f"tab_{scheme}_{width}")
     assert tab.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     smallest = tab.page.evaluate(
         """() => Math.min(...[...document.querySelectorAll('body *')]

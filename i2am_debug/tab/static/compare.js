@@ -14,12 +14,13 @@ export function makeCompare() {
   const distance = el('p', {class: 'distance', role: 'status'});
   const notice = el('p', {class: 'hint warning', hidden: true});
   const views = [view('First'), view('Second'), view('Difference')];
+  const panels = el('div', {class: 'panels three'}, ...views.map((one) => one.element));
   const element = el(
     'section',
     {class: 'compare', 'aria-label': 'Comparison', hidden: true},
     el('div', {class: 'section-head'}, el('h2', {}, 'Compare with'), field('Run', run), field('Evaluation', step), distance),
     notice,
-    el('div', {class: 'panels three'}, ...views.map((one) => one.element)),
+    panels,
   );
   new ResizeObserver(resize).observe(element);
 
@@ -39,6 +40,8 @@ export function makeCompare() {
     const unlike = 'These evaluations were made with other pairs or settings: a difference need not come from the weights.';
     notice.textContent = loaded.problem ?? (loaded.comparable ? '' : unlike);
     notice.hidden = !notice.textContent;
+    panels.hidden = !other;
+    if (!other) distance.textContent = 'JS distance undefined';
     resize();
   }
 
