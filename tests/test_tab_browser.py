@@ -345,6 +345,7 @@ def test_two_evaluations_stand_side_by_side(tab: Tab, logdir: Path) -> None:
     select = tab.page.locator(".compare").get_by_label("Evaluation")
     select.select_option("16")
     tab.says("JS distance 0.000")
+    tab.says("They do not differ.")
     tab.page.locator(".compare").get_by_label("Run").select_option(HOSTILE)
     select.select_option("0")
     assert_distance(lambda file: file.get_tensor("0/g2r/unified"))
@@ -488,6 +489,10 @@ def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(browser: Any, address
     tab = Tab(browser, address, "run=finetune", viewport={"width": width, "height": 1000}, color_scheme=scheme)
     tab.screenshot(f"tab_{scheme}_{width}")
     assert tab.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    inside = """() => [...document.querySelectorAll('section svg text, section p, section button')].filter((e) =>
+        e.getBoundingClientRect().right > e.closest('section').getBoundingClientRect().right + 1 && !e.closest('.pair-list'))
+        .map((e) => e.textContent)"""
+    assert tab.page.evaluate(inside) == [], "nothing sticks out of its card"
     smallest = tab.page.evaluate(
         """() => Math.min(...[...document.querySelectorAll('body *')]
             .filter((e) => e.offsetParent && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))

@@ -64,9 +64,9 @@ export function makeCompare() {
     show(views[1], heading(other), other[side].bitmap, theirs, {top, colourMap: state.colours});
     const difference = isAlike ? subtract(mine.heat, theirs.heat) : null;
     const most = difference ? Math.max(...difference.values.map(Math.abs)) : 0;
-    const reason = both ? 'The maps have grids of different sizes.' : 'One of the maps is undefined.';
+    const reason = isAlike ? 'They do not differ.' : both ? 'The maps have grids of different sizes.' : 'One of the maps is undefined.';
     const how = {top: most, low: -most, colourMap: 'difference', even: true};
-    show(views[2], 'First minus second', scene[side].bitmap, {heat: difference, reason}, how);
+    show(views[2], 'First minus second', scene[side].bitmap, {heat: most > 0 ? difference : null, reason}, how);
     const apart = isAlike ? number(jsDistance(mine.heat.values, theirs.heat.values)) : null;
     distance.textContent = apart ? `JS distance ${apart} (0 alike, 1 apart)` : 'JS distance undefined';
   }

@@ -6,7 +6,6 @@ import {change, state} from './state.js';
 
 const HEIGHT = 240;
 const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
-const LINE_NAMES = 108; // room at the right for the names of reference lines
 
 // `readLayers()` fetches the figures of single layers when asked for.
 export function makeTimeline(readLayers) {
@@ -35,7 +34,8 @@ export function makeTimeline(readLayers) {
   document.addEventListener('keydown', (event) => event.key === 'Escape' && hideAlert());
 
   // Where the names of reference lines begin, or would.
-  const right = () => Math.max(240, plot.clientWidth) - (linesOf().length ? LINE_NAMES : ROOM.right);
+  const right = () => Math.max(240, plot.clientWidth) - (linesOf().length ? namesRoom() : ROOM.right);
+  const namesRoom = () => parseFloat(getComputedStyle(plot).getPropertyValue('--line-names')); // depends on the font
   const linesOf = () => Object.entries(data.lines[state.figure] ?? data.lines[lineTag(state.figure)] ?? {});
   const keys = new Map(); // run → its entry in the key
   const marksOf = new Map(); // run and step → mark of its alert
