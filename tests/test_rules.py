@@ -681,3 +681,13 @@ def test_any_table_gives_rules_or_a_value_error_that_names_one_of_its_keys(table
 def test_any_of_the_default_rules_can_be_dropped_together(dropped: set[str]) -> None:
     rules = Rules.from_table({name: {"enabled": False} for name in dropped})
     assert rules.rules == tuple(r for r in DEFAULT_RULES if r.name not in dropped)
+
+
+def test_a_further_reference_has_the_margins_and_directions_of_the_first() -> None:
+    for figure in ("reference_mass", "imacs_g", "drift/js_r2g"):
+        first, second = (Rule(name="r", kind="drop", figure=f"{who}{figure}") for who in ("", "reference_12/"))
+        assert second.higher_is_worse == first.higher_is_worse == figure.startswith("drift")
+        assert second.margin_for({}) == first.margin_for({})
+    calibrated = {"reference_1/imacs_g": 0.5}
+    assert Rule(name="r", kind="drop", figure="reference_1/imacs_g").margin_for(calibrated) == Margin(value=0.5)
+    assert Rule(name="r", kind="drop", figure="reference_x/imacs_g").margin_for({}) is None
