@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from ..store import PLUGIN_NAME
 from . import evaluation_file, index_file
-from .http_rules import answer_bytes, answer_json, etag, integer_of, route, text_of, unchanged
+from .http_rules import answer_bytes, answer_json, etag, integer_of, open_route, route, text_of, unchanged
 from .refusal import Refusal
 from .run_files import RunFolder, RunFolders
 from .stored_arrays import ArrayFile
@@ -65,7 +65,7 @@ class Backend(base_plugin.TBPlugin):
             "/picture": self.picture,
         }
 
-    @route
+    @open_route
     def static(self, request: Request) -> Response:
         """A module or style sheet of the flat folder `static`."""
         name = request.path.partition(f"/{PLUGIN_NAME}/static/")[2]

@@ -28,13 +28,27 @@ _LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
 def route(answer: Callable[[Any, Request], Response]) -> Callable[..., Iterable[bytes]]:
     """A method that answers a request → a WSGI app that answers GETs to this machine, and says no in one sentence."""
+    return _app(answer, (check_method, check_host))
 
+
+def open_route(answer: Callable[[Any, Request], Response]) -> Callable[..., Iterable[bytes]]:
+    """As `route`, whatever name this machine is called by: for what holds no data.
+
+    Without the page itself a person under another name would see an empty frame instead of why.
+    """
+    return _app(answer, (check_method,))
+
+
+def _app(
+    answer: Callable[[Any, Request], Response], checks: Iterable[Callable[[Request], None]]
+) -> Callable[..., Iterable[bytes]]:
     @functools.wraps(answer)
     def app(self: Any, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = Request(environ)
         headers: list[tuple[str, str]] = []
         try:
-            check(request)
+            for check in checks:
+                check(request)
             return answer(self, request)(environ, start_response)
         except Refusal as refusal:
             status, text = refusal.status, str(refusal)
@@ -49,12 +63,18 @@ def route(answer: Callable[[Any, Request], Response]) -> Callable[..., Iterable[
     return app
 
 
-def check(request: Request) -> None:
+def check_method(request: Request) -> None:
     """Raises:
-    Refusal: not a GET, or addressed to a host that is not this machine.
+    Refusal: not a GET.
     """
     if request.method != "GET":
         raise Refusal(405, "The tab only reads: GET is the only method.")
+
+
+def check_host(request: Request) -> None:
+    """Raises:
+    Refusal: addressed to a host that is not this machine.
+    """
     # TensorBoard itself answers any name, so a page from elsewhere whose name was made to point here could read all of it.
     named = _host(request.environ.get("HTTP_HOST", ""))
     allowed = [part.strip().lower() for part in os.environ.get(ALLOW_HOSTS, "").split(",")]
