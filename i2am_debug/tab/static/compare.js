@@ -31,12 +31,14 @@ export function makeCompare() {
     const bitmap = other?.reference.bitmap;
     for (const one of views) one.element.style.setProperty('--aspect', bitmap ? bitmap.width / bitmap.height : 1);
     const others = loaded.runs.filter((name) => name !== state.run).map((name) => [name, name]);
-    setOptions(run, [['', 'this run'], ...others], state.otherRun);
+    const isOther = others.some(([name]) => name === state.otherRun);
+    setOptions(run, [['', 'this run'], ...others], isOther ? state.otherRun : '');
     const steps = loaded.index?.steps ?? [];
-    const first = loaded.index?.baseline_step ?? steps[0];
-    const which = steps.includes(loaded.index?.baseline_step) ? 'baseline' : 'first';
+    const isBaseline = steps.includes(loaded.index?.baseline_step);
+    const first = isBaseline ? `baseline (${loaded.index.baseline_step})` : `first (${steps[0]})`;
     const known = steps.map((one) => [String(one), `step ${one}`]);
-    setOptions(step, [['', `${which} (${first})`], ...known], state.otherStep === null ? '' : String(state.otherStep));
+    const options = steps.length ? [['', first], ...known] : [];
+    setOptions(step, options, steps.includes(state.otherStep) ? String(state.otherStep) : '');
     const unlike = 'These evaluations were made with other pairs or settings: a difference need not come from the weights.';
     notice.textContent = loaded.problem ?? (loaded.comparable ? '' : unlike);
     notice.hidden = !notice.textContent;

@@ -2,7 +2,7 @@
 
 import {COLOUR_MAPS} from './colour.js';
 import {el, field, setOptions} from './dom.js';
-import {G2R_VARIANTS, headsOf, LEVELS, layerOf, R2G_VARIANTS} from './levels.js';
+import {G2R_VARIANTS, headsOf, LEVELS, layerOf, R2G_VARIANTS, within} from './levels.js';
 import {change, state} from './state.js';
 
 const PLAY_MILLISECONDS = 600;
@@ -37,7 +37,8 @@ export function makeTopBar(save) {
   );
 
   const choose = (name) => change({run: name, overlay: state.overlay.filter((one) => one !== name)});
-  const position = () => (state.step === null ? steps.length - 1 : Math.max(0, steps.indexOf(state.step)));
+  // Where a run lacks the chosen step, its newest evaluation is shown.
+  const position = () => (steps.includes(state.step) ? steps.indexOf(state.step) : steps.length - 1);
   // The last one stays "the newest", so that new evaluations are followed.
   const goTo = (at) => change({step: at === steps.length - 1 ? null : steps[at]});
 
@@ -121,10 +122,12 @@ export function makeSidePanel() {
     const shownFigures = figures.includes(state.figure) ? figures : [state.figure, ...figures];
     setOptions(figure, shownFigures.map((tag) => [tag, tag]), state.figure);
     setOptions(level, LEVELS, state.level);
-    setOptions(time, numbered(evaluation.times, (i) => `${i}${i === 0 ? ', noisiest' : ''}`), String(state.time));
+    setOptions(time, numbered(evaluation.times, (i) => `${i}${i === 0 ? ', noisiest' : ''}`), String(within(state.time, evaluation.times)));
     setOptions(layer, evaluation.layers.map((name) => [name, name]), layerOf({...state, level: 'layer'}, evaluation));
     const heads = state.level === 'cell' ? headsOf(evaluation, layerOf(state, evaluation)) : null;
-    setOptions(head, heads ? heads.map((one) => [String(one), String(one)]) : numbered(evaluation.heads, String), String(state.head));
+    const shownHead = heads ? state.head : within(state.head, evaluation.heads);
+    const headOptions = heads ? heads.map((one) => [String(one), String(one)]) : numbered(evaluation.heads, String);
+    setOptions(head, headOptions, String(shownHead));
     setOptions(direction, DIRECTIONS, state.direction);
     setOptions(r2g, R2G_VARIANTS, state.r2g);
     setOptions(g2r, G2R_VARIANTS, state.g2r);

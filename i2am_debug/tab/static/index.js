@@ -19,6 +19,12 @@ import {makeViews} from './views.js';
 const ONLY_REDRAWN = ['strength', 'pins'];
 const QUIET_MILLISECONDS = 120; // before the neighbours are loaded ahead
 
+// What the backend says no to is not there; that it does not answer may pass.
+const refused = (problem) => {
+  if (!problem.status) throw problem;
+  return {refusal: problem.message};
+};
+
 export async function render() {
   Object.assign(state, readHash());
   const style = el('link', {rel: 'stylesheet', href: new URL('./style.css', import.meta.url).href});
@@ -39,7 +45,7 @@ export async function render() {
   const side = makeSidePanel();
   const pairs = makePairs();
   const matrix = makeMatrix();
-  const timeline = makeTimeline(() => readLayers().then(refresh));
+  const timeline = makeTimeline(() => refresh());
   const trouble = el('p', {class: 'trouble', role: 'alert', hidden: true});
   const place = el('div', {class: 'place'});
   const main = el('div', {class: 'main'}, views.element, compare.element, timeline.element);
@@ -47,6 +53,7 @@ export async function render() {
   const columns = el('main', {class: 'columns'}, pairs.element, main, right);
   document.body.replaceChildren(el('h1', {class: 'unseen'}, 'I2AM'), top.element, trouble, place, columns);
   let scene = null;
+  let missed = null; // the chosen score, while a run is shown that lacks it
 
   async function readRuns() {
     listing = await fetchRuns();
@@ -62,6 +69,7 @@ export async function render() {
   // Loads what the state asks for and shows it; an older call that is overtaken shows nothing any more.
   async function refresh() {
     const own = ++turn;
+    clearTimeout(ahead); // its steps may be those of another run
     try {
       await show(() => own === turn);
       if (own === turn) trouble.hidden = true;
@@ -76,31 +84,41 @@ export async function render() {
     const run = listing.runs.find(({name}) => name === state.run);
     const empty = emptyMessage(listing) ?? (run?.problem ? problemMessage(run.name, run.problem) : null);
     if (empty) return instead(empty);
-    if (state.figure.startsWith('layer/')) await readLayers();
-    const index = await fetchIndex(state.run);
+    if (run && !run.evaluations) return instead(waitingMessage(run.name)); // it may not even have an index yet
+    const index = await fetchIndex(state.run).catch(refused);
+    if (index.refusal) return isCurrent() ? instead(problemMessage(state.run, index.refusal)) : null;
+    if (state.figure.startsWith('layer/') || timeline.showsLayers()) await readLayers();
     if (!isCurrent()) return null;
     if (!index.steps.length) return instead(waitingMessage(state.run));
     const step = index.steps.includes(state.step) ? state.step : index.steps[index.steps.length - 1];
     // With a baseline from a file, or one whose file is gone, what was lost is told against the first evaluation.
     const isBaselineHere = index.steps.includes(index.baseline_step);
     const before = isBaselineHere ? index.baseline_step : index.steps[0];
-    const now = await fetchEvaluation(state.run, step);
+    const unreadable = ({refusal}) => isCurrent() && instead(problemMessage(`${state.run}, step ${step}`, refusal), index, step);
+    const now = await fetchEvaluation(state.run, step).catch(refused);
+    if (now.refusal) return unreadable(now);
     const reference = referenceOf(state, now, pairOf(state, now));
     const [loaded, bits, overlaid, baseline] = await Promise.all([
-      loadScene(state, state.run, step),
+      loadScene(state, state.run, step).catch(refused),
       fetchInformation(state.run, step, reference).catch(() => null),
       readOverlay(),
       fetchEvaluation(state.run, before).catch(() => null),
     ]);
+    if (loaded.refusal) return unreadable(loaded);
     const second = state.compare ? await readOther(loaded, index, step) : {runs: []};
     if (!isCurrent()) return null;
     scene = loaded;
     instead(null);
     const {evaluation} = scene;
+    if (missed && Object.hasOwn(index.figures, missed)) [state.figure, missed] = [missed, null];
     const isKnown = Object.hasOwn(index.figures, state.figure) || state.figure.startsWith('layer/');
-    if (!isKnown) state.figure = Object.keys(index.figures)[0] ?? state.figure;
+    if (!isKnown) {
+      missed = missed ?? state.figure;
+      state.figure = Object.keys(index.figures)[0] ?? state.figure;
+    }
+    const ownLayers = layers?.run === state.run ? layers.index : null;
     top.load(listing.runs, index, step);
-    side.load(evaluation, [...Object.keys(index.figures), ...Object.keys(layers?.index.figures ?? {})]);
+    side.load(evaluation, [...Object.keys(index.figures), ...Object.keys(ownLayers?.figures ?? {})]);
     compare.load(second);
     views.load(scene);
     references.load(scene);
@@ -108,7 +126,6 @@ export async function render() {
     pairs.load(state.run, evaluation, baseline, words);
     matrix.element.hidden = !bits;
     if (bits) matrix.load(bits, evaluation, scene.referenceNumber);
-    const ownLayers = layers?.run === state.run ? layers.index : null;
     timeline.load({
       names: listing.runs.filter((one) => !one.problem).map((one) => one.name),
       runs: [{name: state.run, index, layers: ownLayers}, ...overlaid],
@@ -118,7 +135,6 @@ export async function render() {
       alertsProblem: index.alerts_problem,
     });
     document.documentElement.dataset.ready = `${state.run} ${step}`;
-    clearTimeout(ahead);
     ahead = setTimeout(() => loadNeighbours(index, step), QUIET_MILLISECONDS);
     return null;
   }
@@ -149,6 +165,9 @@ export async function render() {
   async function readOther(loaded, index, step) {
     const runs = listing.runs.filter((one) => !one.problem).map((one) => one.name);
     const name = runs.includes(state.otherRun) ? state.otherRun : state.run;
+    if (!listing.runs.find((one) => one.name === name)?.evaluations) {
+      return {scene: null, index: null, runs, problem: `${name} has no evaluations yet.`};
+    }
     try {
       const own = await fetchIndex(name);
       const otherStep = own.steps.includes(state.otherStep) ? state.otherStep : own.baseline_step ?? own.steps[0];
@@ -164,11 +183,13 @@ export async function render() {
     }
   }
 
-  function instead(message) {
+  // The pictures of something else are not to stand under its name. With an index, one can go to another evaluation.
+  function instead(message, index = null, step = null) {
     place.replaceChildren(...(message ? [message] : []));
     columns.hidden = Boolean(message);
     if (message) {
-      top.load(listing.runs, null, null);
+      scene = null;
+      top.load(listing.runs, index, step);
       top.element.hidden = !listing.runs.length;
       document.documentElement.dataset.ready = 'message';
     } else top.element.hidden = false;
@@ -183,6 +204,7 @@ export async function render() {
   }
 
   onChange((keys) => {
+    if (keys.has('figure')) missed = null;
     if ([...keys].every((key) => ONLY_REDRAWN.includes(key))) views.draw();
     else refresh();
   });
@@ -192,8 +214,9 @@ export async function render() {
     change(found);
   });
   document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !scene) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === ',' || event.key === '.') return top.by(event.key === ',' ? -1 : 1);
+    if (!scene) return;
     const takesArrows = event.target.closest?.('input, select, summary, table');
     if (event.key !== 'Escape' && takesArrows) return undefined;
     if (views.key(event) && event.key !== 'Escape') event.preventDefault();

@@ -75,7 +75,7 @@ const NO_COPYING_LAYER = 'This evaluation names no copying layer.';
 const NO_ROWS_OF_CELLS =
   'What each patch draws on is kept for each layer and for each head, not for one head of one layer: its maps are shown.';
 
-const within = (value, count) => Math.max(0, Math.min(value, count - 1));
+export const within = (value, count) => Math.max(0, Math.min(value, count - 1));
 
 export const isStored = (evaluation, pair, name) => (evaluation.maps[pair] ?? []).includes(name);
 

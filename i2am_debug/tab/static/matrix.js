@@ -2,7 +2,7 @@
 
 import {css, inkOn} from './colour.js';
 import {el} from './dom.js';
-import {layerOf} from './levels.js';
+import {layerOf, within} from './levels.js';
 import {change, state} from './state.js';
 
 const KEYS = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
@@ -35,11 +35,13 @@ export function makeMatrix() {
 
   function load({layers, heads, bits}, evaluation, referenceNumber) {
     const hadFocus = table.contains(document.activeElement);
-    const top = Math.max(...bits.flat().filter(Number.isFinite), 1e-9);
+    const known = bits.flat().filter(Number.isFinite);
+    const top = Math.max(...known, 1e-9);
     const how = "A layer's name, a head's number or a value shows its map. ● copying layer.";
     const isOneOfSeveral = Object.values(evaluation.references).some((numbers) => numbers.length > 1);
     const whose = isOneOfSeveral ? ` of reference ${referenceNumber}` : '';
-    note.textContent = `Bits${whose}, mean over pairs, up to ${top.toFixed(2)}. ${how}`;
+    const most = known.length ? `up to ${top.toFixed(2)}` : 'undefined throughout';
+    note.textContent = `Bits${whose}, mean over pairs, ${most}. ${how}`;
     const heading = (_, head) => pick(String(head), `Head ${head}`, {level: 'head', head});
     const headRow = [null, ...Array.from({length: heads}, heading)];
     cells = [
@@ -69,7 +71,7 @@ export function makeMatrix() {
       row.forEach((button, x) => {
         if (!button) return;
         const isLayer = layer === evaluation.layers[y - 1];
-        const isHead = x - 1 === state.head;
+        const isHead = x - 1 === (state.level === 'head' ? within(state.head, evaluation.heads) : state.head);
         const isChosen = {cell: y > 0 && x > 0 && isLayer && isHead, head: y === 0 && isHead}[state.level] ?? (x === 0 && isLayer);
         button.setAttribute('aria-pressed', Boolean(isChosen));
       }),

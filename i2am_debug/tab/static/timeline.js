@@ -7,8 +7,8 @@ import {change, state} from './state.js';
 const HEIGHT = 240;
 const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
 
-// `readLayers()` fetches the figures of single layers when asked for.
-export function makeTimeline(readLayers) {
+// `opened()` is called when the scores of single layers are to be seen.
+export function makeTimeline(opened) {
   let data = null; // {names, runs: [{name, index, layers}], step, lines, layers, alertsProblem}
   const title = el('h2', {});
   const fitLines = el('input', {type: 'checkbox', onchange: () => change({lines: fitLines.checked})});
@@ -21,14 +21,16 @@ export function makeTimeline(readLayers) {
   const small = el('div', {class: 'small-charts'});
   const layers = el('div', {class: 'small-charts'});
   const more = el('details', {class: 'by-layer'}, el('summary', {}, 'Scores of single layers'), layers);
-  more.addEventListener('toggle', () => more.open && readLayers());
+  more.addEventListener('toggle', () => more.open && opened());
   const lines = el('label', {class: 'check'}, fitLines, 'Fit reference lines');
   const head = el('div', {class: 'section-head'}, title, lines);
   const element = el('section', {class: 'timeline', 'aria-label': 'Timeline'}, head, key, plot, now, small, more);
   chart.addEventListener('click', (event) => {
     if (!data) return;
     const at = event.clientX - chart.getBoundingClientRect().left;
-    change({step: nearest(data.runs[0].index.steps, at, scaleX())});
+    const {steps} = data.runs[0].index;
+    const step = nearest(steps, at, scaleX());
+    change({step: step === steps[steps.length - 1] ? null : step}); // null: the newest, also after the next one
   });
   new ResizeObserver(() => draw()).observe(plot);
   document.addEventListener('keydown', (event) => event.key === 'Escape' && hideAlert());
@@ -94,7 +96,8 @@ export function makeTimeline(readLayers) {
     arrange(marks, data.runs.flatMap((run) => run.index.alerts.map((alert) => alertMark(run, alert, x))));
     if (!values.length) {
       const reason = Object.values(figureOf(main)?.undefined ?? {})[0] ?? 'it was not recorded';
-      chart.replaceChildren(svg('text', {class: 'axis', x: 12, y: HEIGHT / 2}, `Undefined: ${reason}`));
+      const place = {x: 0, y: HEIGHT / 3, width: plot.clientWidth, height: HEIGHT / 2}; // as HTML, since SVG's text does not wrap
+      chart.replaceChildren(svg('foreignObject', place, el('p', {class: 'undefined'}, `Undefined: ${reason}`)));
       chart.setAttribute('aria-label', `${state.figure} is undefined: ${reason}`);
       return;
     }
@@ -233,7 +236,7 @@ export function makeTimeline(readLayers) {
   }
 
   const redraw = () => data && load(data);
-  return {element, load, redraw};
+  return {element, load, redraw, showsLayers: () => more.open};
 }
 
 const colourAt = (place) => {
