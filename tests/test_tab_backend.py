@@ -204,8 +204,9 @@ def test_the_index_has_a_column_a_figure(logdir: Path) -> None:
     assert found["figures"]["extra"]["undefined"] == {"0": "not recorded"}
     assert found["figures"]["copying_layer/imacs_r_hole"]["mean"] == [0.4, 0.4]
     assert not any(tag.startswith("layer/") for tag in found["figures"])
-    layers = asker(logdir, "two").json("index", run="two", prefix="layer/")
-    assert set(layers["figures"]) == {"layer/up/imacs_r_hole"}
+    layers = asker(logdir, "two").json("index", run="two", layers="imacs_r_hole")
+    assert layers["figures"] == {"layer/up/imacs_r_hole": found["figures"]["copying_layer/imacs_r_hole"]}
+    assert asker(logdir, "two").json("index", run="two", layers="hole")["figures"] == {}
 
 
 def test_the_index_equals_what_the_store_reads(logdir: Path) -> None:

@@ -84,15 +84,15 @@ class Backend(base_plugin.TBPlugin):
 
     @route
     def index(self, request: Request) -> Response:
-        """The timeline of one run."""
+        """The timeline of one run: of all figures that are of no single layer, or of one kind of figure of every layer."""
         folder = self._folder(request)
-        prefix = text_of(request, "prefix") if "prefix" in request.args else None
+        kind = text_of(request, "layers") if "layers" in request.args else None
         with folder.open(_INDEX) as file, _optional(folder, _ALERTS) as alerts_file:
             both = (os.fstat(file.fileno()), os.fstat(alerts_file.fileno()) if alerts_file else None)
             tag = etag(*both)
             if answer := unchanged(request, tag, "application/json"):
                 return answer
-            found = index_file.timeline(file, _INDEX, prefix)
+            found = index_file.timeline(file, _INDEX, kind)
             found.update(alerts=[], alerts_problem=None)
             if alerts_file:
                 try:

@@ -5,11 +5,13 @@ A pair goes by its number in the evaluation, as in the file. All sizes are bound
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..record import Evaluation, Undefined, reference_tag
 from ..store import pairs_file_name
@@ -20,6 +22,10 @@ from .stored_arrays import Array, ArrayFile
 MAP_BYTES = 2**20
 ROWS_BYTES = 2**20
 PICTURE_BYTES = 2**22
+_PICTURE_SIDE = 1024
+_MAP_SIDE = 2**12
+_ENTRIES = 512
+_CELLS = 2**14
 _INFORMATION_BYTES = 2**20
 
 _LAYERS = "layer/"
@@ -71,6 +77,8 @@ def describe(file: ArrayFile) -> dict[str, Any]:
         Refusal: as `evaluation_of`.
     """
     evaluation = evaluation_of(file)
+    if not evaluation.pairs:
+        raise Refusal(404, f"{file.name} has no pairs.")
     copying = evaluation.watched_layer or evaluation.copying_layer
     copying = None if isinstance(copying, Undefined) else str(copying)
     tags = [t for t in evaluation.figures if not t.startswith(_LAYERS) or t.startswith(f"{_LAYERS}{copying}/")]
@@ -111,7 +119,7 @@ def read_map(file: ArrayFile, pair: int, name: str, index: int | None) -> np.nda
         raise Refusal(400, "name is not the name of a map, such as r2g/unified, g2r/by_head or r2g/by_layer/<layer>.")
     _check_index(bool(known["several"]), index)
     found = file.read(f"{pair}/{name}", dtypes=("F16", "F32"), most_bytes=MAP_BYTES, index=index)
-    if found.ndim != 2 or not found.size:
+    if found.ndim != 2 or not found.size or max(found.shape) > _MAP_SIDE:
         raise Refusal(404, f"{pair}/{name} in {file.name} is no map: its shape is {_in_words(found)}.")
     return found.astype("<f4")
 
@@ -160,6 +168,8 @@ def information(file: ArrayFile, reference: int = 0) -> dict[str, Any]:
         count = known + (0 if count is None else count)
     if total is None or count is None:
         raise Refusal(404, f"{file.name} has no attention information.")
+    if total.size > _CELLS:
+        raise Refusal(404, f"{file.name} has {total.size} layers and heads, more than the {_CELLS} that the tab shows.")
     mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return {
         "layers": list(evaluation.layers),
@@ -186,8 +196,21 @@ def read_picture(file: ArrayFile, pair: int, which: str) -> tuple[bytes, str]:
     found = file.read(f"{pair}/{which}", dtypes=("U8",), most_bytes=PICTURE_BYTES).tobytes()
     for signature, kind in _SIGNATURES.items():
         if found.startswith(signature):
+            if max(_size(found)) > _PICTURE_SIDE:  # a few bytes can claim gigabytes, and the browser would ask for them
+                raise Refusal(403, f"{pair}/{which} in {file.name} has more pixels a side than {_PICTURE_SIDE}.")
             return found, kind
     raise Refusal(404, f"{pair}/{which} in {file.name} is neither PNG nor JPEG.")
+
+
+def _size(encoded: bytes) -> tuple[int, int]:
+    """Width and height that a PNG or JPEG claims; 0, 0 where it claims none, and no browser shows it then."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as picture:
+            return picture.size
+    except Image.DecompressionBombError:
+        return 2**31, 2**31
+    except Exception:  # of a broken file Pillow raises anything: OSError, SyntaxError, ValueError, struct.error, …
+        return 0, 0
 
 
 def _check_index(needed: bool, index: int | None) -> None:
@@ -241,7 +264,7 @@ def _reference_lines(stored: Any) -> dict[str, dict[str, Any]]:
 def _most(file: ArrayFile, name: str, axis: int = 0) -> int:
     """The most entries that an array of this name has in any pair: "r2g/by_head" as well as "g2r/by_head"."""
     own = (a.shape for key, a in file.header.arrays.items() if _last(key) == name)
-    return max((shape[axis] for shape in own if len(shape) > axis), default=0)
+    return min(_ENTRIES, max((shape[axis] for shape in own if len(shape) > axis), default=0))
 
 
 def _last(key: str) -> str:
@@ -268,7 +291,9 @@ def _is_grid(grid: Any) -> bool:
     return (
         isinstance(grid, list)
         and len(grid) == 2
-        and all(isinstance(g, list) and len(g) == 2 and all(type(n) is int and 0 < n < 2**16 for n in g) for g in grid)
+        and all(
+            isinstance(g, list) and len(g) == 2 and all(type(n) is int and 0 < n <= _MAP_SIDE for n in g) for g in grid
+        )
     )
 
 

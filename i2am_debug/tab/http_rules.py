@@ -23,6 +23,11 @@ ALLOW_HOSTS = "I2AM_ALLOW_HOSTS"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(?::[0-9]{1,5})?")
 _INTEGER = re.compile(r"[0-9]{1,12}")
 _NAME_LENGTH = 4096
+# An answer that is opened as a page runs nothing, and pages from elsewhere can't embed one.
+_NO_PAGE = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 _LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
 
@@ -49,7 +54,9 @@ def _app(
         try:
             for check in checks:
                 check(request)
-            return answer(self, request)(environ, start_response)
+            response = answer(self, request)
+            response.headers.update(_NO_PAGE)
+            return response(environ, start_response)
         except Refusal as refusal:
             status, text = refusal.status, str(refusal)
             if status == 405:
@@ -57,7 +64,7 @@ def _app(
         except Exception:
             logging.getLogger(__name__).exception("the I2AM tab failed at %s", request.path)
             status, text = 500, "The tab failed at this; TensorBoard's log says where."
-        refused = http_util.Respond(request, text, "text/plain", code=status, headers=headers)
+        refused = http_util.Respond(request, text, "text/plain", code=status, headers=[*headers, *_NO_PAGE.items()])
         return refused(environ, start_response)
 
     return app

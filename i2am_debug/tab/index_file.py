@@ -7,7 +7,6 @@ line and bounded, since the file may be large, may be growing, and may have been
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -50,17 +49,17 @@ def summary(file: BinaryIO, name: str) -> tuple[int, int | None]:
     return len(steps), max(steps, default=None)
 
 
-def timeline(file: BinaryIO, name: str, prefix: str | None) -> dict[str, Any]:
-    """The columns of all figures whose tag begins with `prefix`; with None all that are of no layer.
+def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
+    """The columns of all figures that are of no layer; with a `kind`, such as "imacs_r", those of it of every layer.
 
     Raises:
         Refusal: a line of a newer version, one that is none of ours, or more than the bounds allow.
     """
 
     def wanted(tag: str) -> bool:
-        if prefix is None:  # which layer is the copying layer is known when all lines are read
+        if kind is None:  # which layer is the copying layer is known when all lines are read
             return not tag.startswith(_LAYERS) or tag.endswith(f"/{_COPYING_FIGURE}")
-        return tag.startswith(prefix)
+        return tag.startswith(_LAYERS) and tag.endswith(f"/{kind}")
 
     def parse(line: Mapping[str, Any]) -> Row:
         # What no callback wrote has no baseline, and names no watched layer.
@@ -74,8 +73,8 @@ def timeline(file: BinaryIO, name: str, prefix: str | None) -> dict[str, Any]:
     found = _counting(file, name, parse)
     rows = [found[step] for step in sorted(found)]
     tags = dict.fromkeys(tag for row in rows for tag in row.means)
-    columns = {tag: [tag] * len(rows) for tag in tags if prefix is not None or not tag.startswith(_LAYERS)}
-    if prefix is None and any(row.watched_layer is not None for row in rows):
+    columns = {tag: [tag] * len(rows) for tag in tags if kind is not None or not tag.startswith(_LAYERS)}
+    if kind is None and any(row.watched_layer is not None for row in rows):
         watched = [f"{_LAYERS}{row.watched_layer}/{_COPYING_FIGURE}" for row in rows]
         columns[COPYING + _COPYING_FIGURE] = watched
     if len(columns) * len(rows) > CELLS:
@@ -108,10 +107,10 @@ def alerts(file: BinaryIO, name: str) -> list[dict[str, Any]]:
 
 
 def number(value: Any) -> float | int | None:
-    """A finite number with 6 digits, or None."""
+    """A finite number with 6 digits, or None; also of one so large that charts could not hold a difference."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value if abs(value) < 2**53 else None  # what JavaScript holds exactly
-    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else None
+    return float(f"{value:.6g}") if isinstance(value, float) and abs(value) < 1e300 else None
 
 
 def short(value: Any) -> Any:
@@ -153,9 +152,10 @@ def _counting(file: BinaryIO, name: str, parse: Callable[[Mapping[str, Any]], T]
                 found = {step: item for step, item in found.items() if step <= at}
                 continue
             refuse_newer(name, line.get("format", 0))
-            if type(line["global_step"]) is not int:
-                raise ValueError(f"the step is {line['global_step']!r:.100}")
-            found[line["global_step"]] = parse(line)
+            step = line["global_step"]
+            if type(step) is not int or not 0 <= step < 10**12:  # what `integer_of` takes
+                raise ValueError(f"the step is {step!r:.100}")
+            found[step] = parse(line)
         except (*_NOT_OURS, RecursionError) as error:
             raise _unreadable(name, error) from None
     return found

@@ -11,9 +11,12 @@ export class Problem extends Error {
   }
 }
 
+// A lone half of a surrogate pair has no place in an address: encodeURIComponent would throw.
+export const encoded = (value) => encodeURIComponent(String(value).replace(/\p{Surrogate}/gu, '\ufffd'));
+
 export function address(route, query = {}) {
   const asked = Object.entries(query).filter(([, value]) => value !== null && value !== undefined);
-  const words = asked.map(([name, value]) => `${encodeURIComponent(name)}=${encodeURIComponent(value)}`).join('&');
+  const words = asked.map(([name, value]) => `${encoded(name)}=${encoded(value)}`).join('&');
   return new URL(words ? `${route}?${words}` : route, ROOT).href;
 }
 
@@ -98,12 +101,16 @@ async function readRows(response) {
 }
 
 async function readPicture(response) {
-  const bitmap = await createImageBitmap(await response.blob());
+  const blob = await response.blob();
+  const bitmap = await createImageBitmap(blob).catch(() => {
+    throw new Problem('This picture cannot be decoded.', 422);
+  });
   return {value: bitmap, bytes: 4 * bitmap.width * bitmap.height};
 }
 
 export const fetchRuns = async () => (await readJson(await ask(address('runs')))).value;
-export const fetchIndex = (run, prefix) => remembered(address('index', {run, prefix}), readJson);
+// Without a kind the figures of no single layer; with one, such as "imacs_r", that of every layer.
+export const fetchIndex = (run, kind) => remembered(address('index', {run, layers: kind}), readJson);
 export const fetchEvaluation = (run, step) => remembered(address('evaluation', {run, step}), readJson);
 export const fetchInformation = (run, step, reference) =>
   remembered(address('information', {run, step, reference: reference || null}), readJson);

@@ -2,7 +2,7 @@
 
 import {gradient} from './colour.js';
 import {el, field, number, setOptions} from './dom.js';
-import {extent, fit, isBars, paint, surface} from './paint.js';
+import {aspectOf, extent, fit, isBars, paint, surface} from './paint.js';
 import {change, state} from './state.js';
 import {heatOf} from './views.js';
 
@@ -28,8 +28,7 @@ export function makeCompare() {
   function load(loaded) {
     element.hidden = !state.compare;
     other = loaded.scene;
-    const bitmap = other?.reference.bitmap;
-    for (const one of views) one.element.style.setProperty('--aspect', bitmap ? bitmap.width / bitmap.height : 1);
+    for (const one of views) one.element.style.setProperty('--aspect', aspectOf(other?.reference.bitmap));
     const others = loaded.runs.filter((name) => name !== state.run).map((name) => [name, name]);
     const isOther = others.some(([name]) => name === state.otherRun);
     setOptions(run, [['', 'this run'], ...others], isOther ? state.otherRun : '');
@@ -65,7 +64,7 @@ export function makeCompare() {
     show(views[0], heading(scene), scene[side].bitmap, mine, {top, colourMap: state.colours});
     show(views[1], heading(other), other[side].bitmap, theirs, {top, colourMap: state.colours});
     const difference = isAlike ? subtract(mine.heat, theirs.heat) : null;
-    const most = difference ? Math.max(...difference.values.map(Math.abs)) : 0;
+    const most = difference ? extent(difference.values.map(Math.abs)).top : 0;
     const reason = isAlike ? 'They do not differ.' : both ? 'The maps have grids of different sizes.' : 'One of the maps is undefined.';
     const how = {top: most, low: -most, colourMap: 'difference', even: true};
     show(views[2], 'First minus second', scene[side].bitmap, {heat: most > 0 ? difference : null, reason}, how);

@@ -64,7 +64,8 @@ export function makeTopBar(save) {
     play.setAttribute('aria-label', isPlaying ? 'Stop playing' : 'Play the evaluations');
   }
 
-  function load(runs, index, step) {
+  // `isShown`: whether there are pictures to compare and to save.
+  function load(runs, index, step, isShown) {
     setOptions(run, runs.map(({name, problem}) => [name, problem ? `${name} (cannot be read)` : name]), state.run);
     steps = index?.steps ?? [];
     const at = Math.max(0, steps.indexOf(step));
@@ -78,7 +79,7 @@ export function makeTopBar(save) {
     on.disabled = play.disabled = steps.length < 2;
     on.disabled = on.disabled || at === steps.length - 1;
     compare.setAttribute('aria-pressed', state.compare);
-    compare.disabled = keep.disabled = !steps.length;
+    compare.disabled = keep.disabled = !isShown;
   }
 
   return {element, load, by, stop};
@@ -118,15 +119,16 @@ export function makeSidePanel() {
     field('Overlay', strength),
   );
 
-  function load(evaluation, figures) {
-    const shownFigures = figures.includes(state.figure) ? figures : [state.figure, ...figures];
-    setOptions(figure, shownFigures.map((tag) => [tag, tag]), state.figure);
+  // `shown` is the figure of the timeline.
+  function load(evaluation, figures, shown) {
+    setOptions(figure, [...new Set([shown, ...figures])].map((tag) => [tag, tag]), shown);
     setOptions(level, LEVELS, state.level);
     setOptions(time, numbered(evaluation.times, (i) => `${i}${i === 0 ? ', noisiest' : ''}`), String(within(state.time, evaluation.times)));
     setOptions(layer, evaluation.layers.map((name) => [name, name]), layerOf({...state, level: 'layer'}, evaluation));
     const heads = state.level === 'cell' ? headsOf(evaluation, layerOf(state, evaluation)) : null;
     const shownHead = heads ? state.head : within(state.head, evaluation.heads);
     const headOptions = heads ? heads.map((one) => [String(one), String(one)]) : numbered(evaluation.heads, String);
+    if (heads && !heads.includes(state.head)) headOptions.push([String(state.head), `${state.head}, not looked at`]);
     setOptions(head, headOptions, String(shownHead));
     setOptions(direction, DIRECTIONS, state.direction);
     setOptions(r2g, R2G_VARIANTS, state.r2g);

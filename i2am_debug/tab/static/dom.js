@@ -42,6 +42,9 @@ export function arrange(parent, children) {
   if (focused?.isConnected) focused.focus({preventScroll: true});
 }
 
+// A value under a name that a file chose: "constructor" is not to find what every object inherits.
+export const own = (values, name) => (values && Object.hasOwn(values, name) ? values[name] : undefined);
+
 // Numbers for people: three significant digits, small ones without an exponent as long as that can be read.
 export function number(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return '–';

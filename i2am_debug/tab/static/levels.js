@@ -109,3 +109,11 @@ export function levelWords(state, evaluation) {
   if (layer) return state.level === 'copying' ? `copying layer ${layer}` : layer;
   return 'all layers, heads and times';
 }
+
+// Layer names without what all of them share at the end.
+export function shortLayer(layer, layers) {
+  const parts = layers.map((name) => name.split('.'));
+  const isShared = (part) => parts.every((names) => names.includes(part));
+  const kept = layer.split('.').filter((part) => layers.length < 2 || /^\d+$/.test(part) || !isShared(part));
+  return kept.join('.').replaceAll('_blocks', '').replaceAll('_block', '');
+}

@@ -2,7 +2,7 @@
 
 import {css, inkOn} from './colour.js';
 import {el} from './dom.js';
-import {layerOf, within} from './levels.js';
+import {layerOf, shortLayer, within} from './levels.js';
 import {change, state} from './state.js';
 
 const KEYS = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
@@ -47,7 +47,7 @@ export function makeMatrix() {
     cells = [
       headRow,
       ...layers.map((layer, row) => {
-        const name = pick(short(layer, layers), `Layer ${layer}`, {level: 'layer', layer});
+        const name = pick(shortLayer(layer, layers), `Layer ${layer}`, {level: 'layer', layer});
         name.title = layer + (layer === evaluation.copying_layer ? ', the copying layer' : '');
         if (layer === evaluation.copying_layer) name.append(el('span', {class: 'copying'}, ' ●'));
         return [name, ...bits[row].map((value, head) => cell(value, top, layer, head))];
@@ -80,7 +80,7 @@ export function makeMatrix() {
 
   function cell(value, top, layer, head) {
     if (!Number.isFinite(value)) {
-      return el('button', {type: 'button', class: 'cell none', tabindex: -1, disabled: true, 'aria-label': 'no such head'}, '');
+      return el('button', {type: 'button', class: 'cell none', tabindex: -1, disabled: true, 'aria-label': `${layer}, head ${head}: not looked at`}, '');
     }
     const share = Math.max(0, value) / top;
     const button = pick(value.toFixed(2), `${layer}, head ${head}: ${value.toFixed(3)} bits`, null);
@@ -99,12 +99,4 @@ export function makeMatrix() {
   }
 
   return {element, load, mark};
-}
-
-// Layer names without what all of them share at the end.
-function short(layer, layers) {
-  const parts = layers.map((name) => name.split('.'));
-  const isShared = (part) => parts.every((names) => names.includes(part));
-  const kept = layer.split('.').filter((part) => layers.length < 2 || /^\d+$/.test(part) || !isShared(part));
-  return kept.join('.').replaceAll('_blocks', '').replaceAll('_block', '');
 }

@@ -21,6 +21,9 @@ export function surface(canvas) {
 // Tokens without a grid come as one row.
 export const isBars = (grid) => grid[0] === 1 && grid[1] > 1;
 
+// Width over height of a panel. A picture of one row of pixels would have none, and one of one column no end.
+export const aspectOf = (bitmap) => (bitmap ? Math.max(1 / 8, Math.min(8, bitmap.width / bitmap.height)) : 1);
+
 // Largest value and sum of a map.
 export function extent(values) {
   let [top, sum] = [0, 0];

@@ -1,7 +1,7 @@
 // The validation pairs with their pictures, those that lost most since the baseline first.
 
 import {pictureAddress} from './api.js';
-import {arrange, el, number, setOptions} from './dom.js';
+import {arrange, el, number, own, setOptions} from './dom.js';
 import {pairOf} from './scene.js';
 import {change, state} from './state.js';
 
@@ -22,17 +22,17 @@ export function makePairs() {
   const element = el('section', {class: 'pairs', 'aria-label': 'Pairs'}, head, note, list);
   const items = new Map(); // run and number → button, so that pictures are not loaded anew
 
-  // `baseline`: the evaluation to compare with, or null, and what it is called.
-  function load(run, evaluation, baseline, baselineWords) {
+  // `before`: {evaluation, words} of what to compare with; the evaluation may be null.
+  function load(run, evaluation, tag, before) {
+    const baseline = before.evaluation;
     setOptions(sort, SORTS, state.sort);
-    const tag = state.figure;
     const storedIn = (one) => tag.replace(/^copying_layer\//, `layer/${one?.copying_layer}/`);
     const bad = RISE_IS_BAD.test(tag) ? -1 : 1;
     const rows = evaluation.pairs.map(({name, figures}, index) => {
-      const before = baseline?.pairs.find((pair) => pair.name === name)?.figures[storedIn(baseline)];
-      const value = figures[storedIn(evaluation)];
-      const lost = Number.isFinite(value) && Number.isFinite(before) ? bad * (before - value) : null;
-      return {index, name, value, change: lost === null ? null : value - before, lost};
+      const earlier = own(baseline?.pairs.find((pair) => pair.name === name)?.figures, storedIn(baseline));
+      const value = own(figures, storedIn(evaluation));
+      const lost = Number.isFinite(value) && Number.isFinite(earlier) ? bad * (earlier - value) : null;
+      return {index, name, value, change: lost === null ? null : value - earlier, lost};
     });
     const last = (value) => (Number.isFinite(value) ? value : -Infinity);
     if (state.sort === 'fall') rows.sort((a, b) => last(b.lost) - last(a.lost));
@@ -40,14 +40,15 @@ export function makePairs() {
       const badness = (row) => last(Number.isFinite(row.value) ? -bad * row.value : NaN);
       rows.sort((a, b) => badness(b) - badness(a));
     }
-    note.textContent = rows.some((row) => row.lost !== null)
-      ? `${tag}, and its change since ${baselineWords}`
-      : `${tag}${baseline ? ', not known pair by pair' : '; there is no baseline to compare with'}`;
+    const reason = rows.map(({value}) => value?.undefined).find(Boolean);
+    if (rows.some((row) => row.lost !== null)) note.textContent = `${tag}, and its change since ${before.words}`;
+    else if (rows.some((row) => Number.isFinite(row.value))) note.textContent = `${tag}, not known at ${before.words}`;
+    else note.textContent = reason ? `${tag} is undefined: ${reason}` : `${tag} is not known pair by pair`;
     arrange(list, rows.map((row) => item(run, evaluation, row)));
   }
 
   function item(run, evaluation, row) {
-    const key = `${run} ${row.index} ${row.name}`;
+    const key = JSON.stringify([run, row.index, row.name]);
     const known = items.get(key) ?? makeItem(run, evaluation.step, row, key);
     const isChosen = row.index === pairOf(state, evaluation);
     known.button.setAttribute('aria-pressed', isChosen);
@@ -76,5 +77,5 @@ export function makePairs() {
     return made;
   }
 
-  return {element, load, clear: () => items.clear()};
+  return {element, load, forget: () => items.clear()};
 }

@@ -43,7 +43,7 @@ export function makeReferences() {
     return made;
   }
 
-  return {element, load};
+  return {element, load, forget: () => items.clear()};
 }
 
 function measureOf(figures, reference) {

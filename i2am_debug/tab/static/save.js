@@ -23,7 +23,8 @@ export function savePictures(parts, heading, fileName) {
   sheet.toBlob((blob) => {
     const link = document.createElement('a');
     link.href = URL.createObjectURL(blob);
-    link.download = fileName.replace(/[^\p{L}\p{N}_.-]+/gu, '_');
+    const safe = fileName.replace(/\.png$/, '').replace(/[^\p{L}\p{N}_.-]+/gu, '_');
+    link.download = `${safe.slice(0, 120)}.png`; // a file system takes 255 bytes
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   }, 'image/png');

@@ -3,8 +3,8 @@
 import {fetchEvaluation, fetchMap, fetchPicture, fetchRows} from './api.js';
 import {isStored, mapName, referenceName, referenceOf, rowsName, storedRows, whyMissing} from './levels.js';
 
-// {run, step, evaluation, pair, referenceNumber, generated, reference, rows, rowsReason}; a side is {bitmap, which, heat,
-// reason}, with a reason instead of what is not there.
+// {run, step, evaluation, pair, referenceNumber, generated, reference, rows, rowsReason}; a side is {bitmap, note, which,
+// heat, reason}, with a note or a reason instead of what is not there.
 export async function loadScene(state, run, step) {
   const evaluation = await fetchEvaluation(run, step);
   const pair = pairOf(state, evaluation);
@@ -24,17 +24,17 @@ export async function loadScene(state, run, step) {
 export const pairOf = (state, evaluation) => Math.max(0, Math.min(state.pair, evaluation.pairs.length - 1));
 
 async function loadSide(state, evaluation, query, side, which) {
-  const [bitmap, map] = await Promise.all([loadPicture(query, which), loadMap(state, evaluation, query, side)]);
-  return {which, bitmap, ...map};
+  const [picture, map] = await Promise.all([loadPicture(query, which), loadMap(state, evaluation, query, side)]);
+  return {which, ...picture, ...map};
 }
 
-// null where it is not kept.
+// With a note on why there is none: the map can be shown all the same.
 async function loadPicture(query, which) {
   try {
-    return await fetchPicture({...query, which});
+    return {bitmap: await fetchPicture({...query, which}), note: ''};
   } catch (problem) {
-    if (problem.status === 404) return null;
-    throw problem;
+    if (!(problem.status >= 400 && problem.status < 500)) throw problem; // TensorBoard is gone, or it failed
+    return {bitmap: null, note: problem.status === 404 ? 'picture not kept' : problem.message};
   }
 }
 

@@ -1,5 +1,6 @@
 // What the person chose: one object, kept in the URL's hash so that a link reproduces the view.
 
+import {encoded} from './api.js';
 import {COLOUR_MAPS} from './colour.js';
 import {parentWindow} from './host.js';
 
@@ -12,7 +13,8 @@ const DEFAULTS = {
   step: null, // null follows the newest evaluation
   pair: 0,
   reference: 0, // of models that take several
-  figure: 'copying_layer/imacs_r_hole',
+  figure: '', // empty: the first that has values
+  layerScore: 'imacs_r_hole', // of single layers
   level: 'unified', // copying, time, layer, head, cell
   time: 0,
   layer: '',
@@ -75,7 +77,7 @@ function writeHash() {
   const others = target.location.hash.slice(1).split('&').filter((part) => part && !decode(part).startsWith(PREFIX));
   const ours = Object.keys(DEFAULTS)
     .filter((key) => JSON.stringify(state[key]) !== JSON.stringify(DEFAULTS[key]))
-    .map((key) => `${PREFIX}${key}=${encodeURIComponent(written(state[key]))}`);
+    .map((key) => `${PREFIX}${key}=${encoded(written(state[key]))}`);
   const url = new URL(target.location.href);
   url.hash = [...others, ...ours].join('&');
   target.history.replaceState(target.history.state, '', url);

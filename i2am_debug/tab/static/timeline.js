@@ -1,15 +1,23 @@
 // Every score over training: one large chart, and a small one for each score to choose from.
 
 import {RUN_COLOURS} from './colour.js';
-import {arrange, el, number, svg} from './dom.js';
+import {arrange, el, field, number, own, setOptions, svg} from './dom.js';
+import {shortLayer} from './levels.js';
+import {isOfLayer, kindOf} from './load.js';
 import {change, state} from './state.js';
 
+const LAYER_SCORES = [
+  ['imacs_r_hole', 'imacs_r_hole'],
+  ['imacs_r', 'imacs_r'],
+  ['energy_r_hole', 'energy_r_hole'],
+  ['attention_information', 'attention_information'],
+];
 const HEIGHT = 240;
 const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
 
 // `opened()` is called when the scores of single layers are to be seen.
 export function makeTimeline(opened) {
-  let data = null; // {names, runs: [{name, index, layers}], step, lines, layers, alertsProblem}
+  let data = null; // {names, runs: [{name, index, layers}], step, figure, kind, lines, layerNames, alertsProblem}
   const title = el('h2', {});
   const fitLines = el('input', {type: 'checkbox', onchange: () => change({lines: fitLines.checked})});
   const chart = svg('svg', {class: 'chart', role: 'img', height: HEIGHT});
@@ -20,7 +28,9 @@ export function makeTimeline(opened) {
   const now = el('p', {class: 'alert-now', hidden: true});
   const small = el('div', {class: 'small-charts'});
   const layers = el('div', {class: 'small-charts'});
-  const more = el('details', {class: 'by-layer'}, el('summary', {}, 'Scores of single layers'), layers);
+  const kind = el('select', {onchange: () => chooseKind(kind.value)});
+  const kindField = field('Score of each layer', kind);
+  const more = el('details', {class: 'by-layer'}, el('summary', {}, 'Scores of single layers'), kindField, layers);
   more.addEventListener('toggle', () => more.open && opened());
   const lines = el('label', {class: 'check'}, fitLines, 'Fit reference lines');
   const head = el('div', {class: 'section-head'}, title, lines);
@@ -38,7 +48,9 @@ export function makeTimeline(opened) {
   // Where the names of reference lines begin, or would.
   const right = () => Math.max(240, plot.clientWidth) - (linesOf().length ? namesRoom() : ROOM.right);
   const namesRoom = () => parseFloat(getComputedStyle(plot).getPropertyValue('--line-names')); // depends on the font
-  const linesOf = () => Object.entries(data.lines[state.figure] ?? data.lines[lineTag(state.figure)] ?? {});
+  const linesOf = () =>
+    Object.entries(own(data.lines, data.figure) ?? own(data.lines, lineTag(data.figure)) ?? {})
+      .filter(([, value]) => Number.isFinite(value));
   const keys = new Map(); // run → its entry in the key
   const marksOf = new Map(); // run and step → mark of its alert
   const drawnOf = new WeakMap(); // small chart → what it was drawn from
@@ -56,8 +68,14 @@ export function makeTimeline(opened) {
     drawKey();
     draw();
     drawSmall(small, data.runs[0].index.figures);
-    more.open = more.open || state.figure.startsWith('layer/');
-    if (data.layers) drawSmall(layers, data.layers.figures);
+    more.open = more.open || isOfLayer(data.figure);
+    setOptions(kind, LAYER_SCORES, data.kind);
+    drawSmall(layers, data.runs[0].layers?.figures ?? {});
+  }
+
+  function chooseKind(layerScore) {
+    const figure = isOfLayer(data.figure) ? data.figure.slice(0, -kindOf(data.figure).length) + layerScore : state.figure;
+    change({layerScore, figure});
   }
 
   function drawKey() {
@@ -84,21 +102,21 @@ export function makeTimeline(opened) {
   function draw() {
     if (!data || !plot.clientWidth) return;
     const main = data.runs[0];
-    const figureOf = (run) => run.index.figures[state.figure] ?? run.layers?.figures[state.figure];
+    const figureOf = (run) => own(run.index.figures, data.figure) ?? own(run.layers?.figures, data.figure);
     const reference = linesOf();
-    title.textContent = state.figure;
+    title.textContent = data.figure;
     lines.hidden = !reference.length;
     fitLines.checked = state.lines;
     const values = data.runs.flatMap((run) => spread(figureOf(run))).concat(state.lines ? reference.map(([, v]) => v) : []);
     const x = scaleX();
     const parts = [];
     showNow(main);
-    arrange(marks, data.runs.flatMap((run) => run.index.alerts.map((alert) => alertMark(run, alert, x))));
+    arrange(marks, data.runs.flatMap((run) => marked(run).map((alert) => alertMark(run, alert, x))));
     if (!values.length) {
       const reason = Object.values(figureOf(main)?.undefined ?? {})[0] ?? 'it was not recorded';
       const place = {x: 0, y: HEIGHT / 3, width: plot.clientWidth, height: HEIGHT / 2}; // as HTML, since SVG's text does not wrap
       chart.replaceChildren(svg('foreignObject', place, el('p', {class: 'undefined'}, `Undefined: ${reason}`)));
-      chart.setAttribute('aria-label', `${state.figure} is undefined: ${reason}`);
+      chart.setAttribute('aria-label', `${data.figure} is undefined: ${reason}`);
       return;
     }
     const y = scaleY(values);
@@ -110,14 +128,18 @@ export function makeTimeline(opened) {
     chart.replaceChildren(...parts);
     const {steps} = main.index;
     const words = summary(figureOf(main), steps);
-    chart.setAttribute('aria-label', `${state.figure} over ${steps.length} evaluations of ${main.name}, ${words}`);
+    chart.setAttribute('aria-label', `${data.figure} over ${steps.length} evaluations of ${main.name}, ${words}`);
   }
 
   function referenceLines(reference, x, y) {
     const taken = [];
     const free = (at) => {
-      let place = Math.max(ROOM.top + 6, Math.min(HEIGHT - ROOM.bottom - 2, at));
-      while (taken.some((other) => Math.abs(other - place) < 14)) place += place < HEIGHT / 2 ? 14 : -14;
+      const [top, bottom] = [ROOM.top + 6, HEIGHT - ROOM.bottom - 2];
+      const wanted = Math.max(top, Math.min(bottom, at));
+      const isFree = (place) => place >= top && place <= bottom && !taken.some((other) => Math.abs(other - place) < 14);
+      // The nearest free place; where there is none left, the names lie over each other.
+      const near = Array.from({length: HEIGHT}, (_, i) => wanted + (i % 2 ? 1 : -1) * Math.ceil(i / 2));
+      const place = near.find(isFree) ?? wanted;
       taken.push(place);
       return place;
     };
@@ -126,7 +148,7 @@ export function makeTimeline(opened) {
       .flatMap(([name, value]) => {
         const isAbove = value > y.high;
         const isFar = isAbove || value < y.low;
-        const label = `${name} ${number(value)}${isFar ? (isAbove ? ' ↑' : ' ↓') : ''}`;
+        const label = `${name.length > 14 ? `${name.slice(0, 13)}…` : name} ${number(value)}${isFar ? (isAbove ? ' ↑' : ' ↓') : ''}`;
         const text = svg('text', {class: 'line-name', x: right() + 6, y: free(y.at(value)) + 4}, label);
         if (isFar) return [text];
         const ends = {x1: ROOM.left, x2: right(), y1: y.at(value), y2: y.at(value)};
@@ -153,6 +175,9 @@ export function makeTimeline(opened) {
     if (value === null || value === undefined) return [];
     return [svg('circle', {class: 'current', cx: x.at(data.step), cy: y.at(value), r: 6, stroke: colourOf(main)})];
   }
+
+  // A mark of a step that the run does not have would stand outside of the chart.
+  const marked = (run) => run.index.alerts.filter((alert) => run.index.steps.includes(alert.global_step));
 
   function alertMark(run, alert, x) {
     const name = `${run.name} ${alert.global_step}`;
@@ -199,9 +224,9 @@ export function makeTimeline(opened) {
   function smallChart(tag, before) {
     const made = () => el('button', {type: 'button', class: 'small', 'data-tag': tag, onclick: () => change({figure: tag})});
     const button = before ?? made();
-    button.setAttribute('aria-pressed', tag === state.figure);
+    button.setAttribute('aria-pressed', tag === data.figure);
     const main = data.runs[0];
-    const figures = data.runs.map((run) => run.index.figures[tag] ?? run.layers?.figures[tag]);
+    const figures = data.runs.map((run) => own(run.index.figures, tag) ?? own(run.layers?.figures, tag));
     const value = figures[0]?.mean[main.index.steps.indexOf(data.step)];
     const text = Number.isFinite(value) ? number(value) : 'undefined';
     const reason = Object.values(figures[0]?.undefined ?? {})[0];
@@ -231,8 +256,14 @@ export function makeTimeline(opened) {
         picture.append(svg('polyline', {points: points.join(' '), stroke: colourOf(data.runs[at])}));
       });
     }
-    button.replaceChildren(el('span', {class: 'small-name'}, tag), picture, el('span', {class: 'small-value'}, text));
+    button.replaceChildren(el('span', {class: 'small-name'}, nameOf(tag)), picture, el('span', {class: 'small-value'}, text));
     return button;
+  }
+
+  // That of a layer is short: all of them are of the same kind.
+  function nameOf(tag) {
+    if (!isOfLayer(tag)) return tag;
+    return shortLayer(tag.slice('layer/'.length, -kindOf(tag).length - 1), data.layerNames);
   }
 
   const redraw = () => data && load(data);
@@ -261,7 +292,8 @@ function summary(figure, steps) {
 }
 
 function scaleY(values) {
-  let [low, high] = [Math.min(...values), Math.max(...values)];
+  let [low, high] = [values[0], values[0]]; // not Math.min(...values): there may be more of them than arguments are allowed
+  for (const value of values) [low, high] = [Math.min(low, value), Math.max(high, value)];
   const margin = (high - low || Math.abs(high) || 1) * 0.08;
   low -= margin;
   high += margin;
@@ -275,7 +307,9 @@ export function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
   const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+  const first = Math.ceil(low / step);
+  // Counted from 0: beyond 2^53 adding 1 changes nothing, and the loop would not end.
+  for (let i = 0; i <= 4 * count && (first + i) * step <= high + 1e-9 * step; i++) found.push((first + i) * step);
   return found;
 }
 

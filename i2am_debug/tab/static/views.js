@@ -3,7 +3,7 @@
 import {gradient} from './colour.js';
 import {el, number, percent} from './dom.js';
 import {levelWords} from './levels.js';
-import {extent, fit, isBars, paint, surface} from './paint.js';
+import {aspectOf, extent, fit, isBars, paint, surface} from './paint.js';
 import {columnSum, meanRow, moved, onGrid, readPins, rectangle, toggled, writePins} from './patches.js';
 import {change, state} from './state.js';
 
@@ -171,13 +171,12 @@ export function makeViews(shown, below) {
     scene = loaded;
     const {evaluation} = scene;
     for (const side of SIDES) {
-      const {bitmap, which} = scene[side];
+      const {bitmap, which, note} = scene[side];
       const panel = panels[side];
       const isStandIn = which === 'target';
       panel.title.textContent = side === 'generated' ? (isStandIn ? 'Target' : 'Generated') : referenceWords(scene);
-      panel.note.textContent = isStandIn ? 'no generated picture is kept for this pair' : bitmap ? '' : 'picture not kept';
-      const aspect = bitmap ? bitmap.width / bitmap.height : 1;
-      panel.element.style.setProperty('--aspect', aspect);
+      panel.note.textContent = isStandIn && bitmap ? 'no generated picture is kept for this pair' : note;
+      panel.element.style.setProperty('--aspect', aspectOf(bitmap));
       panel.bar.style.background = gradient(state.colours);
       panel.canvas.setAttribute(
         'aria-label',

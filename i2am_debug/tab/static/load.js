@@ -1,0 +1,107 @@
+// All that the state asks for, loaded together; every part of the page is then given its share.
+
+import {fetchEvaluation, fetchIndex, fetchInformation} from './api.js';
+import {own} from './dom.js';
+import {referenceOf} from './levels.js';
+import {emptyMessage, problemMessage, waitingMessage} from './messages.js';
+import {loadScene, pairOf} from './scene.js';
+
+// Of these the first that has values is shown until a person chooses: not every run has masks, or a loss.
+const PREFERRED = ['copying_layer/imacs_r_hole', 'reference_gap', 'attention_information', 'imacs_g'];
+
+// What the backend says no to is not there; that it does not answer may pass.
+const refused = (problem) => {
+  if (!problem.status) throw problem;
+  return {refusal: problem.message};
+};
+
+// {message} where there is nothing to show, with {index, step} where one can go on to another evaluation; else
+// {index, step, scene, figure, layers, bits, before, overlaid, second}.
+export async function loadView(state, listing, wantsLayers) {
+  const run = listing.runs.find(({name}) => name === state.run);
+  const empty = emptyMessage(listing) ?? (run?.problem ? problemMessage(run.name, run.problem) : null);
+  if (empty) return {message: empty};
+  if (run && !run.evaluations) return {message: waitingMessage(run.name)}; // it may not even have an index yet
+  const index = await fetchIndex(state.run).catch(refused);
+  if (index.refusal) return {message: problemMessage(state.run, index.refusal)};
+  if (!index.steps.length) return {message: waitingMessage(state.run)};
+  const step = index.steps.includes(state.step) ? state.step : index.steps[index.steps.length - 1];
+  const unreadable = ({refusal}) => ({message: problemMessage(`${state.run}, step ${step}`, refusal), index, step});
+  const evaluation = await fetchEvaluation(state.run, step).catch(refused);
+  if (evaluation.refusal) return unreadable(evaluation);
+  const reference = referenceOf(state, evaluation, pairOf(state, evaluation));
+  const figure = figureOf(state, index);
+  const kind = isOfLayer(figure) ? kindOf(figure) : state.layerScore;
+  const [scene, bits, before, overlaid, layers] = await Promise.all([
+    loadScene(state, state.run, step).catch(refused),
+    fetchInformation(state.run, step, reference).catch(() => null),
+    loadBefore(state, index),
+    loadOverlaid(state, listing, isOfLayer(figure) ? kind : null),
+    isOfLayer(figure) || wantsLayers ? fetchIndex(state.run, kind) : null,
+  ]);
+  if (scene.refusal) return unreadable(scene);
+  const second = state.compare ? await loadSecond(state, listing, scene, index) : {runs: []};
+  return {index, step, scene, figure, kind, layers, bits, before, overlaid, second};
+}
+
+// So that stepping to them waits for nothing.
+export function loadNeighbours(state, {index, step, scene}) {
+  const at = index.steps.indexOf(step);
+  for (const near of [index.steps[at + 1], index.steps[at - 1]]) {
+    if (near === undefined) continue;
+    loadScene(state, state.run, near).catch(() => {});
+    fetchInformation(state.run, near, scene.referenceNumber).catch(() => {});
+  }
+}
+
+// Scores of single layers are called "layer/<name>/<kind>".
+export const isOfLayer = (figure) => figure.startsWith('layer/');
+export const kindOf = (figure) => figure.slice(figure.lastIndexOf('/') + 1);
+
+// The chosen score, if the run has it.
+function figureOf(state, index) {
+  if (isOfLayer(state.figure) || Object.hasOwn(index.figures, state.figure)) return state.figure;
+  const hasValues = (tag) => own(index.figures, tag)?.mean.some(Number.isFinite);
+  const tags = Object.keys(index.figures);
+  return [...PREFERRED, ...tags].find(hasValues) ?? tags[0] ?? PREFERRED[0];
+}
+
+// What was lost is told against the baseline, or against the first evaluation where the baseline came from a file.
+async function loadBefore(state, index) {
+  const isBaseline = index.steps.includes(index.baseline_step);
+  const step = isBaseline ? index.baseline_step : index.steps[0];
+  const evaluation = await fetchEvaluation(state.run, step).catch(() => null);
+  return {evaluation, words: `${isBaseline ? 'the baseline' : 'the first evaluation'}, step ${step}`};
+}
+
+async function loadOverlaid(state, listing, kind) {
+  const readable = new Set(listing.runs.filter((run) => !run.problem).map((run) => run.name));
+  const names = [...new Set(state.overlay)].filter((name) => name !== state.run && readable.has(name));
+  const read = async (name) => ({
+    name,
+    index: await fetchIndex(name),
+    layers: kind === null ? null : await fetchIndex(name, kind),
+  });
+  const found = await Promise.all(names.map((name) => read(name).catch(() => null)));
+  return found.filter((one) => one?.index.steps.length);
+}
+
+// The same pair in another evaluation, of this run or of another one.
+async function loadSecond(state, listing, scene, index) {
+  const runs = listing.runs.filter((one) => !one.problem).map((one) => one.name);
+  const name = runs.includes(state.otherRun) ? state.otherRun : state.run;
+  const none = (problem) => ({scene: null, index: null, runs, problem});
+  if (!listing.runs.find((one) => one.name === name)?.evaluations) return none(`${name} has no evaluations yet.`);
+  try {
+    const theirs = await fetchIndex(name);
+    const step = theirs.steps.includes(state.otherStep) ? state.otherStep : theirs.baseline_step ?? theirs.steps[0];
+    const evaluation = await fetchEvaluation(name, step);
+    const shown = scene.evaluation.pairs[scene.pair].name;
+    const pair = evaluation.pairs.findIndex((one) => one.name === shown);
+    if (pair < 0) return none(`Step ${step} of ${name} has no pair ${shown}.`);
+    const comparable = theirs.comparable[theirs.steps.indexOf(step)] === index.comparable[index.steps.indexOf(scene.step)];
+    return {scene: await loadScene({...state, pair}, name, step), index: theirs, runs, comparable};
+  } catch (problem) {
+    return none(problem.message);
+  }
+}
