@@ -580,6 +580,9 @@ def test_reference_tokens_without_a_grid_are_bars(tab: Tab) -> None:
 
 def test_what_has_no_value_is_undefined_with_its_reason_and_never_0(tab: Tab) -> None:
     choose(tab.page, "undefined")
+    assert tab.page.locator(".timeline h2").inner_text() == "reference_gap", "the first score that has values"
+    tab.page.get_by_label("Score", exact=True).select_option("copying_layer/imacs_r_hole")
+    tab.says(f"Undefined: {LONG_REASON}")
     panels = tab.page.locator(".views .panel")
     for side in (0, 1):
         assert "Undefined. This map has no values: nothing was looked at." in panels.nth(side).inner_text()
@@ -587,7 +590,6 @@ def test_what_has_no_value_is_undefined_with_its_reason_and_never_0(tab: Tab) ->
     hover(tab.page, "generated", 3, (4, 4))
     tab.says("Undefined. Nothing was looked at here.")
     assert words(tab.page, ".views .reading") == "Generated patch row 0, column 3 of 4 × 4 (token 3)"
-    assert f"Undefined: {LONG_REASON}" in tab.page.locator(".timeline .chart").text_content()
     assert tab.page.locator(".timeline .chart polyline").count() == 0
     chart = tab.page.locator(".timeline .small", has_text="imacs_g").first
     assert chart.locator(".small-value").inner_text() == "undefined" and LONG_REASON in chart.get_attribute("title")
@@ -602,8 +604,9 @@ def test_what_has_no_value_is_undefined_with_its_reason_and_never_0(tab: Tab) ->
 
 
 def test_a_long_reason_can_be_read_on_a_narrow_page(browser: Any, address: str) -> None:
-    tab = Tab(browser, address, link(run="undefined"), viewport={"width": 360, "height": 900})
-    reason = tab.page.locator(".timeline .chart").get_by_text(LONG_REASON)
+    score = "copying_layer/imacs_r_hole"
+    tab = Tab(browser, address, link(run="undefined", figure=score), viewport={"width": 360, "height": 900})
+    reason = tab.page.locator(".timeline .plot").get_by_text(LONG_REASON)
     box = reason.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and reason.evaluate("e => e.scrollWidth <= e.clientWidth")
     assert tab.errors == []
@@ -765,11 +768,17 @@ def test_stepping_goes_on_from_what_is_shown_where_a_run_lacks_the_chosen_step(t
 def test_the_scores_of_single_layers_are_those_of_the_shown_run(tab: Tab) -> None:
     tab.page.locator("summary").click()
     tab.page.locator(".by-layer .small").first.wait_for()
-    assert "layer/up" in words(tab.page, ".by-layer")
+    assert tab.page.locator(".by-layer .small-name").all_inner_texts() == ["up"]
     choose(tab.page, "deep")
     tab.page.locator(".by-layer .small").nth(56).wait_for(timeout=5000)
-    shown = tab.page.locator(".by-layer .small-name").all_inner_texts()
+    charts = tab.page.locator(".by-layer .small")
+    shown = charts.evaluate_all("all => all.map((e) => e.dataset.tag)")
     assert sorted(shown) == [*sorted(f"layer/{layer}/imacs_r_hole" for layer in DEEP_LAYERS), "layer/up/imacs_r_hole"]
+    named = charts.locator(".small-name").all_inner_texts()
+    assert {"0", "13", "56", "up"} <= set(named), "what all of their names share is left out"
+    tab.page.get_by_label("Score of each layer").select_option("attention_information")
+    tab.page.wait_for_function("location.hash.includes('layerScore=attention_information')")
+    tab.page.wait_for_function("document.querySelectorAll('.by-layer .small').length === 0")  # this run has none of it
 
 
 def test_what_a_comparison_is_with_is_chosen_where_it_says_so(tab: Tab) -> None:

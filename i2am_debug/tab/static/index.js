@@ -46,7 +46,7 @@ export async function render() {
     if (listing.runs.some((run) => run.name === wanted) || !listing.runs.length) return '';
     const readable = listing.runs.find((run) => !run.problem && run.evaluations) ?? listing.runs[0];
     change({run: readable.name});
-    return wanted ? `There is no run ${wanted} (any more); this is ${readable.name}.` : '';
+    return wanted ? `There is no run ${wanted.slice(0, 300)} (any more); this is ${readable.name}.` : '';
   }
 
   // Loads what the state asks for and shows it; an older call that is overtaken shows nothing any more.

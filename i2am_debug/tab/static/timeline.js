@@ -23,7 +23,8 @@ export function makeTimeline(opened) {
   const chart = svg('svg', {class: 'chart', role: 'img', height: HEIGHT});
   const marks = el('div', {class: 'marks'});
   const bubble = el('div', {class: 'bubble', id: 'i2am-alert', role: 'tooltip', hidden: true});
-  const plot = el('div', {class: 'plot'}, chart, marks, bubble);
+  const missing = el('p', {class: 'undefined', hidden: true});
+  const plot = el('div', {class: 'plot'}, chart, missing, marks, bubble);
   const key = el('div', {class: 'key', role: 'group', 'aria-label': 'Runs in the timeline'});
   const now = el('p', {class: 'alert-now', hidden: true});
   const small = el('div', {class: 'small-charts'});
@@ -112,10 +113,11 @@ export function makeTimeline(opened) {
     const parts = [];
     showNow(main);
     arrange(marks, data.runs.flatMap((run) => marked(run).map((alert) => alertMark(run, alert, x))));
+    missing.hidden = values.length > 0;
     if (!values.length) {
       const reason = Object.values(figureOf(main)?.undefined ?? {})[0] ?? 'it was not recorded';
-      const place = {x: 0, y: HEIGHT / 3, width: plot.clientWidth, height: HEIGHT / 2}; // as HTML, since SVG's text does not wrap
-      chart.replaceChildren(svg('foreignObject', place, el('p', {class: 'undefined'}, `Undefined: ${reason}`)));
+      missing.textContent = `Undefined: ${reason}`;
+      chart.replaceChildren();
       chart.setAttribute('aria-label', `${data.figure} is undefined: ${reason}`);
       return;
     }
