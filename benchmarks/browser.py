@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def tensorboard(*options: str) -> Iterator[tuple[str, subprocess.Popen]]:
                 break
         else:
             raise RuntimeError(f"TensorBoard did not start: {''.join(said)}")
+        # Nobody reads what it says from here on, and a full pipe would stop it.
+        threading.Thread(target=server.stderr.read, daemon=True).start()
         yield f"http://localhost:{found[1]}", server
     finally:
         server.kill()

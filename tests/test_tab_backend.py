@@ -693,7 +693,7 @@ def test_rows_must_fit_their_grids(logdir: Path, change: dict[str, Any], grids: 
 @pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", b"<html><script>", b"", b"GIF89a", b"RIFFxxxxWEBP"])
 def test_a_picture_is_png_or_jpeg(logdir: Path, content: bytes) -> None:
     write_run(logdir / "odd", [evaluation()], [{"0/generated": np.frombuffer(content, np.uint8)}])
-    text = asker(logdir, "odd").refusal(404, "picture", run="odd", step=0, pair=0, which="generated")
+    text = asker(logdir, "odd").refusal(422, "picture", run="odd", step=0, pair=0, which="generated")
     assert "neither PNG nor JPEG" in text
 
 

@@ -102,7 +102,7 @@ def address(logdir: Path) -> Iterator[str]:
 
 @pytest.fixture
 def tab(browser: Any, address: str) -> Iterator[Tab]:
-    opened = Tab(browser, address, "run=finetune")
+    opened = Tab(browser, address, "p.i2am_debug.run=finetune")
     yield opened
     assert opened.errors == []
     opened.page.close()
@@ -486,7 +486,9 @@ def test_a_hostile_run_name_is_text(browser: Any, address: str) -> None:
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 360), ("dark", 3840)])
 def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(browser: Any, address: str, scheme: str, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    tab = Tab(browser, address, "run=finetune", viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    tab = Tab(
+        browser, address, "p.i2am_debug.run=finetune", viewport={"width": width, "height": 1000}, color_scheme=scheme
+    )
     tab.screenshot(f"tab_{scheme}_{width}")
     assert tab.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     inside = """() => [...document.querySelectorAll('section svg text, section p, section button')].filter((e) =>

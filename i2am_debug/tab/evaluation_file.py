@@ -79,8 +79,8 @@ def describe(file: ArrayFile) -> dict[str, Any]:
     evaluation = evaluation_of(file)
     if not evaluation.pairs:
         raise Refusal(404, f"{file.name} has no pairs.")
-    copying = evaluation.watched_layer or evaluation.copying_layer
-    copying = None if isinstance(copying, Undefined) else str(copying)
+    watched = evaluation.watched_layer or evaluation.copying_layer
+    copying = None if isinstance(watched, Undefined) else str(watched)
     tags = [t for t in evaluation.figures if not t.startswith(_LAYERS) or t.startswith(f"{_LAYERS}{copying}/")]
     known = [str(i) for i in range(len(evaluation.pairs))]
     maps: dict[str, list[str]] = {pair: [] for pair in known}
@@ -197,9 +197,9 @@ def read_picture(file: ArrayFile, pair: int, which: str) -> tuple[bytes, str]:
     for signature, kind in _SIGNATURES.items():
         if found.startswith(signature):
             if max(_size(found)) > _PICTURE_SIDE:  # a few bytes can claim gigabytes, and the browser would ask for them
-                raise Refusal(403, f"{pair}/{which} in {file.name} has more pixels a side than {_PICTURE_SIDE}.")
+                raise Refusal(422, f"{pair}/{which} in {file.name} has more pixels a side than {_PICTURE_SIDE}.")
             return found, kind
-    raise Refusal(404, f"{pair}/{which} in {file.name} is neither PNG nor JPEG.")
+    raise Refusal(422, f"{pair}/{which} in {file.name} is neither PNG nor JPEG.")
 
 
 def _size(encoded: bytes) -> tuple[int, int]:

@@ -8,7 +8,8 @@ from ..errors import I2AMError
 class Refusal(I2AMError):
     """What was asked for can't be had. The text names no path outside the logdir.
 
-    `status`: 400 what was asked makes no sense, 403 not allowed, 404 not there or not readable, 405 not a GET.
+    `status`: 400 what was asked makes no sense, 403 not allowed, 404 not there or not readable, 405 not a GET, 422 a picture
+    that can't be shown.
     """
 
     def __init__(self, status: int, text: str) -> None:
