@@ -109,7 +109,7 @@ def describe(file: ArrayFile) -> dict[str, Any]:
 
 
 def read_map(file: ArrayFile, pair: int, name: str, index: int | None) -> np.ndarray:
-    """One map, (h, w) float32.
+    """One map, (h, w) float32, sum 1.
 
     Raises:
         Refusal: no such map, or not one that the tab reads.
@@ -121,7 +121,9 @@ def read_map(file: ArrayFile, pair: int, name: str, index: int | None) -> np.nda
     found = file.read(f"{pair}/{name}", dtypes=("F16", "F32"), most_bytes=MAP_BYTES, index=index)
     if found.ndim != 2 or not found.size or max(found.shape) > _MAP_SIDE:
         raise Refusal(404, f"{pair}/{name} in {file.name} is no map: its shape is {_in_words(found)}.")
-    return found.astype("<f4")
+    # All but the unified maps ("r2g/unified") are stored with mean 1, to lie well inside float16's range.
+    is_unified = _split(name)[1].partition("/")[2] == "unified"
+    return found.astype("<f4") if is_unified else found.astype("<f4") / np.float32(found.size)
 
 
 def read_rows(file: ArrayFile, pair: int, name: str, index: int | None) -> tuple[np.ndarray, np.ndarray, list[int]]:
