@@ -1,7 +1,7 @@
 // Which of a pair's references is shown, where a model takes several.
 
 import {pictureAddress} from './api.js';
-import {arrange, el, number} from './dom.js';
+import {arrange, el, number, own} from './dom.js';
 import {prefixOf, referenceName} from './levels.js';
 import {change} from './state.js';
 
@@ -14,23 +14,25 @@ const MEASURES = [
 
 export function makeReferences() {
   const element = el('div', {class: 'references', role: 'group', 'aria-label': 'References', hidden: true});
-  const items = new Map(); // address of the picture → button, so that pictures are not loaded anew
+  const items = new Map(); // run, pair and number → button, so that pictures are not loaded anew at every evaluation
 
   function load({run, step, evaluation, pair, referenceNumber}) {
     const numbers = evaluation.references[pair];
     element.hidden = numbers.length < 2;
     if (element.hidden) return;
+    const {name, figures} = evaluation.pairs[pair];
     const buttons = numbers.map((reference) => {
-      const own = item(pictureAddress({run, step, pair, which: referenceName(reference)}), reference);
-      own.button.setAttribute('aria-pressed', reference === referenceNumber);
-      own.measure.textContent = measureOf(evaluation.pairs[pair].figures, reference);
-      return own.button;
+      const src = pictureAddress({run, step, pair, which: referenceName(reference)});
+      const known = item(JSON.stringify([run, pair, name, reference]), src, reference);
+      known.button.setAttribute('aria-pressed', reference === referenceNumber);
+      known.measure.textContent = measureOf(figures, reference);
+      return known.button;
     });
     arrange(element, buttons);
   }
 
-  function item(src, reference) {
-    const known = items.get(src);
+  function item(key, src, reference) {
+    const known = items.get(key);
     if (known) return known;
     const image = el('img', {alt: '', width: 32, height: 32, src});
     image.addEventListener('error', () => image.classList.add('missing'), {once: true});
@@ -39,7 +41,7 @@ export function makeReferences() {
     const choose = () => change({reference});
     const button = el('button', {type: 'button', class: 'reference-choice', onclick: choose}, image, words);
     const made = {button, measure};
-    items.set(src, made);
+    items.set(key, made);
     return made;
   }
 
@@ -48,7 +50,7 @@ export function makeReferences() {
 
 function measureOf(figures, reference) {
   for (const [tag, words] of MEASURES) {
-    const value = figures[prefixOf(reference) + tag];
+    const value = own(figures, prefixOf(reference) + tag);
     if (Number.isFinite(value)) return words(value);
   }
   return '';
