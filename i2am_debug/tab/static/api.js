@@ -4,7 +4,7 @@
 const ROOT = new URL('../', import.meta.url);
 const CACHE_BYTES = 48 * 2 ** 20;
 
-export class Problem extends Error {
+class Problem extends Error {
   constructor(sentence, status) {
     super(sentence);
     this.status = status;
@@ -14,7 +14,7 @@ export class Problem extends Error {
 // A lone half of a surrogate pair has no place in an address: encodeURIComponent would throw.
 export const encoded = (value) => encodeURIComponent(String(value).replace(/\p{Surrogate}/gu, '\ufffd'));
 
-export function address(route, query = {}) {
+function address(route, query = {}) {
   const asked = Object.entries(query).filter(([, value]) => value !== null && value !== undefined);
   const words = asked.map(([name, value]) => `${encoded(name)}=${encoded(value)}`).join('&');
   return new URL(words ? `${route}?${words}` : route, ROOT).href;

@@ -103,7 +103,7 @@ function subtract(one, other) {
 }
 
 // Square root of the Jensen–Shannon divergence, base 2, as in distances.py.
-export function jsDistance(one, other) {
+function jsDistance(one, other) {
   const [a, b] = [extent(one).sum, extent(other).sum];
   if (!(a > 0 && b > 0)) return NaN;
   const term = (p) => (p > 0 ? -p * Math.log2(p) : 0);

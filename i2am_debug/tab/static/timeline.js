@@ -304,7 +304,7 @@ function scaleY(values) {
 }
 
 // Round numbers between two bounds.
-export function ticks(low, high, count) {
+function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
