@@ -317,12 +317,12 @@ class I2AMCallback:
         trackers, store = self._open()
         known = self._baseline_maps
         evaluation = self.evaluator.score(looks, global_step=global_step, pipeline=pipeline, baseline=known)
-        if self._baseline is None:
-            self._baseline, self._baseline_maps = evaluation, unified_maps(looks)
-        copying = self._baseline.copying_layer
+        copying = (self._baseline or evaluation).copying_layer
         watched = None if isinstance(copying, Undefined) else copying
         seconds = time.monotonic() - started
         self._newest = evaluation = replace(evaluation, watched_layer=watched, seconds=seconds)
+        if self._baseline is None:
+            self._baseline, self._baseline_maps = evaluation, unified_maps(looks)
         store.write(evaluation, *pack_looks(looks, watched))
         store.write_pairs(evaluation, self.evaluator.pairs)
         alert = self._compare(evaluation, store)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import StoreError
-from .record import Evaluation, Undefined, differences
+from .record import Evaluation, Undefined, differences, reference_tag
 from .store import RunStore, Stored, pairs_file_name, read_arrays, read_figures, write_evaluation
 
 logger = logging.getLogger("i2am_debug")
@@ -33,10 +33,9 @@ def save_baseline(
                 "the run raised an alert at step %d; fine until step %s: is step %d a good baseline? (--step N)",
                 *(alert.global_step, alert.fine_at, evaluation.global_step),
             )
-    count = range(len(evaluation.pairs))
-    arrays = read_arrays(stored.path, [f"{i}/{name}" for i in count for name in MAPS])
-    pictures = store.folder / pairs_file_name(evaluation)
-    arrays.update(read_arrays(pictures, [f"{i}/{name}" for i in count for name in PICTURES]))
+    maps, pictures = _kept(evaluation)
+    arrays = read_arrays(stored.path, maps)
+    arrays.update(read_arrays(store.folder / pairs_file_name(evaluation), pictures))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_evaluation(path, evaluation, arrays, {})
     return evaluation
@@ -67,8 +66,18 @@ def set_margins(path: Path, margins: dict[str, float | str]) -> None:
     """
     _refuse_a_runs_own(path)
     evaluation = read_figures(path)
-    names = [f"{i}/{name}" for i in range(len(evaluation.pairs)) for name in (*MAPS, *PICTURES)]
-    write_evaluation(path, replace(evaluation, margins=margins), read_arrays(path, names), {})
+    maps, pictures = _kept(evaluation)
+    write_evaluation(path, replace(evaluation, margins=margins), read_arrays(path, [*maps, *pictures]), {})
+
+
+def _kept(evaluation: Evaluation) -> tuple[list[str], list[str]]:
+    """Names of the arrays that a baseline keeps: maps and generated pictures, and the pairs' own pictures."""
+    further = [reference_tag(number) for number in evaluation.further_references]
+    maps = [*MAPS, *(f"{one}/{way}/unified" for one in further for way in ("r2g", "g2r"))]
+    count = range(len(evaluation.pairs))
+    return [f"{i}/{name}" for i in count for name in maps], [
+        f"{i}/{name}" for i in count for name in (*PICTURES, *further)
+    ]
 
 
 def _refuse_a_runs_own(path: Path) -> None:

@@ -56,7 +56,7 @@ def default_call(pipeline: Any, num_inference_steps: int | None = None) -> Pipel
 
     def call(pipeline: Any, pair: ValidationPair, generator: torch.Generator) -> Any:
         arguments: dict[str, Any] = dict(pair.extra)
-        arguments[takes_reference] = _references(pipeline, pair, takes_reference)
+        arguments[takes_reference] = references_of(pipeline, pair)
         if takes_reference != "image" and "image" in parameters:
             arguments["image"] = pair.target
         if "mask_image" in parameters:
@@ -103,12 +103,17 @@ def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
     return found
 
 
-def _references(pipeline: Any, pair: ValidationPair, parameter: str) -> Any:
-    """The pair's references as the pipeline takes them: a picture, or a list of them."""
+def references_of(pipeline: Any, pair: ValidationPair) -> Any:
+    """The pair's references as `default_call` gives them to the pipeline: a picture, or a list of them.
+
+    Raises:
+        InvalidPair: the pipeline takes fewer.
+    """
     pictures = [pair.reference, *pair.further_references]
-    name = type(pipeline).__name__
     if len(pictures) == 1:
         return pair.reference
+    name = type(pipeline).__name__
+    parameter = _reference_parameter(pipeline, inspect.signature(type(pipeline).__call__).parameters)
     if parameter == "image" and name in _TAKES_SEVERAL:
         return pictures
     adapters = 0

@@ -14,7 +14,7 @@ from .distances import js_distance
 from .errors import StoreError, UndefinedFigure
 from .exit_codes import ExitCode
 from .judge import Finding, Seen, findings, refuse_idle_rules
-from .record import Evaluation, Figure, Undefined, differences
+from .record import Evaluation, Figure, Undefined, differences, of_any_reference
 from .rules import DEFAULT_RULES, Rule, Rules, Severity, at_least
 from .store import PLUGIN_NAME, RunStore, Stored, read_evaluation
 
@@ -249,18 +249,18 @@ class _Rebased:
         return self._seen.global_step
 
     def mean(self, tag: str) -> Figure:
-        if not tag.startswith(_DISTANCE):
+        if not _is_distance(tag):
             return self._seen.mean(tag)
         values = self.values(tag)
         return float(np.nanmean(values)) if np.isfinite(values).any() else Undefined("; ".join(self.reasons(tag)))
 
     def values(self, tag: str) -> np.ndarray:
-        if not tag.startswith(_DISTANCE):
+        if not _is_distance(tag):
             return self._seen.values(tag)
         return np.array([np.nan if isinstance(d, str) else d for d in self._distances(tag)])
 
     def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
-        if not tag.startswith(_DISTANCE):
+        if not _is_distance(tag):
             return self._seen.reasons(tag, among)
         return tuple(sorted({d for d in self._distances(tag) if isinstance(d, str)}))
 
@@ -269,9 +269,13 @@ class _Rebased:
         return read_evaluation(self._path)[1] if self._path is not None else {}
 
     def _distances(self, tag: str) -> list[float | str]:
-        name = tag.removeprefix(_DISTANCE)
+        name = tag.replace(_DISTANCE, "")  # "reference_1/drift/js_r2g" is of the maps "reference_1/r2g"
         count = len(self._seen.values(tag))
         return [_distance(self._maps.get(f"{i}/{name}"), self._base_maps.get(f"{i}/{name}")) for i in range(count)]
+
+
+def _is_distance(tag: str) -> bool:
+    return of_any_reference(tag).startswith(_DISTANCE)
 
 
 def _distance(ours: np.ndarray | None, theirs: np.ndarray | None) -> float | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from . import __version__
-from .calls import PipelineCall, default_call, picture_of
+from .calls import PipelineCall, default_call, picture_of, references_of
 from .capture import Trace, find_denoiser, trace
 from .errors import NothingCaptured, UnsupportedModel
 from .families import Family, find_family
@@ -33,7 +34,6 @@ LossFunction = Callable[..., torch.Tensor]
 `reference`, when given, a list of B pictures to use in place of each pair's own. It must run the pipeline's own denoiser."""
 
 _PILOT_PAIRS = 4
-_NOT_FINITE = "the attention is not finite"
 
 
 @dataclass(kw_only=True)
@@ -77,9 +77,10 @@ class Evaluator:
                 f"no attention module of {type(denoiser).__name__} is looked at: the family {family.name!r} finds "
                 f"{list(family.layers(denoiser)) or 'none'}, the plan's layers are {self.plan.layers}"
             )
-        if self.loss_fn is None and self.call is None:
+        by_default = self.loss_fn is None and self.call is None
+        if by_default:
             default_call(pipeline)
-        self._pair_hashes = self.pairs.check()
+        self._pair_hashes = self.pairs.check(partial(references_of, pipeline) if by_default else None)
 
     def pilot(self, pipeline: Any) -> None:
         """Chooses the heads to look at from the first pairs, where the model has more than the plan allows."""
@@ -88,8 +89,12 @@ class Evaluator:
         total = self._heads_of(pipeline)
         if total is not None and total <= self.plan.heads:
             return
-        seen = [look.maps.information for batch in self.batches[:_PILOT_PAIRS] for look in self.look(pipeline, batch)]
-        self.heads = choose_heads({la: np.mean([s[la] for s in seen], axis=0).tolist() for la in seen[0]}, self.plan)
+        looks = [look for batch in self.batches[:_PILOT_PAIRS] for look in self.look(pipeline, batch)]
+        found: dict[str, list[Any]] = {}  # a layer may read a further reference only
+        for maps in (maps for look in looks for maps in (look.maps, *look.further.values())):
+            for layer, bits in maps.information.items():
+                found.setdefault(layer, []).append(bits)
+        self.heads = choose_heads({la: np.mean(bits, axis=0).tolist() for la, bits in found.items()}, self.plan)
 
     def look(self, pipeline: Any, batch: Sequence[int]) -> list[Look]:
         """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""

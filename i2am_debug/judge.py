@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from .finding import Finding, Seen, p_in_words
-from .record import Evaluation, Figure, Undefined, estimates
+from .record import Evaluation, Figure, Undefined, estimates, of_any_reference
 from .resampling import sign_flip_p
 from .rules import ANY_FIGURE, COPYING, DEFAULT_RULES, Rule, Rules
 
@@ -38,7 +38,7 @@ def refuse_idle_rules(rules: Rules, baseline: Evaluation) -> None:
     """
     for rule in rules.rules:
         tag = resolve(rule.figure, baseline)
-        if rule.kind == "drop" and rule.figure.startswith("drift/"):
+        if rule.kind == "drop" and of_any_reference(rule.figure).startswith("drift/"):
             raise ValueError(
                 f"rule {rule.name!r}: {rule.figure} is a distance to the baseline; limit it with kind='ceiling'"
             )

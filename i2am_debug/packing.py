@@ -1,13 +1,15 @@
 """One pair's maps, rows and picture in the form they are stored in. Imports no torch.
 
-What a pair takes is bounded by `PAIR_BYTES` whatever the model's resolution: the specific-reference rows are pooled until
-they fit.
+What a pair takes is bounded by `PAIR_BYTES` whatever the model's resolution: maps of single levels and the
+specific-reference rows are pooled until they fit.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ PAIR_BYTES = 3 * 2**19
 """At most 1.5 MiB a pair."""
 
 _PICTURE_SIDE = 384
-_UNIFIED_SIDE, _LEVEL_SIDE = 64, 32
+_UNIFIED_SIDE = 64
 # Sides of the rows of (unified and copying layer, all other levels), from the finest that can be had to what always fits.
 _ROW_SIDES = (
     (32, 16),
@@ -36,6 +38,7 @@ _ROW_SIDES = (
     (8, 4),
     (8, 2),
 )
+_LEVEL_SIDES = (32, 24, 16, 8)
 _HEAD_SIDES = (16, 12, 8)
 _COMPANIONS = ("r2g_centred", "r2g_object_mass", "g2r_region")
 
@@ -43,7 +46,8 @@ _COMPANIONS = ("r2g_centred", "r2g_object_mass", "g2r_region")
 def pack_looks(looks: Sequence[Any], copying_layer: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """`pack_pair` of every `looks.Look`: arrays by "<pair number>/<name>", and pair number → grids of its rows.
 
-    Those of further references stand under "<pair number>/reference_1/<name>"; all of a pair share its `PAIR_BYTES`.
+    Those of further references stand under "<pair number>/reference_1/<name>", with the names of their "layers" as JSON
+    where these are others than the first reference's; all of a pair share its `PAIR_BYTES`.
     """
     arrays: dict[str, np.ndarray] = {}
     grids: dict[str, Any] = {}
@@ -52,6 +56,8 @@ def pack_looks(looks: Sequence[Any], copying_layer: str | None) -> tuple[dict[st
         for prefix, maps in _references(look):
             room = PAIR_BYTES // (1 + len(look.further))
             own, own_grids = pack_pair(maps, copying_layer, None if prefix else look.generated, room)
+            if list(maps.information) != list(look.maps.information):
+                own["layers"] = np.frombuffer(json.dumps(list(maps.information)).encode(), dtype=np.uint8)
             arrays.update({f"{look.index}/{prefix}{name}": value for name, value in own.items()})
             grids[str(look.index)].update({prefix + name: grid for name, grid in own_grids.items()})
     return arrays, grids
@@ -90,32 +96,29 @@ def pack_pair(
         with "rows/…/scale" (…, g) float32, "generated" encoded picture bytes; and row name → [generated grid, reference
         grid].
     """
-    arrays: dict[str, np.ndarray] = {}
+    room = PAIR_BYTES if room is None else room
     directions = {"r2g": maps.r2g}
     if maps.undefined_g2r is None:
         directions["g2r"] = maps.g2r
-    for name, direction in directions.items():
-        arrays[f"{name}/unified"] = unified_form(direction.unified)
-        arrays[f"{name}/by_time"] = _level_form(direction.by_time)
-        arrays[f"{name}/by_head"] = _level_form(direction.by_head)
-        for layer, found in direction.by_layer.items():
-            arrays[f"{name}/by_layer/{layer}"] = _level_form(found)
-    given = PAIR_BYTES if room is None else room
-    arrays.update(_heads_form(directions, given // 4))
+    arrays = {f"{name}/unified": unified_form(direction.unified) for name, direction in directions.items()}
     for name in _COMPANIONS:
         companion = getattr(maps, f"_{name}", None) or (maps.r2g_centred if name == "r2g_centred" else None)
         if companion is not None:
             arrays[f"{name}/unified"] = unified_form(companion.unified)
-    heads = max(len(bits) for bits in maps.information.values())
-    arrays["information"] = np.stack(
-        [np.pad(bits, (0, heads - len(bits)), constant_values=np.nan) for bits in maps.information.values()]
-    ).astype(np.float32)
+    arrays["information"] = _information_form(maps.information)
     if generated is not None:
         arrays["generated"] = _bytes(generated)
-    if maps.undefined_g2r is not None:
-        return arrays, {}
-    left = given - sum(a.nbytes for a in arrays.values())
-    for sides in _ROW_SIDES:
+    has_rows = maps.undefined_g2r is None
+    least = _rows_bytes(maps.rows, copying_layer, *_ROW_SIDES[-1]) if has_rows else 0
+    left = room - _size(arrays)
+    levels = _finest(_LEVEL_SIDES, partial(_levels_form, directions), left - least)
+    levels = levels or _levels_form(directions, _LEVEL_SIDES[-1])  # kept in any case, rather than rows
+    arrays.update(levels)
+    left -= _size(levels)
+    of_heads = _finest(_HEAD_SIDES, partial(_heads_form, directions), min(room // 4, left - least))
+    arrays.update(of_heads)
+    left -= _size(of_heads)
+    for sides in _ROW_SIDES if has_rows else ():
         if _rows_bytes(maps.rows, copying_layer, *sides) <= left:
             rows, grids = _rows_form(maps.rows, copying_layer, *sides)
             return {**arrays, **rows}, grids
@@ -158,17 +161,39 @@ def _bytes(picture: Image.Image) -> np.ndarray:
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
 
 
-def _heads_form(directions: Mapping[str, Any], room: int) -> dict[str, np.ndarray]:
-    """The maps of each head of each layer, as fine as fits into `room` bytes; nothing where even the coarsest don't."""
-    for side in _HEAD_SIDES:
-        found = {
-            f"{name}/by_layer_head/{layer}": _level_form(maps, side)
-            for name, direction in directions.items()
-            for layer, maps in direction.by_layer_head.items()
-        }
-        if sum(a.nbytes for a in found.values()) <= room:
-            return found
-    return {}
+def _finest(sides: Sequence[int], form: Callable[[int], dict[str, np.ndarray]], room: int) -> dict[str, np.ndarray]:
+    """What `form` makes with the largest of the sides that fits into `room` bytes; nothing where even the least doesn't."""
+    return next((found for found in map(form, sides) if _size(found) <= room), {})
+
+
+def _size(arrays: Mapping[str, np.ndarray]) -> int:
+    return sum(a.nbytes for a in arrays.values())
+
+
+def _information_form(information: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(layers, heads), NaN where a layer has no such head or it was not looked at."""
+    heads = max(len(bits) for bits in information.values())
+    rows = [np.pad(bits, (0, heads - len(bits)), constant_values=np.nan) for bits in information.values()]
+    return np.stack(rows).astype(np.float32)
+
+
+def _levels_form(directions: Mapping[str, Any], side: int) -> dict[str, np.ndarray]:
+    """The maps of time groups, heads and layers, at most `side` tokens a side."""
+    found = {}
+    for name, direction in directions.items():
+        found[f"{name}/by_time"] = _level_form(direction.by_time, side)
+        found[f"{name}/by_head"] = _level_form(direction.by_head, side)
+        found.update({f"{name}/by_layer/{layer}": _level_form(one, side) for layer, one in direction.by_layer.items()})
+    return found
+
+
+def _heads_form(directions: Mapping[str, Any], side: int) -> dict[str, np.ndarray]:
+    """The maps of each head of each layer, at most `side` tokens a side."""
+    return {
+        f"{name}/by_layer_head/{layer}": _level_form(maps, side)
+        for name, direction in directions.items()
+        for layer, maps in direction.by_layer_head.items()
+    }
 
 
 def _rows_bytes(rows: Any, copying_layer: str | None, side: int, small_side: int) -> int:
@@ -229,7 +254,7 @@ def _pool(found: np.ndarray, limit: int) -> np.ndarray:
     return found
 
 
-def _level_form(found: np.ndarray, side: int = _LEVEL_SIDE) -> np.ndarray:
+def _level_form(found: np.ndarray, side: int) -> np.ndarray:
     pooled = _pool(found, side)
     return (pooled * pooled.shape[-1] * pooled.shape[-2]).astype(np.float16)  # mean 1, well inside float16's range
 

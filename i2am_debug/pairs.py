@@ -112,8 +112,8 @@ class ValidationPairs(Sequence[ValidationPair]):
     def __iter__(self) -> Iterator[ValidationPair]:
         return (self[i] for i in range(len(self)))
 
-    def check(self) -> list[str]:
-        """Makes every pair once; returns their content hashes in order.
+    def check(self, also: Callable[[ValidationPair], Any] | None = None) -> list[str]:
+        """Makes every pair once, and calls `also` with it; returns their content hashes in order.
 
         Raises:
             InvalidPair: there are no pairs, two have the same name, or one can't be used.
@@ -127,6 +127,8 @@ class ValidationPairs(Sequence[ValidationPair]):
                 raise InvalidPair(f"two validation pairs are named {pair.name!r}; give each a name of its own")
             names.add(pair.name)
             hashes.append(pair.content_hash())
+            if also is not None:
+                also(pair)
         return hashes
 
     @classmethod

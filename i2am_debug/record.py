@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,12 @@ class Evaluation:
         text = json.dumps(flat, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def further_references(self) -> tuple[int, ...]:
+        """Numbers of the references 1, 2, … that have figures."""
+        found = (_OF_FURTHER.match(tag) for tag in self.figures)
+        return tuple(sorted({int(match[1]) for match in found if match}))
+
     def mean(self, tag: str) -> Figure:
         """Mean of a figure over the pairs that have it; undefined when none has, or the tag is unknown."""
         values = self.figures.get(tag)
@@ -178,9 +185,17 @@ class Evaluation:
         )
 
 
+_OF_FURTHER = re.compile(r"reference_([1-9]\d{0,2})/")
+
+
 def reference_tag(number: int) -> str:
     """What the figures, maps and pictures of a further reference are called by: "reference_1" and so on."""
     return f"reference_{number}"
+
+
+def of_any_reference(tag: str) -> str:
+    """A figure's tag without the further reference that it is of: "imacs_g" for "reference_1/imacs_g"."""
+    return _OF_FURTHER.sub("", tag, count=1) if _OF_FURTHER.match(tag) else tag
 
 
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, Any]]:

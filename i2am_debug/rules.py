@@ -8,7 +8,6 @@ untested; `i2am-debug calibrate` measures a model's own.
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .record import of_any_reference
 from .resampling import smallest_p
 
 if sys.version_info >= (3, 11):
@@ -43,11 +43,6 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(float(value))
     except OverflowError:
         return False
-
-
-def of_any_reference(figure: str) -> str:
-    """The figure without the further reference that it is of: "imacs_g" for "reference_1/imacs_g"."""
-    return re.sub(r"^reference_\d+/", "", figure)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
-from stored_runs import COPYING, COUNT, column, evaluation, generated, maps, sick, write_baseline, write_run
+from stored_runs import COPYING, COUNT, column, evaluation, generated, maps, pairs, sick, write_baseline, write_run
 
 from i2am_debug.baseline import compare, describe, require_new, save_baseline, set_margins, update_baseline
 from i2am_debug.check import find_evaluation
@@ -50,6 +50,23 @@ def test_a_baseline_holds_the_evaluation_its_maps_and_its_pictures(tmp_path: Pat
     kept = ("r2g/unified", "g2r/unified", "g2r_region/unified", "generated")
     pictures = ("reference", "target", "mask", "reference_mask")
     assert names(path) == {f"{i}/{name}" for i in range(COUNT) for name in (*kept, *pictures)}
+
+
+def test_a_baseline_keeps_the_maps_and_pictures_of_further_references(tmp_path: Path) -> None:
+    one = evaluation(0, {"reference_2/imacs_g": column(0.3)})
+    further = {name.replace("/", "/reference_2/", 1): a for name, a in bulky().items() if "generated" not in name}
+    store = RunStore(write_run(tmp_path / "run", [one], [bulky() | further]))
+    given = [replace(p, further_references=[p.target, p.reference]) for p in pairs(one.pairs)]
+    store.write_pairs(one, given)
+    path = tmp_path / "b.safetensors"
+    save_baseline(store, find_evaluation(store, None), path)
+    of_second = {"reference_2/r2g/unified", "reference_2/g2r/unified", "reference_2"}
+    assert {name for name in names(path) if "reference_" in name and "mask" not in name} == {
+        f"{i}/{name}" for i in range(COUNT) for name in of_second
+    }
+    before = names(path)
+    set_margins(path, {"imacs_g": 0.1})
+    assert names(path) == before
 
 
 def test_a_baseline_is_much_smaller_than_its_evaluation(tmp_path: Path) -> None:

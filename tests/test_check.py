@@ -386,6 +386,23 @@ def test_distances_are_to_the_baseline_given(
     assert found.fired == (distance > 0.5)
 
 
+@pytest.mark.parametrize(("peak", "distance"), [(0, 0.0), (5, 1.0)])
+def test_distances_of_a_further_reference_are_to_the_baseline_given(tmp_path: Path, peak: int, distance: float) -> None:
+    figure = "reference_1/drift/js_g2r"
+
+    def of_both(peak: int) -> dict[str, np.ndarray]:
+        own = maps(peak=3)  # the first reference's, the same throughout
+        return own | {name.replace("/", "/reference_1/", 1): a for name, a in maps(peak=peak).items()}
+
+    first = evaluation(0, {figure: (Undefined("no baseline"),) * COUNT})
+    base = write_baseline(tmp_path / "b.safetensors", first, of_both(0))
+    row = evaluation(10, {figure: (1.0 - distance,) * COUNT})
+    run = write_run(tmp_path / "run", [row], [of_both(peak)])
+    (found,) = check(run, base, rules=far(0.5, figure)).findings
+    assert found.now is not None and found.now.mean == pytest.approx(distance)
+    assert found.fired == (distance > 0.5)
+
+
 def test_distances_of_a_history_are_to_the_baseline_given_too(tmp_path: Path, base: Path) -> None:
     rows = [evaluation(i, {"drift/js_r2g": (0.0,) * COUNT}) for i in (0, 10, 20)]
     run = write_run(tmp_path / "run", rows, [maps(peak=0), maps(peak=5), maps(peak=5)])

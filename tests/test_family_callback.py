@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import test_family_flux2 as flux2
@@ -17,6 +20,7 @@ from training import new_accelerator
 
 from i2am_debug import CapturePlan, ValidationPair, ValidationPairs, imacs, js_distance, trace
 from i2am_debug.calls import default_call
+from i2am_debug.errors import InvalidPair
 from i2am_debug.packing import unpack_picture
 from i2am_debug.record import Undefined
 from i2am_debug.store import read_evaluation
@@ -203,6 +207,59 @@ def test_every_reference_of_a_pair_has_its_figures_maps_and_picture(tmp_path):
         assert kept.shape == given.shape and np.corrcoef(kept.ravel(), given.ravel())[0, 1] > 0.8  # noise as JPEG
         assert "1/reference_1" not in file.keys()  # noqa: SIM118
     assert {"i2am/reference_1/imacs_g", "i2am/reference_1/reference_mass"} <= images_and_scalars(tmp_path / "run")[1]
+
+
+def test_a_layer_that_reads_only_a_further_reference_has_its_share_of_the_sampled_heads(tmp_path):
+    """Two IP-Adapters with scales by block: the second is read where the first is off."""
+    accelerator = new_accelerator(tmp_path)
+    unet = unet_with("full", "full")
+    middle = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    cross = [m for n, m in unet.named_modules() if n.endswith("attn2")]
+    for module in cross:  # as set_ip_adapter_scale([{"mid": 1.0}, {"down": 1.0, "up": 1.0}]) does
+        module.processor.scale = [1.0, 0.0] if module is middle else [0.0, 1.0]
+    text = torch.randn(1, 7, TEXT, generator=torch.Generator().manual_seed(0))
+    embeds = [pictures("full"), pictures("full")]
+
+    def loss_fn(batch, timesteps, generator, reference=None):
+        noisy = torch.randn(len(batch), 4, 6, 10, generator=generator)
+        condition = {"image_embeds": [one.expand(len(batch), -1, -1, -1) for one in embeds]}
+        out = unet(noisy, timesteps, text.expand(len(batch), -1, -1), added_cond_kwargs=condition).sample
+        return (out - noisy).square().mean((1, 2, 3))
+
+    heads = sum(module.heads for module in cross)
+    callback = I2AMCallback(
+        accelerator,
+        pipeline=unet,
+        pairs=pairs(2),
+        every_n_steps=1,
+        plan=CapturePlan(sampler_steps=2, heads=heads - 1),
+        loss_fn=loss_fn,
+        pictures=0,
+        on_error="raise",
+        disable_progress_bar=True,
+    )
+    callback.on_train_begin(0)
+    evaluation = callback.evaluate(1)
+    callback.on_train_end(1)
+    accelerator.end_training()
+    assert len(evaluation.heads) == len(cross) > 1
+    assert sum(map(len, evaluation.heads.values())) == heads - 1
+    assert [name.split(".")[0] for name in evaluation.layers] == ["mid_block"]
+    with safe_open(tmp_path / "run/plugins/i2am_debug/step_00000001.safetensors", framework="numpy") as file:
+        others = json.loads(file.get_tensor("0/reference_1/layers").tobytes())
+    assert sorted([*others, *evaluation.layers]) == sorted(evaluation.heads)
+    assert not isinstance(evaluation.mean("reference_1/attention_information"), Undefined)
+
+
+def test_references_that_the_pipeline_cannot_take_are_refused_before_the_training(tmp_path):
+    accelerator = new_accelerator(tmp_path)
+    pipeline = kontext.kontext_pipeline(kontext.FluxKontextPipeline)
+    one = kontext_pair(0)
+    two = replace(one, name="two", further_references=[one.reference])
+    callback = I2AMCallback(accelerator, pipeline=pipeline, pairs=ValidationPairs([one, two]), every_n_steps=5)
+    with pytest.raises(InvalidPair, match=r"pair 'two' has 2 references, and FluxKontextPipeline takes one; .*call="):
+        callback.on_train_begin(0)
+    accelerator.end_training()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from i2am_debug.judge import Finding, best_window, findings, resolve
+from i2am_debug.judge import Finding, best_window, findings, refuse_idle_rules, resolve
 from i2am_debug.record import Evaluation, Undefined
 from i2am_debug.rules import DEFAULT_RULES, KINDS, Rule, Rules
 
@@ -729,3 +729,10 @@ def test_the_default_rules_see_a_model_that_lets_go_of_its_reference() -> None:
     fired = {f.rule for f in findings(Rules(), good[0], [*good, evaluation(gone, step=400)]) if f.fired}
     absent = ("mass", "branch", "undefined")
     assert fired == {r.name for r in DEFAULT_RULES if not r.name.startswith(absent)}
+
+
+@pytest.mark.parametrize("figure", ["drift/js_g2r", "reference_1/drift/js_g2r"])
+def test_a_drop_of_a_distance_to_the_baseline_is_refused(figure: str) -> None:
+    rules = Rules(rules=(Rule(name="far", kind="drop", figure=figure),))
+    with pytest.raises(ValueError, match="is a distance to the baseline; limit it with kind='ceiling'"):
+        refuse_idle_rules(rules, evaluation({"imacs_g": [0.5] * 8}))

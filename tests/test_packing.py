@@ -45,6 +45,7 @@ def maps_of(
     heads: int = 2,
     groups: int = 5,
     map_grid: Grid | None = None,
+    looked_at: int | None = None,
     one_token: bool = False,
 ) -> Any:
     """What `pack_pair` reads of an `AttributionMaps`; arrays are shared between layers to save memory."""
@@ -59,7 +60,7 @@ def maps_of(
         by_time = a_map(groups)
         by_time[0] = np.nan  # no looked-at step in that group
         found = dict(unified=a_map(), by_time=by_time, by_head=a_map(heads), by_layer=by_layer)
-        of_heads = rng.random((heads, *(min(n, 16) for n in grid)), dtype=np.float32)
+        of_heads = rng.random((looked_at or heads, *(min(n, 16) for n in grid)), dtype=np.float32)
         by_layer_head = dict.fromkeys(by_layer, of_heads / of_heads.sum((-2, -1), keepdims=True))
         return SimpleNamespace(by_layer_head=by_layer_head, **found)
 
@@ -298,12 +299,24 @@ def test_further_references_are_packed_under_their_numbers() -> None:
     }
 
 
-def test_all_references_of_a_pair_share_its_room() -> None:
-    sizes = dict(generated=(32, 32), reference=(32, 32), layers=57, heads=24, map_grid=(64, 64))
-    given = look(0, {1: maps_of(**sizes), 2: maps_of(**sizes)}, **sizes)
-    arrays, grids = pack_looks([given], "layer.1")
+def test_the_layers_of_a_further_reference_are_named_where_they_are_others() -> None:
+    same, other = maps_of((8, 6), (3, 7)), maps_of((8, 6), (3, 7), layers=3)
+    arrays, _ = pack_looks([look(0, {1: same, 2: other})], None)
+    named = {name: json.loads(a.tobytes()) for name, a in arrays.items() if name.endswith("/layers")}
+    assert named == {"0/reference_2/layers": ["layer.0", "layer.1", "layer.2"]}
+
+
+@pytest.mark.parametrize("references", [2, 3, 5])
+@pytest.mark.parametrize("looked_at", [2, 24])
+def test_all_references_of_a_pair_share_its_room(references: int, looked_at: int) -> None:
+    sizes = dict(generated=(32, 32), reference=(32, 32), layers=57, heads=24, map_grid=(64, 64), looked_at=looked_at)
+    maps = maps_of(**sizes)
+    arrays, grids = pack_looks([look(0, dict.fromkeys(range(1, references), maps), **sizes)], "layer.1")
     assert bytes_of(arrays) <= PAIR_BYTES
-    assert {"unified", "reference_1/unified", "reference_2/unified"} <= grids["0"].keys()
+    prefixes = ["", *(f"reference_{n}/" for n in range(1, references))]
+    assert {f"{prefix}{name}" for prefix in prefixes for name in ("unified", "copying_layer")} <= grids["0"].keys()
+    kept = {name.removeprefix("0/") for name in arrays}
+    assert {f"{prefix}g2r/by_layer/layer.56" for prefix in prefixes} <= kept
 
 
 @pytest.mark.parametrize("one_token", [False, True])

@@ -246,7 +246,7 @@ def test_an_evaluation_says_what_it_holds(logdir: Path) -> None:
             *("rows/by_head", "rows/unified"),
         ]
     )
-    assert found["grids"] == GRIDS and found["undefined"] == {}
+    assert found["undefined"] == {}
 
 
 def test_an_evaluation_says_why_maps_are_missing(logdir: Path) -> None:
@@ -286,7 +286,7 @@ def test_further_references_have_maps_rows_information_and_pictures(logdir: Path
     ask = asker(logdir, "several")
     at = {"run": "several", "step": 0}
     found = ask.json("evaluation", **at)
-    assert found["references"] == {"0": [0, 1, 12], "1": [0]} and found["grids"] == grids
+    assert found["references"] == {"0": [0, 1, 12], "1": [0]} and found["reference_layers"] == {}
     assert {"reference_1/r2g/unified", "reference_1/rows/by_head", "reference_12/r2g/unified"} <= set(
         found["maps"]["0"]
     )
@@ -309,6 +309,24 @@ def test_further_references_have_maps_rows_information_and_pictures(logdir: Path
     assert "which must be one of" in ask.refusal(400, "picture", **at, pair=0, which="reference_0")
 
 
+def test_a_further_reference_may_be_read_by_other_layers(logdir: Path) -> None:
+    bits = {"0/information": [[1.0], [2.0]], "0/reference_1/information": [[3.0], [4.0]]}
+    stored = {name: np.array(values, dtype=np.float32) for name, values in bits.items()}
+    stored["0/reference_1/layers"] = np.frombuffer(b'["up", "mid"]', np.uint8)
+    more = {**maps(1), **stored, "0/reference_1/r2g/unified": maps(1)["0/r2g/unified"]}
+    RunStore(logdir / "other").write(evaluation(0, count=1), more, {})
+    ask = asker(logdir, "other")
+    assert ask.json("evaluation", run="other", step=0)["reference_layers"] == {"1": ["up", "mid"]}
+    found = [ask.json("information", run="other", step=0, reference=n) for n in (0, 1)]
+    assert [(one["layers"], one["bits"]) for one in found] == [
+        (["down", "up"], [[1.0], [2.0]]),
+        (["up", "mid"], [[3.0], [4.0]]),
+    ]
+    more["0/reference_1/layers"] = np.frombuffer(b"\xff{", np.uint8)
+    RunStore(logdir / "other").write(evaluation(8, count=1), more, {})
+    assert "can't be read" in ask.refusal(404, "information", run="other", step=8, reference=1)
+
+
 def test_each_head_of_a_layer_has_its_map(logdir: Path) -> None:
     given = np.random.default_rng(3).random((2, 4, 4)).astype(np.float16)
     chosen = evaluation(16, count=2, heads={"up": {5: 1.0, 2: 3.0}})
@@ -318,7 +336,9 @@ def test_each_head_of_a_layer_has_its_map(logdir: Path) -> None:
     found = ask.json("evaluation", run="run", step=16)
     assert found["looked_at"] == {"up": [5, 2]}, "in the order of the maps"
     assert found["heads"] == 3, "a layer may have any name"
-    assert ask.json("evaluation", run="run", step=8)["looked_at"] is None
+    RunStore(logdir / "run").write(evaluation(24, count=2), {**arrays(), **dict.fromkeys(names[:1], given)}, GRIDS)
+    assert ask.json("evaluation", run="run", step=24)["looked_at"] == {"up": [0, 1]}, "all of this layer"
+    assert ask.json("evaluation", run="run", step=8)["looked_at"] == {}
     assert {"r2g/by_layer_head/up", "r2g/by_layer_head/by_head"} <= set(found["maps"]["0"])
     at = {"run": "run", "step": 16, "pair": 1, "name": "r2g/by_layer_head/up"}
     shown = np.frombuffer(ask.ask("map", **at, index=1).data, "<f4")
@@ -339,6 +359,11 @@ def test_the_copying_layer_is_the_one_that_was_watched(logdir: Path) -> None:
     index = ask.json("index", run="watched")
     assert index["copying_layer"] == ["up"] * 3
     assert index["figures"]["copying_layer/imacs_r_hole"]["mean"] == [10.0, 11.0, 12.0]
+    # Of a run that names no watched layer at all, the first evaluation's is watched.
+    unnamed = [evaluation(i, count=2, copying_layer=layer) for i, layer in enumerate(("up", "down"))]
+    write_run(logdir / "unnamed", unnamed)
+    index = asker(logdir, "unnamed").json("index", run="unnamed")
+    assert index["copying_layer"] == ["up", "up"]
     assert "layer/up/imacs_r_hole" in ask.json("evaluation", run="watched", step=1)["pairs"][0]["figures"]
 
 

@@ -36,11 +36,13 @@ _MAP = re.compile(
     re.DOTALL,
 )
 _ROWS = re.compile(
-    _PREFIX + r"rows/(?P<rows>unified|copying_layer|(?P<several>by_time|by_head)|by_layer/.+)(?<!/scale)", re.DOTALL
+    _PREFIX + r"rows/(unified|copying_layer|(?P<several>by_time|by_head)|by_layer/.+)(?<!/scale)", re.DOTALL
 )
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
-_THINNED = "only the newest evaluations, the baseline, the best and those of alerts keep their rows"
+_THINNED = (
+    "only the newest evaluations, the baseline, the best and those of alerts keep their rows, where there is room"
+)
 
 
 def check_version(file: ArrayFile) -> None:
@@ -88,6 +90,7 @@ def describe(file: ArrayFile) -> dict[str, Any]:
         pair, _, rest = name.partition("/")
         if pair in maps and _can_be_shown(rest, array):
             maps[pair].append(rest)
+    references = {pair: _references(names) for pair, names in maps.items()}
     return {
         "step": number(evaluation.global_step),
         "pairs": [
@@ -96,14 +99,18 @@ def describe(file: ArrayFile) -> dict[str, Any]:
         ],
         "layers": list(evaluation.layers),
         "heads": _most(file, "by_head") or _most(file, "information", axis=1),
-        "looked_at": _looked_at(evaluation),
+        "looked_at": _looked_at(evaluation, file),
         "times": _most(file, "by_time"),
         "copying_layer": copying,
-        "references": {pair: _references(names) for pair, names in maps.items()},
+        "references": references,
+        "reference_layers": {
+            n: layers
+            for n in sorted({n for own in references.values() for n in own})
+            if (layers := _layers_of(file, evaluation, n)) != list(evaluation.layers)
+        },
         "reference_lines": _reference_lines(evaluation.reference_lines),
         "generated": [int(pair) for pair in known if f"{pair}/generated" in file.header.arrays],
         "maps": {pair: sorted(names) for pair, names in maps.items()},
-        "grids": _grids(file, known),
         "undefined": _missing(evaluation, maps),
     }
 
@@ -158,12 +165,13 @@ def information(file: ArrayFile, reference: int = 0) -> dict[str, Any]:
     evaluation = evaluation_of(file)
     total = count = None
     prefix = f"{reference_tag(reference)}/" if reference else ""
+    layers = _layers_of(file, evaluation, reference)
     for i in range(len(evaluation.pairs)):
         name = f"{i}/{prefix}information"
         if name not in file.header.arrays:
             continue
         bits = file.read(name, dtypes=("F32",), most_bytes=_INFORMATION_BYTES).astype(float)
-        if bits.ndim != 2 or len(bits) != len(evaluation.layers) or (total is not None and bits.shape != total.shape):
+        if bits.ndim != 2 or len(bits) != len(layers) or (total is not None and bits.shape != total.shape):
             raise Refusal(404, f"{name} in {file.name} does not fit the other pairs' or the layers.")
         known = np.isfinite(bits)
         total = np.where(known, bits, 0) + (0 if total is None else total)
@@ -174,7 +182,7 @@ def information(file: ArrayFile, reference: int = 0) -> dict[str, Any]:
         raise Refusal(404, f"{file.name} has {total.size} layers and heads, more than the {_CELLS} that the tab shows.")
     mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return {
-        "layers": list(evaluation.layers),
+        "layers": layers,
         "heads": mean.shape[1],
         "bits": [[number(value) for value in row] for row in mean.tolist()],
     }
@@ -244,11 +252,29 @@ def _references(names: list[str]) -> list[int]:
     return sorted(int(prefix[len("reference_") : -1]) if prefix else 0 for prefix in prefixes)
 
 
-def _looked_at(evaluation: Evaluation) -> dict[str, list[int]] | None:
-    """Layer → the heads looked at, in the order of their maps; None where all were."""
-    if evaluation.heads is None:
-        return None
-    return {layer: [int(head) for head in heads] for layer, heads in evaluation.heads.items()}
+def _looked_at(evaluation: Evaluation, file: ArrayFile) -> dict[str, list[int]]:
+    """Layer → the heads looked at, in the order of their maps; layers without such maps may be missing."""
+    if evaluation.heads is not None:
+        return {layer: [int(head) for head in heads] for layer, heads in evaluation.heads.items()}
+    found: dict[str, list[int]] = {}
+    for key, array in file.header.arrays.items():
+        level, _, layer = _split(key.partition("/")[2])[1].removeprefix("r2g/").partition("/")
+        if level == "by_layer_head" and array.shape:
+            found.setdefault(layer, list(range(min(_ENTRIES, array.shape[0]))))
+    return found
+
+
+def _layers_of(file: ArrayFile, evaluation: Evaluation, reference: int) -> list[str]:
+    """Names of the layers that read a reference, in the model's order."""
+    prefix = f"{reference_tag(reference)}/" if reference else ""
+    for i in range(len(evaluation.pairs)):
+        if f"{i}/{prefix}layers" in file.header.arrays:
+            stored = file.read(f"{i}/{prefix}layers", dtypes=("U8",), most_bytes=_INFORMATION_BYTES).tobytes()
+            try:
+                return [str(name) for name in json.loads(stored)]
+            except (*_NOT_OURS, UnicodeDecodeError):
+                raise Refusal(404, f"{i}/{prefix}layers in {file.name} can't be read.") from None
+    return list(evaluation.layers)
 
 
 def _figure(value: Any) -> Any:
@@ -301,13 +327,15 @@ def _is_grid(grid: Any) -> bool:
 
 def _missing(evaluation: Evaluation, maps: dict[str, list[str]]) -> dict[str, str]:
     """Why whole kinds of maps are not there, as far as the figures tell: "g2r", "rows", "reference_1/g2r", …"""
+    kinds: dict[str, set[str]] = {"": set()}  # of each reference
+    for name in (name for names in maps.values() for name in names):
+        prefix, rest = _split(name)
+        kinds.setdefault(prefix, set()).add(rest.partition("/")[0])
     out = {}
-    names = [name for own in maps.values() for name in own]
-    for reference in _references(names) or [0]:
-        prefix = f"{reference_tag(reference)}/" if reference else ""
-        if not any(name.startswith(f"{prefix}g2r/") for name in names):
+    for prefix, kept in kinds.items():
+        if "g2r" not in kept:
             out[f"{prefix}g2r"] = _why_no_g2r(evaluation, prefix, maps)
-        if not any(name.startswith(f"{prefix}rows/") for name in names):
+        if "rows" not in kept:
             out[f"{prefix}rows"] = out.get(f"{prefix}g2r", _THINNED)
     return out
 

@@ -34,6 +34,7 @@ class Row(NamedTuple):
 
     global_step: int
     watched_layer: str | None
+    copying_layer: str | None
     comparable_id: str
     means: Mapping[str, Any]
     is_baseline: bool
@@ -62,20 +63,21 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         return tag.startswith(_LAYERS) and tag.endswith(f"/{kind}")
 
     def parse(line: Mapping[str, Any]) -> Row:
-        # What no callback wrote has no baseline, and names no watched layer.
-        layer = next((line[k] for k in ("watched_layer", "copying_layer") if isinstance(line.get(k), str)), None)
+        layers = [line[key] if isinstance(line.get(key), str) else None for key in ("watched_layer", "copying_layer")]
         kept = {tag: mean for tag, mean in line["means"].items() if wanted(tag)}
         # Not js_g2r: where all evaluations lack G2R, each says that the baseline has none.
         distance = line["means"].get("drift/js_r2g")
         is_baseline = isinstance(distance, dict) and distance.get("undefined") == _NO_BASELINE
-        return Row(int(line["global_step"]), layer, str(line["comparable_id"]), kept, is_baseline)
+        return Row(int(line["global_step"]), *layers, str(line["comparable_id"]), kept, is_baseline)
 
     found = _counting(file, name, parse)
     rows = [found[step] for step in sorted(found)]
     tags = dict.fromkeys(tag for row in rows for tag in row.means)
     columns = {tag: [tag] * len(rows) for tag in tags if kind is not None or not tag.startswith(_LAYERS)}
-    if kind is None and any(row.watched_layer is not None for row in rows):
-        watched = [f"{_LAYERS}{row.watched_layer}/{_COPYING_FIGURE}" for row in rows]
+    # What was not written by a callback names no watched layer; its first evaluation stands in for a baseline.
+    first = next((row.watched_layer for row in rows if row.watched_layer), rows[0].copying_layer if rows else None)
+    if kind is None and first is not None:
+        watched = [f"{_LAYERS}{row.watched_layer or first}/{_COPYING_FIGURE}" for row in rows]
         columns[COPYING + _COPYING_FIGURE] = watched
     if len(columns) * len(rows) > CELLS:
         raise Refusal(404, f"{name} has {len(columns)} figures at {len(rows)} steps, more than the tab shows at once.")
@@ -88,7 +90,7 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         raise _unreadable(name, error) from None
     return {
         "steps": [row.global_step for row in rows],
-        "copying_layer": [row.watched_layer for row in rows],
+        "copying_layer": [row.watched_layer or first for row in rows],
         "comparable": [row.comparable_id for row in rows],
         "figures": figures,
         # With a baseline from another run, no evaluation of this one is it.
