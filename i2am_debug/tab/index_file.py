@@ -63,12 +63,14 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         return tag.startswith(_LAYERS) and tag.endswith(f"/{kind}")
 
     def parse(line: Mapping[str, Any]) -> Row:
-        layers = [line[key] if isinstance(line.get(key), str) else None for key in ("watched_layer", "copying_layer")]
+        watched, copying = (line.get(key) for key in ("watched_layer", "copying_layer"))
         kept = {tag: mean for tag, mean in line["means"].items() if wanted(tag)}
         # Not js_g2r: where all evaluations lack G2R, each says that the baseline has none.
         distance = line["means"].get("drift/js_r2g")
         is_baseline = isinstance(distance, dict) and distance.get("undefined") == _NO_BASELINE
-        return Row(int(line["global_step"]), *layers, str(line["comparable_id"]), kept, is_baseline)
+        return Row(
+            int(line["global_step"]), _name(watched), _name(copying), str(line["comparable_id"]), kept, is_baseline
+        )
 
     found = _counting(file, name, parse)
     rows = [found[step] for step in sorted(found)]
@@ -127,6 +129,10 @@ def short(value: Any) -> Any:
 def undefined_reason(value: Any) -> str:
     """Why a figure has no value, from {"undefined": reason}."""
     return str(value["undefined"])[:500]
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _column(means: list[Any]) -> dict[str, Any]:
