@@ -229,6 +229,9 @@ def test_a_value_of_the_matrix_shows_the_map_of_that_head(tab: Tab, logdir: Path
         expected = file.get_tensor(f"{shown}/g2r/by_layer_head/{layer}")[1].astype(float)
     legend = tab.page.locator(".views .panel").nth(1).locator(".legend").inner_text()
     assert f"{expected.max() / expected.mean():.1f} × even" in legend
+    assert tab.page.evaluate("document.activeElement.title").startswith(f"{layer}, head 1"), (
+        "the focus stays where it was"
+    )
     tab.says("What each patch draws on is kept for each layer and for each head")
     assert tab.page.get_by_label("Head", exact=True).input_value() == "1"
     tab.page.get_by_label("Head", exact=True).select_option("0")
@@ -309,6 +312,24 @@ def test_playing_goes_through_the_evaluations(tab: Tab) -> None:
     tab.page.get_by_role("button", name="Play the evaluations").click()
     tab.is_at(8)
     tab.is_at(16)
+
+
+def test_playing_waits_for_an_evaluation_that_comes_slowly(browser: Any, address: str) -> None:
+    tab = Tab(browser, address, "p.i2am_debug.run=finetune&p.i2am_debug.step=0")
+    seen: list[str] = []
+    tab.page.expose_function("shown", lambda what: seen.append(what))
+    tab.page.evaluate(
+        """() => new MutationObserver(() => shown(document.documentElement.dataset.ready))
+            .observe(document.documentElement, {attributes: true, attributeFilter: ['data-ready']})"""
+    )
+    slow = re.compile("/(evaluation|map|rows)[?]")
+    tab.page.route(slow, lambda route: (time.sleep(0.25), route.continue_()))  # several of them: longer than a tick
+    tab.page.get_by_role("button", name="Play the evaluations").click()
+    tab.is_at(16)
+    assert "finetune 8" in seen, "none is left out"
+    tab.page.get_by_role("button", name="Play the evaluations").wait_for()  # it has stopped
+    assert tab.errors == []
+    tab.page.close()
 
 
 def test_two_runs_lie_over_each_other(tab: Tab) -> None:

@@ -297,7 +297,7 @@ SHOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "map: very high": (wide_maps((2**18, 1)), "is no map: its shape is 262144×1"),
     "map: a wide one": (wide_maps((1, 4096)), "R2G, where the reference goes"),
     "map: a high one": (wide_maps((4096, 1)), "R2G, where the reference goes"),
-    "rows: I8": (lambda run: rewrite(run, {"0/rows/unified": np.ones((6, 4), np.int8)}), "is no longer kept"),
+    "rows: I8": (lambda run: rewrite(run, {"0/rows/unified": np.ones((6, 4), np.int8)}), "is not kept for this pair"),
     "rows: no scale": (
         lambda run: rewrite(run, {}, dropped="0/rows/unified/scale"),
         f"{STEP} has no 0/rows/unified/scale.",

@@ -521,7 +521,9 @@ def test_thinned_evaluations_show_their_maps_and_say_why_hovering_does_nothing(t
     tab.page.keyboard.press(",")
     is_at(tab.page, "thinned", 8)
     assert (peak(tab.page, "generated"), peak(tab.page, "reference")) == (8, 8)
-    why = "Only the newest evaluations, the baseline, the best and those of alerts keep their rows."
+    why = (
+        "Only the newest evaluations, the baseline, the best and those of alerts keep their rows, where there is room."
+    )
     assert why in words(tab.page, ".views .hint")
     before = tab.pixels("reference")
     hover(tab.page, "generated", 6, (4, 4))

@@ -24,7 +24,7 @@ export function makeCompare() {
   );
   new ResizeObserver(resize).observe(element);
 
-  // `loaded`: {scene, index, runs, comparable}; or a problem's sentence.
+  // `loaded`: {scene, index, runs, comparable}; scene and index are null where there is a `problem`.
   function load(loaded) {
     element.hidden = !state.compare;
     other = loaded.scene;
@@ -55,7 +55,7 @@ export function makeCompare() {
     last = shown;
     if (element.hidden || !shown || !other) return;
     const {scene, selection} = shown;
-    const side = sideOf(selection);
+    const side = sideOf(scene, selection);
     const [mine, theirs] = [heatOf(scene, side, selection), heatOf(other, side, selection)];
     const both = mine.heat && theirs.heat;
     const isAlike = both && String(mine.heat.grid) === String(theirs.heat.grid);
@@ -91,9 +91,9 @@ export function makeCompare() {
 }
 
 // Where the compared map lies: across from what is selected, else where the chosen direction draws.
-function sideOf(selection) {
+function sideOf(scene, selection) {
   if (selection) return selection.side === 'generated' ? 'reference' : 'generated';
-  return state.direction === 'r2g' ? 'generated' : 'reference';
+  return scene.direction === 'r2g' ? 'generated' : 'reference';
 }
 
 // Of maps of the same size, each with sum 1.

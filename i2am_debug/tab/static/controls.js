@@ -2,7 +2,7 @@
 
 import {COLOUR_MAPS} from './colour.js';
 import {el, field, setOptions} from './dom.js';
-import {G2R_VARIANTS, headsOf, LEVELS, layerOf, R2G_VARIANTS, within} from './levels.js';
+import {G2R_VARIANTS, headsOf, LEVELS, layerOf, layersOf, R2G_VARIANTS, within} from './levels.js';
 import {change, state} from './state.js';
 
 const PLAY_MILLISECONDS = 600;
@@ -15,14 +15,15 @@ const DIRECTIONS = [
 // `save()` saves the pictures.
 export function makeTopBar(save) {
   let steps = [];
-  let playing = null;
+  let playing = false;
+  let timer = 0;
   const run = el('select', {class: 'run', onchange: () => choose(run.value)});
   const slider = el('input', {type: 'range', min: 0, step: 1, oninput: () => goTo(Number(slider.value))});
   const words = el('output', {class: 'step-words'});
   const back = button('‹', 'Evaluation before (,)', () => by(-1));
   const on = button('›', 'Next evaluation (.)', () => by(1));
   const play = button('▶', 'Play the evaluations', () => (playing ? stop() : start()));
-  const compare = el('button', {type: 'button', class: 'toggle', onclick: () => change({compare: !state.compare})}, 'Compare');
+  const compare = el('button', {type: 'button', onclick: () => change({compare: !state.compare})}, 'Compare');
   const keep = el('button', {type: 'button', onclick: save}, 'Save PNG');
   const stepField = field('Evaluation', slider);
   stepField.classList.add('wide');
@@ -48,20 +49,28 @@ export function makeTopBar(save) {
 
   function start() {
     if (steps.length < 2) return;
+    playing = true;
+    face();
     if (position() === steps.length - 1) goTo(0);
-    playing = setInterval(() => (position() === steps.length - 1 ? stop() : by(1)), PLAY_MILLISECONDS);
-    face(true);
+    else next();
+  }
+
+  // The time counts from when an evaluation is shown, however long that took.
+  function next() {
+    clearTimeout(timer);
+    if (position() === steps.length - 1) stop();
+    else timer = setTimeout(() => by(1), PLAY_MILLISECONDS);
   }
 
   function stop() {
-    clearInterval(playing);
-    playing = null;
-    face(false);
+    clearTimeout(timer);
+    playing = false;
+    face();
   }
 
-  function face(isPlaying) {
-    play.textContent = isPlaying ? '⏸' : '▶';
-    play.setAttribute('aria-label', isPlaying ? 'Stop playing' : 'Play the evaluations');
+  function face() {
+    play.textContent = playing ? '⏸' : '▶';
+    play.setAttribute('aria-label', playing ? 'Stop playing' : 'Play the evaluations');
   }
 
   // `isShown`: whether there are pictures to compare and to save.
@@ -80,9 +89,11 @@ export function makeTopBar(save) {
     on.disabled = on.disabled || at === steps.length - 1;
     compare.setAttribute('aria-pressed', state.compare);
     compare.disabled = keep.disabled = !isShown;
+    if (playing && steps.length) next();
+    else if (playing) stop();
   }
 
-  return {element, load, by, stop};
+  return {element, load, by};
 }
 
 export function makeSidePanel() {
@@ -124,7 +135,8 @@ export function makeSidePanel() {
     setOptions(figure, [...new Set([shown, ...figures])].map((tag) => [tag, tag]), shown);
     setOptions(level, LEVELS, state.level);
     setOptions(time, numbered(evaluation.times, (i) => `${i}${i === 0 ? ', noisiest' : ''}`), String(within(state.time, evaluation.times)));
-    setOptions(layer, evaluation.layers.map((name) => [name, name]), layerOf({...state, level: 'layer'}, evaluation));
+    const layers = layersOf(state, evaluation).map((name) => [name, name]);
+    setOptions(layer, layers, layerOf({...state, level: 'layer'}, evaluation));
     const heads = state.level === 'cell' ? headsOf(evaluation, layerOf(state, evaluation)) : null;
     const shownHead = heads ? state.head : within(state.head, evaluation.heads);
     const headOptions = heads ? heads.map((one) => [String(one), String(one)]) : numbered(evaluation.heads, String);
@@ -134,8 +146,7 @@ export function makeSidePanel() {
     setOptions(r2g, R2G_VARIANTS, state.r2g);
     setOptions(g2r, G2R_VARIANTS, state.g2r);
     setOptions(colours, COLOUR_MAPS.map((name) => [name, name]), state.colours);
-    strength.value = state.strength;
-    strength.setAttribute('aria-valuetext', `${state.strength} %`);
+    redraw();
     for (const name of ['time', 'layer', 'head']) {
       fields[name].hidden = state.level !== name && !(state.level === 'cell' && name !== 'time');
     }
@@ -143,14 +154,18 @@ export function makeSidePanel() {
     fields.g2r.hidden = state.level !== 'unified' || state.direction === 'r2g';
   }
 
-  return {element, load};
+  function redraw() {
+    strength.value = state.strength;
+    strength.setAttribute('aria-valuetext', `${state.strength} %`);
+  }
+
+  return {element, load, redraw};
 }
 
 const numbered = (count, words) => Array.from({length: count}, (_, i) => [String(i), words(i)]);
 
 function picker(key, read = (value) => value) {
-  const select = el('select', {onchange: () => change({[key]: read(select.value)})});
-  return select;
+  return el('select', {onchange: (event) => change({[key]: read(event.target.value)})});
 }
 
 function button(face, label, pressed) {

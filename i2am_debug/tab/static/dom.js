@@ -42,6 +42,16 @@ export function arrange(parent, children) {
   if (focused?.isConnected) focused.focus({preventScroll: true});
 }
 
+// A picture that may not be there yet: its place stays empty, and `retry` asks for it again.
+export function mayBeMissing(image) {
+  image.addEventListener('error', () => image.classList.add('missing'));
+  image.addEventListener('load', () => image.classList.remove('missing'));
+}
+
+export function retry(parent) {
+  for (const image of parent.querySelectorAll('img.missing')) image.src = image.src;
+}
+
 // A value under a name that a file chose: "constructor" is not to find what every object inherits.
 export const own = (values, name) => (values && Object.hasOwn(values, name) ? values[name] : undefined);
 

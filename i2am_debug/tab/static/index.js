@@ -20,9 +20,10 @@ const QUIET_MILLISECONDS = 120; // before the neighbours are loaded ahead
 export async function render() {
   Object.assign(state, readHash());
   await loadStyle();
-  let listing = {logdir: 'local', runs: []};
+  let listing = null; // until TensorBoard has answered
   let view = null; // what is shown, or null where a message stands instead
   let turn = 0;
+  let asked = 0;
   let ahead = 0;
   const compare = makeCompare();
   const references = makeReferences();
@@ -33,7 +34,7 @@ export async function render() {
   const matrix = makeMatrix();
   const timeline = makeTimeline(() => refresh());
   const trouble = el('p', {class: 'trouble', role: 'alert', hidden: true});
-  const place = el('div', {class: 'place'});
+  const place = el('div');
   const main = el('div', {class: 'main'}, views.element, compare.element, timeline.element);
   const right = el('aside', {class: 'right', 'aria-label': 'Settings'}, side.element, matrix.element);
   const columns = el('main', {class: 'columns'}, pairs.element, main, right);
@@ -41,7 +42,10 @@ export async function render() {
 
   // The first run that can be shown stands in for one that is not there; returns a sentence if it was asked for.
   async function readRuns() {
-    listing = await fetchRuns();
+    const own = ++asked;
+    const found = await fetchRuns();
+    if (own !== asked) return ''; // a later one is on its way
+    listing = found;
     const wanted = state.run;
     if (listing.runs.some((run) => run.name === wanted) || !listing.runs.length) return '';
     const readable = listing.runs.find((run) => !run.problem && run.evaluations) ?? listing.runs[0];
@@ -109,19 +113,21 @@ export async function render() {
 
   function save() {
     if (!view) return;
-    const {evaluation, pair, step} = view.scene;
+    const {run, evaluation, pair, step} = view.scene;
     const {name} = evaluation.pairs[pair];
-    const file = `i2am_${state.run}_step_${step}_${name}.png`;
-    savePictures(views.canvases(), `${state.run}, step ${step}, ${name}`, file);
+    savePictures(views.canvases(), `${run}, step ${step}, ${name}`, `i2am_${run}_step_${step}_${name}.png`);
   }
 
   onChange((keys) => {
-    if ([...keys].every((key) => ONLY_REDRAWN.includes(key))) views.draw();
-    else refresh();
+    if (view && [...keys].every((key) => ONLY_REDRAWN.includes(key))) {
+      side.redraw();
+      views.draw();
+    } else if (listing) refresh();
+    else reload();
   });
   onHash(() => {
     const found = readHash();
-    if (!listing.runs.some((run) => run.name === found.run)) found.run = state.run;
+    if (!listing?.runs.some((run) => run.name === found.run)) found.run = state.run;
     change(found);
   });
   document.addEventListener('keydown', (event) => {
@@ -134,14 +140,15 @@ export async function render() {
   });
   const reload = async () => {
     try {
-      await refresh(await readRuns());
+      const sentence = await readRuns();
+      if (listing) await refresh(sentence);
     } catch (problem) {
       tell(problem.message);
     }
   };
   onReload(() => {
     forget();
-    for (const part of [pairs, references]) part.forget(); // pictures may be there that were not yet
+    for (const part of [pairs, references]) part.retry(); // pictures may be there that were not yet
     reload();
   });
   followTheme(timeline.redraw);

@@ -1,5 +1,7 @@
 // Which stored map and which rows belong to what was chosen, and in which words.
 
+import {own} from './dom.js';
+
 export const LEVELS = [
   ['unified', 'All together'],
   ['copying', 'Copying layer'],
@@ -18,9 +20,12 @@ export const G2R_VARIANTS = [
   ['g2r_region', 'The hole'],
 ];
 
+// The chosen pair, or the last one where there are fewer.
+export const pairOf = (state, evaluation) => Math.max(0, Math.min(state.pair, evaluation.pairs.length - 1));
+
 // The chosen reference, if this pair has it.
-export function referenceOf(state, evaluation, pair) {
-  return (evaluation.references?.[pair] ?? []).includes(state.reference) ? state.reference : 0;
+export function referenceOf(state, evaluation) {
+  return evaluation.references[pairOf(state, evaluation)].includes(state.reference) ? state.reference : 0;
 }
 
 // What stands before the names of its maps and figures.
@@ -29,43 +34,51 @@ export const prefixOf = (reference) => (reference ? `reference_${reference}/` : 
 // What its picture goes by.
 export const referenceName = (reference) => (reference ? `reference_${reference}` : 'reference');
 
+// The layers that read the chosen reference.
+export function layersOf(state, evaluation) {
+  return evaluation.reference_layers[referenceOf(state, evaluation)] ?? evaluation.layers;
+}
+
 // The layer that a level shows; null where it shows none.
 export function layerOf(state, evaluation) {
   if (state.level === 'copying') return evaluation.copying_layer;
   if (state.level !== 'layer' && state.level !== 'cell') return null;
-  return evaluation.layers.includes(state.layer) ? state.layer : evaluation.layers[0];
+  const layers = layersOf(state, evaluation);
+  return layers.includes(state.layer) ? state.layer : layers[0];
 }
 
 // The heads of a layer that were looked at, in the order of their maps.
 export function headsOf(evaluation, layer) {
-  return evaluation.looked_at?.[layer] ?? Array.from({length: evaluation.heads}, (_, head) => head);
+  return own(evaluation.looked_at, layer) ?? Array.from({length: evaluation.heads}, (_, head) => head);
 }
 
 // {name, index} of the map on one side; name is null with a reason.
-export function mapName(state, evaluation, side, pair) {
+export function mapName(state, evaluation, side) {
   const direction = side === 'generated' ? 'r2g' : 'g2r';
-  const prefix = prefixOf(referenceOf(state, evaluation, pair));
+  const prefix = prefixOf(referenceOf(state, evaluation));
   if (state.level === 'unified') return {name: `${prefix}${state[direction]}/unified`};
-  const own = prefix + direction;
+  const stem = prefix + direction;
+  if (state.level === 'time') return {name: `${stem}/by_time`, index: within(state.time, evaluation.times)};
+  if (state.level === 'head') return {name: `${stem}/by_head`, index: within(state.head, evaluation.heads)};
   const layer = layerOf(state, evaluation);
-  if (state.level === 'time') return {name: `${own}/by_time`, index: within(state.time, evaluation.times)};
-  if (state.level === 'head') return {name: `${own}/by_head`, index: within(state.head, evaluation.heads)};
   if (!layer) return {name: null, reason: NO_COPYING_LAYER};
-  if (state.level !== 'cell') return {name: `${own}/by_layer/${layer}`};
+  if (state.level !== 'cell') return {name: `${stem}/by_layer/${layer}`};
   const index = headsOf(evaluation, layer).indexOf(state.head);
-  if (index < 0) return {name: null, reason: `Head ${state.head} of this layer was not looked at.`};
-  return {name: `${own}/by_layer_head/${layer}`, index};
+  if (index < 0) return {name: null, reason: `This layer has no head ${state.head}, or it was not looked at.`};
+  return {name: `${stem}/by_layer_head/${layer}`, index};
 }
 
-export function rowsName(state, evaluation, pair) {
-  const prefix = prefixOf(referenceOf(state, evaluation, pair));
+export function rowsName(state, evaluation) {
+  const prefix = prefixOf(referenceOf(state, evaluation));
   if (state.level === 'unified') return {name: `${prefix}unified`};
   if (state.level === 'time') return {name: `${prefix}by_time`, index: within(state.time, evaluation.times)};
   if (state.level === 'head') return {name: `${prefix}by_head`, index: within(state.head, evaluation.heads)};
   if (state.level === 'cell') return {name: null, reason: NO_ROWS_OF_CELLS};
   const layer = layerOf(state, evaluation);
   if (!layer) return {name: null, reason: NO_COPYING_LAYER};
-  return {name: `${prefix}${layer === evaluation.copying_layer ? 'copying_layer' : `by_layer/${layer}`}`};
+  const finest = `${prefix}copying_layer`;
+  const hasFinest = layer === evaluation.copying_layer && isStored(evaluation, pairOf(state, evaluation), storedRows(finest));
+  return {name: hasFinest ? finest : `${prefix}by_layer/${layer}`};
 }
 
 // How rows are called among an evaluation's maps.
@@ -88,9 +101,8 @@ export function whyMissing(evaluation, name) {
     const reason = known[(prefix ?? '') + key];
     if (typeof reason === 'string') return sentence(reason);
   }
-  if (stem === 'rows') {
-    return 'What each patch draws on is no longer kept for this evaluation: only the newest ones and the baseline keep it.';
-  }
+  if (stem === 'rows') return 'What each patch draws on is not kept for this pair.';
+  if (name.includes('/by_layer_head/')) return 'The maps of single heads are not kept: there was no room for them.';
   if (stem === 'g2r_region' || stem === 'r2g_object_mass') return 'This pair has no mask that it could be computed from.';
   return 'This map was not recorded for this pair.';
 }
@@ -100,7 +112,7 @@ const sentence = (reason) => {
   return /[.!?]$/.test(capital) ? capital : `${capital}.`;
 };
 
-// What the level shows, for headings and file names.
+// What the level shows, for headings.
 export function levelWords(state, evaluation) {
   const layer = layerOf(state, evaluation);
   if (state.level === 'time') return `time group ${within(state.time, evaluation.times)} of ${evaluation.times}`;

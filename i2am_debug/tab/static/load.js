@@ -4,7 +4,7 @@ import {fetchEvaluation, fetchIndex, fetchInformation} from './api.js';
 import {own} from './dom.js';
 import {referenceOf} from './levels.js';
 import {emptyMessage, problemMessage, waitingMessage} from './messages.js';
-import {loadScene, pairOf} from './scene.js';
+import {loadScene} from './scene.js';
 
 // Of these the first that has values is shown until a person chooses: not every run has masks, or a loss.
 const PREFERRED = ['copying_layer/imacs_r_hole', 'reference_gap', 'attention_information', 'imacs_g'];
@@ -29,7 +29,7 @@ export async function loadView(state, listing, wantsLayers) {
   const unreadable = ({refusal}) => ({message: problemMessage(`${state.run}, step ${step}`, refusal), index, step});
   const evaluation = await fetchEvaluation(state.run, step).catch(refused);
   if (evaluation.refusal) return unreadable(evaluation);
-  const reference = referenceOf(state, evaluation, pairOf(state, evaluation));
+  const reference = referenceOf(state, evaluation);
   const figure = figureOf(state, index);
   const kind = isOfLayer(figure) ? kindOf(figure) : state.layerScore;
   const [scene, bits, before, overlaid, layers] = await Promise.all([
@@ -100,7 +100,11 @@ async function loadSecond(state, listing, scene, index) {
     const pair = evaluation.pairs.findIndex((one) => one.name === shown);
     if (pair < 0) return none(`Step ${step} of ${name} has no pair ${shown}.`);
     const comparable = theirs.comparable[theirs.steps.indexOf(step)] === index.comparable[index.steps.indexOf(scene.step)];
-    return {scene: await loadScene({...state, pair}, name, step), index: theirs, runs, comparable};
+    const second = await loadScene({...state, pair, reference: scene.referenceNumber}, name, step);
+    if (second.referenceNumber !== scene.referenceNumber) {
+      return none(`${shown} has no reference ${scene.referenceNumber} in step ${step} of ${name}.`);
+    }
+    return {scene: second, index: theirs, runs, comparable};
   } catch (problem) {
     return none(problem.message);
   }

@@ -26,11 +26,17 @@ export function makeMatrix() {
     if (cells[row][column]) moveFocus(row, column, true);
   });
 
+  // A click too moves the one that the Tab key reaches.
+  table.addEventListener('focusin', ({target}) => {
+    const row = cells.findIndex((buttons) => buttons.includes(target));
+    if (row >= 0) moveFocus(row, cells[row].indexOf(target), false);
+  });
+
   function moveFocus(row, column, now) {
     cells[focus[0]]?.[focus[1]]?.setAttribute('tabindex', -1);
     focus = [row, column];
     cells[row][column].setAttribute('tabindex', 0);
-    if (now) cells[row][column].focus();
+    if (now) cells[row][column].focus({preventScroll: now === 'in place'});
   }
 
   function load({layers, heads, bits}, evaluation, referenceNumber) {
@@ -60,17 +66,17 @@ export function makeMatrix() {
       el('thead', {}, el('tr', {}, el('td', {class: 'corner'}, 'head'), ...columns)),
       el('tbody', {}, ...cells.slice(1).map(tableRow)),
     );
-    mark(evaluation);
+    mark(layers, evaluation);
     if (!cells[focus[0]]?.[focus[1]]) focus = [1, 0];
-    if (cells[focus[0]]?.[focus[1]]) moveFocus(focus[0], focus[1], hadFocus);
+    if (cells[focus[0]]?.[focus[1]]) moveFocus(focus[0], focus[1], hadFocus && 'in place');
   }
 
-  function mark(evaluation) {
+  function mark(layers, evaluation) {
     const layer = layerOf(state, evaluation);
     cells.forEach((row, y) =>
       row.forEach((button, x) => {
         if (!button) return;
-        const isLayer = layer === evaluation.layers[y - 1];
+        const isLayer = layer === layers[y - 1];
         const isHead = x - 1 === (state.level === 'head' ? within(state.head, evaluation.heads) : state.head);
         const isChosen = {cell: y > 0 && x > 0 && isLayer && isHead, head: y === 0 && isHead}[state.level] ?? (x === 0 && isLayer);
         button.setAttribute('aria-pressed', Boolean(isChosen));
@@ -80,7 +86,7 @@ export function makeMatrix() {
 
   function cell(value, top, layer, head) {
     if (!Number.isFinite(value)) {
-      return el('button', {type: 'button', class: 'cell none', tabindex: -1, disabled: true, 'aria-label': `${layer}, head ${head}: not looked at`}, '');
+      return el('button', {type: 'button', class: 'cell none', tabindex: -1, disabled: true, 'aria-label': `${layer}, head ${head}: none, or not looked at`}, '');
     }
     const share = Math.max(0, value) / top;
     const button = pick(value.toFixed(2), `${layer}, head ${head}: ${value.toFixed(3)} bits`, null);
@@ -98,5 +104,5 @@ export function makeMatrix() {
     return button;
   }
 
-  return {element, load, mark};
+  return {element, load};
 }

@@ -1,12 +1,12 @@
 // The validation pairs with their pictures, those that lost most since the baseline first.
 
 import {pictureAddress} from './api.js';
-import {arrange, el, number, own, setOptions} from './dom.js';
-import {pairOf} from './scene.js';
+import {arrange, el, mayBeMissing, number, own, retry, setOptions} from './dom.js';
+import {pairOf} from './levels.js';
 import {change, state} from './state.js';
 
 // Of these a rise is the bad direction.
-const RISE_IS_BAD = /^(loss|drift\/)/;
+const RISE_IS_BAD = /^(reference_\d+\/)?(loss$|drift\/)/;
 
 const SORTS = [
   ['fall', 'Lost most first'],
@@ -64,7 +64,7 @@ export function makePairs() {
     const picture = (which) => {
       const src = pictureAddress({run, step, pair: row.index, which});
       const image = el('img', {alt: '', loading: 'lazy', width: 44, height: 44, src});
-      image.addEventListener('error', () => image.classList.add('missing'), {once: true});
+      mayBeMissing(image);
       return image;
     };
     const [value, moved] = [el('span', {class: 'pair-value'}), el('span', {class: 'pair-change'})];
@@ -77,5 +77,5 @@ export function makePairs() {
     return made;
   }
 
-  return {element, load, forget: () => items.clear()};
+  return {element, load, retry: () => retry(element)};
 }

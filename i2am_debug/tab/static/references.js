@@ -1,7 +1,7 @@
 // Which of a pair's references is shown, where a model takes several.
 
 import {pictureAddress} from './api.js';
-import {arrange, el, number, own} from './dom.js';
+import {arrange, el, mayBeMissing, number, own, retry} from './dom.js';
 import {prefixOf, referenceName} from './levels.js';
 import {change} from './state.js';
 
@@ -35,7 +35,7 @@ export function makeReferences() {
     const known = items.get(key);
     if (known) return known;
     const image = el('img', {alt: '', width: 32, height: 32, src});
-    image.addEventListener('error', () => image.classList.add('missing'), {once: true});
+    mayBeMissing(image);
     const measure = el('span', {class: 'note'});
     const words = el('span', {class: 'reference-words'}, `Reference ${reference}`, measure);
     const choose = () => change({reference});
@@ -45,7 +45,7 @@ export function makeReferences() {
     return made;
   }
 
-  return {element, load, forget: () => items.clear()};
+  return {element, load, retry: () => retry(element)};
 }
 
 function measureOf(figures, reference) {

@@ -1,15 +1,15 @@
 // All that the two pictures of one pair at one evaluation need, loaded together.
 
 import {fetchEvaluation, fetchMap, fetchPicture, fetchRows} from './api.js';
-import {isStored, mapName, referenceName, referenceOf, rowsName, storedRows, whyMissing} from './levels.js';
+import {isStored, levelWords, mapName, pairOf, referenceName, referenceOf, rowsName, storedRows, whyMissing} from './levels.js';
 
-// {run, step, evaluation, pair, referenceNumber, generated, reference, rows, rowsReason}; a side is {bitmap, note, which,
+// {run, step, evaluation, pair, referenceNumber, direction, level, generated, reference, rows, rowsReason}; a side is {bitmap, note, which,
 // heat, reason}, with a note or a reason instead of what is not there.
 export async function loadScene(state, run, step) {
   const evaluation = await fetchEvaluation(run, step);
   const pair = pairOf(state, evaluation);
   const query = {run, step, pair};
-  const referenceNumber = referenceOf(state, evaluation, pair);
+  const referenceNumber = referenceOf(state, evaluation);
   // Only some pairs keep what the model made; the target stands in for it, and the heading says so.
   const made = evaluation.generated.includes(pair) ? 'generated' : 'target';
   const [generated, reference, own] = await Promise.all([
@@ -17,11 +17,11 @@ export async function loadScene(state, run, step) {
     loadSide(state, evaluation, query, 'reference', referenceName(referenceNumber)),
     loadRows(state, evaluation, query),
   ]);
-  return {run, step, evaluation, pair, referenceNumber, generated, reference, ...own};
+  // Not to be asked of the state again: it may be ahead of what is shown.
+  const {direction} = state;
+  const level = levelWords(state, evaluation);
+  return {run, step, evaluation, pair, referenceNumber, direction, level, generated, reference, ...own};
 }
-
-// The chosen pair, or the last one where there are fewer.
-export const pairOf = (state, evaluation) => Math.max(0, Math.min(state.pair, evaluation.pairs.length - 1));
 
 async function loadSide(state, evaluation, query, side, which) {
   const [picture, map] = await Promise.all([loadPicture(query, which), loadMap(state, evaluation, query, side)]);
@@ -39,7 +39,7 @@ async function loadPicture(query, which) {
 }
 
 async function loadMap(state, evaluation, query, side) {
-  const {name, index, reason} = mapName(state, evaluation, side, query.pair);
+  const {name, index, reason} = mapName(state, evaluation, side);
   if (!name) return {heat: null, reason};
   if (!isStored(evaluation, query.pair, name)) return {heat: null, reason: whyMissing(evaluation, name)};
   try {
@@ -51,7 +51,7 @@ async function loadMap(state, evaluation, query, side) {
 }
 
 async function loadRows(state, evaluation, query) {
-  const {name, index, reason} = rowsName(state, evaluation, query.pair);
+  const {name, index, reason} = rowsName(state, evaluation);
   if (!name) return {rows: null, rowsReason: reason};
   if (!isStored(evaluation, query.pair, storedRows(name))) {
     return {rows: null, rowsReason: whyMissing(evaluation, storedRows(name))};

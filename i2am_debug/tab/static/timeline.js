@@ -32,7 +32,7 @@ export function makeTimeline(opened) {
   const kind = el('select', {onchange: () => chooseKind(kind.value)});
   const kindField = field('Score of each layer', kind);
   const more = el('details', {class: 'by-layer'}, el('summary', {}, 'Scores of single layers'), kindField, layers);
-  more.addEventListener('toggle', () => more.open && opened());
+  more.addEventListener('toggle', () => more.open && !data?.runs[0].layers && opened());
   const lines = el('label', {class: 'check'}, fitLines, 'Fit reference lines');
   const head = el('div', {class: 'section-head'}, title, lines);
   const element = el('section', {class: 'timeline', 'aria-label': 'Timeline'}, head, key, plot, now, small, more);
@@ -166,7 +166,7 @@ export function makeTimeline(opened) {
     if (baseline !== null) {
       const isRight = x.at(baseline) > right() / 2;
       const place = {x: x.at(baseline) + (isRight ? -5 : 5), y: ROOM.top + 10, 'text-anchor': isRight ? 'end' : 'start'};
-      found.unshift(line(baseline, 'baseline'), svg('text', {class: 'axis', ...place}, 'baseline'));
+      found.unshift(line(baseline, 'baseline'), svg('text', {...place}, 'baseline'));
     }
     return found;
   }
@@ -245,7 +245,7 @@ export function makeTimeline(opened) {
     const values = figures.flatMap((figure) => (figure?.mean ?? []).filter(Number.isFinite));
     const picture = svg('svg', {viewBox: '0 0 120 32', preserveAspectRatio: 'none', 'aria-hidden': 'true'});
     if (values.length) {
-      const [low, high] = [Math.min(...values), Math.max(...values)];
+      const [low, high] = bounds(values);
       const x = scaleX();
       const place = (step) => 2 + ((x.at(step) - ROOM.left) / (right() - ROOM.left)) * 116;
       const height = (value) => 29 - (high > low ? (value - low) / (high - low) : 0.5) * 26;
@@ -293,9 +293,15 @@ function summary(figure, steps) {
   return `from ${number(first[0])} at step ${steps[first[1]]} to ${number(last[0])} at step ${steps[last[1]]}`;
 }
 
-function scaleY(values) {
-  let [low, high] = [values[0], values[0]]; // not Math.min(...values): there may be more of them than arguments are allowed
+// Not Math.min(...values): there may be more of them than arguments are allowed.
+function bounds(values) {
+  let [low, high] = [values[0], values[0]];
   for (const value of values) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  return [low, high];
+}
+
+function scaleY(values) {
+  let [low, high] = bounds(values);
   const margin = (high - low || Math.abs(high) || 1) * 0.08;
   low -= margin;
   high += margin;
@@ -318,7 +324,7 @@ function ticks(low, high, count) {
 function axes(x, y, right) {
   const across = ticks(x.from, x.to, Math.max(3, Math.min(10, right / 90))).filter(Number.isInteger);
   const digits = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(y.high - y.low))));
-  const text = (place, words) => svg('text', {class: 'axis', ...place}, words);
+  const text = (place, words) => svg('text', {...place}, words);
   return [
     ...ticks(y.low, y.high, 4).flatMap((value) => [
       svg('line', {class: 'grid', x1: ROOM.left, x2: right, y1: y.at(value), y2: y.at(value)}),

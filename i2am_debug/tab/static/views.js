@@ -2,7 +2,6 @@
 
 import {gradient} from './colour.js';
 import {el, number, percent} from './dom.js';
-import {levelWords} from './levels.js';
 import {aspectOf, extent, fit, isBars, paint, surface} from './paint.js';
 import {columnSum, meanRow, moved, onGrid, readPins, rectangle, toggled, writePins} from './patches.js';
 import {change, state} from './state.js';
@@ -15,7 +14,7 @@ const KEYS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDow
 export function makeViews(shown, below) {
   let scene = null;
   let pointer = null; // {side, x, y} as shares of the picture
-  let drag = null; // {side, from, to, moved, at}
+  let drag = null; // {side, from, to, moved, at}; from and to are places
   const reading = el('p', {class: 'reading', role: 'status'});
   const hint = el('p', {class: 'hint'});
   const panels = {generated: makePanel('generated'), reference: makePanel('reference')};
@@ -38,7 +37,7 @@ export function makeViews(shown, below) {
       if (drag) {
         const far = Math.hypot(event.clientX - drag.at[0], event.clientY - drag.at[1]) > DRAG_PIXELS;
         drag.moved = drag.moved || far;
-        drag.to = tokenAt(drag.side, pointer);
+        drag.to = pointer;
       }
       draw();
     });
@@ -49,17 +48,17 @@ export function makeViews(shown, below) {
     canvas.addEventListener('pointerdown', (event) => {
       if (event.button !== 0 || !scene) return;
       pointer = placeOf(side, event);
-      const token = tokenAt(side, pointer);
-      drag = {side, from: token, to: token, moved: false, at: [event.clientX, event.clientY]};
+      drag = {side, from: pointer, to: pointer, moved: false, at: [event.clientX, event.clientY]};
       // A finger goes on scrolling the page; a tap pins.
       if (event.pointerType !== 'touch') canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener('pointerup', (event) => {
       if (!drag) return;
-      const {from, to, moved: wasMoved} = drag;
+      const done = drag;
       drag = null;
-      if (wasMoved) pin(rectangle(side, gridOf(side), from, to));
-      else press(side, to, event.shiftKey);
+      if (!scene) return;
+      if (done.moved) pin(dragged(done));
+      else press(side, tokenAt(side, done.to), event.shiftKey);
     });
     canvas.addEventListener('pointercancel', () => {
       drag = null;
@@ -103,9 +102,12 @@ export function makeViews(shown, below) {
   const on = (grid, {x, y}) => Math.floor(y * grid[0]) * grid[1] + Math.floor(x * grid[1]);
   const tokenAt = (side, place) => on(gridOf(side), place);
 
+  // On the grid of now: the scene may have changed since the drag began.
+  const dragged = ({side, from, to}) => rectangle(side, gridOf(side), tokenAt(side, from), tokenAt(side, to));
+
   // What lights up the other picture: a region being drawn, else what is pinned, else the patch under the pointer.
   function selection() {
-    if (drag?.moved) return rectangle(drag.side, gridOf(drag.side), drag.from, drag.to);
+    if (drag?.moved) return dragged(drag);
     const pins = readPins(state.pins);
     if (pins) return onGrid(pins, gridOf(pins.side));
     if (!pointer) return null;
@@ -235,8 +237,8 @@ export function heatOf(scene, side, chosen) {
     return {heat: null, words, reason: 'Undefined. Nothing was looked at here.'};
   }
   const isR2G = side === 'generated';
-  const words = `${isR2G ? 'R2G, where the reference goes' : 'G2R, what is drawn on'}; ${levelWords(state, scene.evaluation)}`;
-  const asked = state.direction === 'both' || state.direction === (isR2G ? 'r2g' : 'g2r');
+  const words = `${isR2G ? 'R2G, where the reference goes' : 'G2R, what is drawn on'}; ${scene.level}`;
+  const asked = scene.direction === 'both' || scene.direction === (isR2G ? 'r2g' : 'g2r');
   if (!asked) return {heat: null, words: ''};
   return {heat: scene[side].heat, words, reason: scene[side].heat ? null : `Undefined. ${scene[side].reason}`};
 }
