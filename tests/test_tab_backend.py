@@ -158,8 +158,8 @@ def test_runs_say_how_many_evaluations_and_why_none(logdir: Path) -> None:
     answer = asker(logdir, "run", "empty", "gone", "newer", "odd").json("runs")
     assert answer["logdir"] == "local"
     rows = {row.pop("name"): row for row in answer["runs"]}
-    assert rows["run"] == {"evaluations": 2, "newest": 8, "problem": None}
-    assert rows["empty"] == {"evaluations": 0, "newest": None, "problem": None}
+    assert rows["run"] == {"evaluations": 2, "newest": 8, "alert": None, "problem": None}
+    assert rows["empty"] == {"evaluations": 0, "newest": None, "alert": None, "problem": None}
     assert "gone" in rows["gone"]["problem"]
     assert rows["newer"]["problem"].startswith("index.jsonl was written by a newer i2am-debug (format 2,")
     assert "can't be read" in rows["odd"]["problem"]
@@ -178,7 +178,13 @@ def test_runs_and_index_follow_a_run_that_is_being_written(logdir: Path) -> None
     make_run(logdir / "run", 16)
     answer = ask.ask("index", run="run", headers={"If-None-Match": tag})
     assert answer.status_code == 200 and json.loads(answer.data)["steps"] == [0, 8, 16]
-    assert ask.json("runs")["runs"][0] == {"name": "run", "evaluations": 3, "newest": 16, "problem": None}
+    assert ask.json("runs")["runs"][0] == {
+        "name": "run",
+        "evaluations": 3,
+        "newest": 16,
+        "alert": None,
+        "problem": None,
+    }
     RunStore(logdir / "run").resume(8)
     assert ask.json("index", run="run")["steps"] == [0, 8]
 
@@ -218,6 +224,11 @@ def test_the_index_equals_what_the_store_reads(logdir: Path) -> None:
     for alert in filter(None, raised):
         store.write_alert(alert)
     store.resume(24)
+    newest = raised[2] or raised[1] or raised[0]  # the one at step 32 was superseded
+    assert newest is not None
+    (listed,) = asker(logdir, "sick").json("runs")["runs"]
+    assert listed["alert"] == {"step": store.alerts()[-1].global_step, "severity": store.alerts()[-1].severity}
+    assert listed["alert"]["step"] == newest.global_step
     found = asker(logdir, "sick").json("index", run="sick")
     assert found["steps"] == [one.global_step for one in store.evaluations()] == [0, 8, 16, 24]
     for tag in healthy():
@@ -509,7 +520,7 @@ def test_other_hosts_can_be_allowed(logdir: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_run_may_have_any_name(tmp_path: Path, run: str) -> None:
     make_run(tmp_path / run, 8)
     ask = asker(tmp_path, run)
-    assert ask.json("runs")["runs"] == [{"name": run, "evaluations": 1, "newest": 8, "problem": None}]
+    assert ask.json("runs")["runs"] == [{"name": run, "evaluations": 1, "newest": 8, "alert": None, "problem": None}]
     assert ask.json("index", run=run)["steps"] == [8]
     for route, query in CACHED[1:]:
         assert ask.ask(route, run=run, **query).status_code == 200

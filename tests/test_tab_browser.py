@@ -187,6 +187,29 @@ def test_a_link_reproduces_the_view(browser: Any, address: str, tab: Tab) -> Non
     again.page.close()
 
 
+def test_a_link_taken_while_the_newest_is_followed_names_its_step(tab: Tab) -> None:
+    tab.is_at(16)
+    assert "p.i2am_debug.step=16" in tab.page.evaluate("location.hash")
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("run=nope", "There is no run nope (any more); this is finetune."),
+        ("run=finetune&p.i2am_debug.step=33", "finetune has no step 33; this is its newest, step 16."),
+        ("run=finetune&p.i2am_debug.pair=99", "There is no pair 99; this is 7, the last one."),
+        (
+            "run=finetune&p.i2am_debug.compare=true&p.i2am_debug.otherStep=31",
+            "finetune has no step 31; this is step 0.",
+        ),
+    ],
+)
+def test_a_link_to_what_is_not_there_says_what_is_shown_instead(tab: Tab, state: str, words: str) -> None:
+    tab.page.evaluate("hash => { location.hash = hash; }", f"p.i2am_debug.{state}")  # pasted over an open tab
+    tab.says(words)
+    tab.is_at(16)
+
+
 def test_pairs_are_sorted_by_what_they_lost_and_can_be_chosen(tab: Tab) -> None:
     texts = tab.page.locator(".pairs li, .pairs [role=option]").all_inner_texts()
     changes = [float(found[0].replace("−", "-")) for text in texts if (found := re.findall(r"[+−-]\d+\.\d+", text))]
@@ -200,9 +223,34 @@ def test_the_timeline_has_alert_marks_and_steps(tab: Tab, logdir: Path) -> None:
     (alert, *_) = RunStore(logdir / "finetune").alerts()
     mark = tab.page.get_by_role("button", name=re.compile(f"Alert at step {alert.global_step}"))
     mark.first.focus()
-    assert "reference" in tab.words()
+    tab.page.locator(".bubble").wait_for(state="visible")
+    assert alert.text.splitlines()[0] in tab.page.locator(".bubble").inner_text()
     mark.first.click()
     tab.is_at(alert.global_step)
+    shown = tab.page.locator(".alert-now").inner_text()
+    assert all(line in shown for line in alert.text.splitlines()), "all of it, where it can be copied"
+    figure = alert.findings[0].figure
+    tab.page.locator(".alert-buttons").get_by_role("button", name=figure).click()
+    tab.page.wait_for_function("tag => document.querySelector('.timeline h2').textContent === tag", arg=figure)
+    (pair, *_) = alert.panels or ["demo_00"]
+    if alert.panels:
+        tab.page.locator(".alert-buttons").get_by_role("button", name=pair).click()
+        tab.page.wait_for_function(
+            "name => document.querySelector('.pair[aria-pressed=true] .pair-name').textContent === name", arg=pair
+        )
+
+
+def test_a_run_with_an_alert_is_marked_and_shown_first(browser: Any, logdir: Path, tmp_path: Path) -> None:
+    shutil.copytree(logdir / "finetune", tmp_path / "b_alerted")
+    shutil.copytree(logdir / "finetune", tmp_path / "a_healthy")
+    (tmp_path / "a_healthy" / "plugins" / "i2am_debug" / "alerts.jsonl").unlink()
+    alert = RunStore(tmp_path / "b_alerted").alerts()[-1]
+    with tensorboard("--logdir", str(tmp_path)) as (address, _):
+        tab = Tab(browser, address)
+        assert tab.ready() == "b_alerted 16"
+        options = tab.page.locator("select.run option").all_inner_texts()
+        assert options == ["a_healthy", f"b_alerted ⚠ {alert.severity}, step {alert.global_step}"]
+        tab.page.close()
 
 
 def test_the_matrix_of_information_selects_a_layer(tab: Tab, logdir: Path) -> None:
@@ -485,18 +533,26 @@ def test_everything_can_be_done_without_a_pointer(tab: Tab, logdir: Path) -> Non
 
 
 def test_the_pictures_can_be_saved(tab: Tab, tmp_path: Path) -> None:
-    with tab.page.expect_download() as download:
-        tab.page.get_by_role("button", name="Save PNG").click()
-    download.value.save_as(tmp_path / "saved.png")
-    assert (tmp_path / "saved.png").read_bytes().startswith(b"\x89PNG") and download.value.suggested_filename.endswith(
-        ".png"
-    )
+    def saved() -> tuple[int, int]:
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("button", name="Save PNG").click()
+        assert download.value.suggested_filename == "i2am_finetune_step_16_demo_00.png"
+        download.value.save_as(tmp_path / "saved.png")
+        with Image.open(tmp_path / "saved.png") as picture:
+            assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(2**24)) > 50
+            return picture.size
+
+    alone = saved()
+    tab.page.get_by_role("button", name="Compare").click()
+    tab.page.wait_for_function("/JS distance 0[.]/.test(document.querySelector('.compare').innerText)")
+    both = saved()
+    assert both[0] > alone[0] and both[1] > 1.5 * alone[1], "three pictures below the two"
 
 
 def test_a_hostile_run_name_is_text(browser: Any, address: str) -> None:
     tab = Tab(browser, address)
     options = tab.page.locator("select").first.locator("option").all_inner_texts()
-    assert HOSTILE in options
+    assert any(option.startswith(f"{HOSTILE} ⚠ warning, step ") for option in options)
     tab.page.locator("select").first.select_option(HOSTILE)
     tab.page.wait_for_function("name => document.documentElement.dataset.ready?.startsWith(name)", arg=HOSTILE)
     assert tab.page.evaluate("window.hacked ?? parent.hacked ?? null") is None

@@ -562,10 +562,14 @@ def test_planted_figures_alerts_and_lines_are_text_in_the_timeline(tab: Watched)
     tab.page.locator(".by-layer .small").first.click()
     mark = tab.page.locator(".mark")
     mark.hover()
-    tab.page.wait_for_function("words => document.querySelector('.bubble').innerText.includes(words)", arg=MARKUP)
-    assert NAMES[1] in tab.page.locator(".bubble").inner_text() and NAMES[1] in tab.words()
+    tab.page.locator(".bubble").wait_for(state="visible")
     mark.click()
     tab.shows(PLANTED)
+    tab.page.wait_for_function("words => document.querySelector('.alert-text').innerText.includes(words)", arg=MARKUP)
+    assert NAMES[1] in tab.page.locator(".alert-text").inner_text()
+    blamed = tab.page.locator(".alert-buttons button", has_text="window.hacked")
+    assert blamed.count() > 0
+    blamed.first.click()
     tab.screenshot("hostile_names")
 
 

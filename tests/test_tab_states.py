@@ -227,13 +227,13 @@ def link(**state: Any) -> str:
     return "&".join(f"p.i2am_debug.{key}={urllib.parse.quote(str(value), safe='')}" for key, value in state.items())
 
 
-def choose(page: Any, run: str, message: str | None = None) -> None:
-    """Chooses another run, and waits until it is shown, or the `message` instead of it."""
+def choose(page: Any, run: str, message: str | None = None, notes: str = "") -> None:
+    """Chooses another run, and waits until it is shown, or the `message` instead of it; `notes` say what it lacks."""
     page.evaluate("delete document.documentElement.dataset.ready")
     page.locator("select.run").select_option(run)
     is_shown = "begin => document.documentElement.dataset.ready?.startsWith(begin)"
     page.wait_for_function(is_shown, arg="message" if message else f"{run} ", timeout=15_000)
-    assert page.locator(".trouble").is_hidden(), words(page, ".trouble")
+    assert page.locator(".trouble").is_hidden() == (not notes) and words(page, ".trouble") == notes
     assert page.locator(".columns").is_hidden() == bool(message) and (message or "") in words(page)
 
 
@@ -719,7 +719,8 @@ def test_going_to_a_run_that_lacks_what_was_chosen_falls_back_and_going_back_res
     page.get_by_label("Layer", exact=True).select_option("mid")
     page.wait_for_function("location.hash.includes('layer=mid')")
     before = words(page, ".pair[aria-pressed=true] .pair-name")
-    choose(page, "small")
+    lacks = "small has no step 8; this is its newest, step 4. There is no pair 3; this is 0, the last one."
+    choose(page, "small", notes=lacks)
     is_at(page, "small", 4)
     assert words(page, ".pair[aria-pressed=true] .pair-name") == "pair 0"
     assert page.get_by_label("Layer", exact=True).input_value() == "other" and peak(page, "generated") == 3
@@ -761,7 +762,7 @@ def test_a_head_or_time_group_that_a_run_lacks_shows_its_last(
 def test_stepping_goes_on_from_what_is_shown_where_a_run_lacks_the_chosen_step(tab: Tab) -> None:
     tab.page.keyboard.press(",")
     is_at(tab.page, "good", 8)
-    choose(tab.page, "sparse")
+    choose(tab.page, "sparse", notes="sparse has no step 8; this is its newest, step 3.")
     is_at(tab.page, "sparse", 3)
     tab.page.keyboard.press(",")
     is_at(tab.page, "sparse", 2)

@@ -188,14 +188,15 @@ class Backend(base_plugin.TBPlugin):
         return found
 
     def _run_row(self, run: str) -> dict[str, Any]:
-        count, newest, problem = 0, None, None
+        count, newest, problem, alert = 0, None, None, None
         try:
             folder = self._folders.folder(run)
             if folder.has(_INDEX):  # else it has its marker, and its first line is still to come
                 count, newest = self._summary(folder)
+                alert = _newest_alert(folder)
         except Refusal as refusal:
             problem = str(refusal)
-        return {"name": run, "evaluations": count, "newest": newest, "problem": problem}
+        return {"name": run, "evaluations": count, "newest": newest, "alert": alert, "problem": problem}
 
     def _summary(self, folder: RunFolder) -> tuple[int, int | None]:
         """Number of evaluations and the newest step; an index that has not changed is not read again."""
@@ -208,6 +209,16 @@ class Backend(base_plugin.TBPlugin):
                 while len(self._summaries) > _SUMMARIES:
                     self._summaries.popitem(last=False)
             return known[1]
+
+
+def _newest_alert(folder: RunFolder) -> dict[str, Any] | None:
+    """Step and severity of the run's newest alert; None without one, or where its file can't be read."""
+    try:
+        with _optional(folder, _ALERTS) as file:
+            found = index_file.alerts(file, _ALERTS) if file else []
+    except Refusal:  # opening the run says why
+        return None
+    return {"step": found[-1]["global_step"], "severity": found[-1]["severity"]} if found else None
 
 
 def _optional(folder: RunFolder, name: str) -> Any:

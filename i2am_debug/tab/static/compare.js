@@ -24,7 +24,7 @@ export function makeCompare() {
   );
   new ResizeObserver(resize).observe(element);
 
-  // `loaded`: {scene, index, runs, comparable}; scene and index are null where there is a `problem`.
+  // `loaded`: {scene, index, runs, comparable}; scene and index may be null where there is a `problem`.
   function load(loaded) {
     element.hidden = !state.compare;
     other = loaded.scene;
@@ -33,8 +33,8 @@ export function makeCompare() {
     const isOther = others.some(([name]) => name === state.otherRun);
     setOptions(run, [['', 'this run'], ...others], isOther ? state.otherRun : '');
     const steps = loaded.index?.steps ?? [];
-    const isBaseline = steps.includes(loaded.index?.baseline_step);
-    const first = isBaseline ? `baseline (${loaded.index.baseline_step})` : `first (${steps[0]})`;
+    const what = loaded.isSame ? 'same step' : loaded.first === loaded.index?.baseline_step ? 'baseline' : 'first';
+    const first = `${what} (${loaded.first})`;
     const known = steps.map((one) => [String(one), `step ${one}`]);
     const options = steps.length ? [['', first], ...known] : [];
     setOptions(step, options, steps.includes(state.otherStep) ? String(state.otherStep) : '');
@@ -87,8 +87,18 @@ export function makeCompare() {
     panel.most.textContent = number(how.top);
   }
 
-  return {element, load, draw};
+  const canvases = () =>
+    views.map(({canvas, title, what, legend}) => ({
+      canvas,
+      title: title.textContent,
+      what: what.textContent,
+      scale: legend.hidden ? null : [...legend.querySelectorAll('span')].map((part) => part.textContent).filter(Boolean).join(' … '),
+      bar: legend.hidden ? null : panelColours(canvas === views[2].canvas),
+    }));
+  return {element, load, draw, canvases};
 }
+
+const panelColours = (isDifference) => (isDifference ? 'difference' : state.colours);
 
 // Where the compared map lies: across from what is selected, else where the chosen direction draws.
 function sideOf(scene, selection) {

@@ -3,6 +3,7 @@
 import {COLOUR_MAPS} from './colour.js';
 import {el, field, setOptions} from './dom.js';
 import {G2R_VARIANTS, headsOf, LEVELS, layerOf, layersOf, R2G_VARIANTS, within} from './levels.js';
+import {readPins} from './patches.js';
 import {change, state} from './state.js';
 
 const PLAY_MILLISECONDS = 600;
@@ -69,13 +70,13 @@ export function makeTopBar(save) {
   }
 
   function face() {
-    play.textContent = playing ? '⏸' : '▶';
+    play.textContent = playing ? '❙❙' : '▶';
     play.setAttribute('aria-label', playing ? 'Stop playing' : 'Play the evaluations');
   }
 
   // `isShown`: whether there are pictures to compare and to save.
   function load(runs, index, step, isShown) {
-    setOptions(run, runs.map(({name, problem}) => [name, problem ? `${name} (cannot be read)` : name]), state.run);
+    setOptions(run, runs.map((one) => [one.name, one.name + remark(one)]), state.run);
     steps = index?.steps ?? [];
     const at = Math.max(0, steps.indexOf(step));
     slider.max = Math.max(0, steps.length - 1);
@@ -93,8 +94,10 @@ export function makeTopBar(save) {
     else if (playing) stop();
   }
 
-  return {element, load, by};
+  return {element, load, by, stop};
 }
+
+const remark = ({problem, alert}) => (problem ? ' (cannot be read)' : alert ? ` ⚠ ${alert.severity}, step ${alert.step}` : '');
 
 export function makeSidePanel() {
   const figure = picker('figure');
@@ -157,6 +160,12 @@ export function makeSidePanel() {
   function redraw() {
     strength.value = state.strength;
     strength.setAttribute('aria-valuetext', `${state.strength} %`);
+    // What is pinned on one picture decides what the other one shows.
+    const pinned = readPins(state.pins)?.side;
+    for (const [select, side] of [[r2g, 'reference'], [g2r, 'generated']]) {
+      select.disabled = pinned === side;
+      select.title = select.disabled ? 'A patch is pinned, and decides what is shown. Escape clears it.' : '';
+    }
   }
 
   return {element, load, redraw};

@@ -10,7 +10,7 @@ import {makeMatrix} from './matrix.js';
 import {makePairs} from './pairs.js';
 import {makeReferences} from './references.js';
 import {savePictures} from './save.js';
-import {change, onChange, onHash, readHash, state} from './state.js';
+import {change, onChange, onHash, readHash, showing, state} from './state.js';
 import {makeTimeline} from './timeline.js';
 import {makeViews} from './views.js';
 
@@ -40,15 +40,20 @@ export async function render() {
   const columns = el('main', {class: 'columns'}, pairs.element, main, right);
   document.body.replaceChildren(el('h1', {class: 'unseen'}, 'I2AM'), top.element, trouble, place, columns);
 
-  // The first run that can be shown stands in for one that is not there; returns a sentence if it was asked for.
   async function readRuns() {
     const own = ++asked;
     const found = await fetchRuns();
     if (own !== asked) return ''; // a later one is on its way
     listing = found;
+    return knownRun();
+  }
+
+  // For a run that is not there one with an alert stands in, else the first; returns a sentence if it was asked for.
+  function knownRun() {
     const wanted = state.run;
     if (listing.runs.some((run) => run.name === wanted) || !listing.runs.length) return '';
-    const readable = listing.runs.find((run) => !run.problem && run.evaluations) ?? listing.runs[0];
+    const readables = listing.runs.filter((run) => !run.problem && run.evaluations);
+    const readable = readables.find((run) => run.alert) ?? readables[0] ?? listing.runs[0];
     change({run: readable.name});
     return wanted ? `There is no run ${wanted.slice(0, 300)} (any more); this is ${readable.name}.` : '';
   }
@@ -62,9 +67,11 @@ export async function render() {
       if (own !== turn) return;
       if (loaded.message) showMessage(loaded);
       else show(loaded);
-      tell(sentence);
+      tell([sentence, ...(loaded.notes ?? [])].filter(Boolean).join(' '));
     } catch (problem) {
-      if (own === turn) tell(problem.message);
+      if (own !== turn) return;
+      top.stop();
+      tell(problem.message);
     }
   }
 
@@ -96,7 +103,7 @@ export async function render() {
     references.load(scene);
     pairs.load(state.run, evaluation, figure, view.before);
     matrix.element.hidden = !view.bits;
-    if (view.bits) matrix.load(view.bits, evaluation, scene.referenceNumber);
+    if (view.bits) matrix.load(view.bits, view.before.bits, evaluation, scene.referenceNumber);
     timeline.load({
       names: listing.runs.filter((one) => !one.problem).map((one) => one.name),
       runs: [{name: state.run, index, layers}, ...view.overlaid],
@@ -105,8 +112,11 @@ export async function render() {
       kind: view.kind,
       lines: evaluation.reference_lines ?? {},
       layerNames: evaluation.layers,
+      pairs: evaluation.pairs.map(({name}) => name),
       alertsProblem: index.alerts_problem,
     });
+    if (state.step === index.steps[index.steps.length - 1]) state.step = null; // and the next one is followed
+    showing(step);
     document.documentElement.dataset.ready = `${state.run} ${step}`;
     ahead = setTimeout(() => loadNeighbours(state, loaded), QUIET_MILLISECONDS);
   }
@@ -115,7 +125,8 @@ export async function render() {
     if (!view) return;
     const {run, evaluation, pair, step} = view.scene;
     const {name} = evaluation.pairs[pair];
-    savePictures(views.canvases(), `${run}, step ${step}, ${name}`, `i2am_${run}_step_${step}_${name}.png`);
+    const sheets = [views.canvases(), ...(state.compare && view.second.scene ? [compare.canvases()] : [])];
+    savePictures(sheets, `${run}, step ${step}, ${name}`, `i2am_${run}_step_${step}_${name}.png`);
   }
 
   onChange((keys) => {
@@ -126,9 +137,8 @@ export async function render() {
     else reload();
   });
   onHash(() => {
-    const found = readHash();
-    if (!listing?.runs.some((run) => run.name === found.run)) found.run = state.run;
-    change(found);
+    Object.assign(state, readHash());
+    if (listing) refresh(knownRun());
   });
   document.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;

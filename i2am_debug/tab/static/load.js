@@ -3,7 +3,7 @@
 import {fetchEvaluation, fetchIndex, fetchInformation} from './api.js';
 import {own} from './dom.js';
 import {referenceOf} from './levels.js';
-import {emptyMessage, problemMessage, waitingMessage} from './messages.js';
+import {emptyMessage, problemMessage, unreadableMessage, waitingMessage} from './messages.js';
 import {loadScene} from './scene.js';
 
 // Of these the first that has values is shown until a person chooses: not every run has masks, or a loss.
@@ -16,7 +16,7 @@ const refused = (problem) => {
 };
 
 // {message} where there is nothing to show, with {index, step} where one can go on to another evaluation; else
-// {index, step, scene, figure, layers, bits, before, overlaid, second}.
+// {index, step, scene, figure, kind, layers, bits, before, overlaid, second, notes}; `notes` say what was not to be had.
 export async function loadView(state, listing, wantsLayers) {
   const run = listing.runs.find(({name}) => name === state.run);
   const empty = emptyMessage(listing) ?? (run?.problem ? problemMessage(run.name, run.problem) : null);
@@ -26,7 +26,7 @@ export async function loadView(state, listing, wantsLayers) {
   if (index.refusal) return {message: problemMessage(state.run, index.refusal)};
   if (!index.steps.length) return {message: waitingMessage(state.run)};
   const step = index.steps.includes(state.step) ? state.step : index.steps[index.steps.length - 1];
-  const unreadable = ({refusal}) => ({message: problemMessage(`${state.run}, step ${step}`, refusal), index, step});
+  const unreadable = ({refusal}) => ({message: unreadableMessage(`${state.run}, step ${step}`, refusal), index, step});
   const evaluation = await fetchEvaluation(state.run, step).catch(refused);
   if (evaluation.refusal) return unreadable(evaluation);
   const reference = referenceOf(state, evaluation);
@@ -35,13 +35,16 @@ export async function loadView(state, listing, wantsLayers) {
   const [scene, bits, before, overlaid, layers] = await Promise.all([
     loadScene(state, state.run, step).catch(refused),
     fetchInformation(state.run, step, reference).catch(() => null),
-    loadBefore(state, index),
+    loadBefore(state, index, reference),
     loadOverlaid(state, listing, isOfLayer(figure) ? kind : null),
     isOfLayer(figure) || wantsLayers ? fetchIndex(state.run, kind) : null,
   ]);
   if (scene.refusal) return unreadable(scene);
   const second = state.compare ? await loadSecond(state, listing, scene, index) : {runs: []};
-  return {index, step, scene, figure, kind, layers, bits, before, overlaid, second};
+  const notes = [];
+  if (state.step !== null && state.step !== step) notes.push(`${state.run} has no step ${state.step}; this is its newest, step ${step}.`);
+  if (state.pair !== scene.pair) notes.push(`There is no pair ${state.pair}; this is ${scene.pair}, the last one.`);
+  return {index, step, scene, figure, kind, layers, bits, before, overlaid, second, notes};
 }
 
 // So that stepping to them waits for nothing.
@@ -67,11 +70,14 @@ function figureOf(state, index) {
 }
 
 // What was lost is told against the baseline, or against the first evaluation where the baseline came from a file.
-async function loadBefore(state, index) {
+async function loadBefore(state, index, reference) {
   const isBaseline = index.steps.includes(index.baseline_step);
   const step = isBaseline ? index.baseline_step : index.steps[0];
-  const evaluation = await fetchEvaluation(state.run, step).catch(() => null);
-  return {evaluation, words: `${isBaseline ? 'the baseline' : 'the first evaluation'}, step ${step}`};
+  const [evaluation, bits] = await Promise.all([
+    fetchEvaluation(state.run, step).catch(() => null),
+    fetchInformation(state.run, step, reference).catch(() => null),
+  ]);
+  return {evaluation, bits, words: `${isBaseline ? 'the baseline' : 'the first evaluation'}, step ${step}`};
 }
 
 async function loadOverlaid(state, listing, kind) {
@@ -94,7 +100,10 @@ async function loadSecond(state, listing, scene, index) {
   if (!listing.runs.find((one) => one.name === name)?.evaluations) return none(`${name} has no evaluations yet.`);
   try {
     const theirs = await fetchIndex(name);
-    const step = theirs.steps.includes(state.otherStep) ? state.otherStep : theirs.baseline_step ?? theirs.steps[0];
+    // Another run at the same step, this run at its baseline.
+    const isSame = name !== state.run && theirs.steps.includes(scene.step);
+    const first = isSame ? scene.step : theirs.baseline_step ?? theirs.steps[0];
+    const step = theirs.steps.includes(state.otherStep) ? state.otherStep : first;
     const evaluation = await fetchEvaluation(name, step);
     const shown = scene.evaluation.pairs[scene.pair].name;
     const pair = evaluation.pairs.findIndex((one) => one.name === shown);
@@ -104,7 +113,9 @@ async function loadSecond(state, listing, scene, index) {
     if (second.referenceNumber !== scene.referenceNumber) {
       return none(`${shown} has no reference ${scene.referenceNumber} in step ${step} of ${name}.`);
     }
-    return {scene: second, index: theirs, runs, comparable};
+    const unknown = state.otherStep !== null && state.otherStep !== step;
+    const problem = unknown ? `${name} has no step ${state.otherStep}; this is step ${step}.` : null;
+    return {scene: second, index: theirs, first, isSame, runs, comparable, problem};
   } catch (problem) {
     return none(problem.message);
   }

@@ -39,14 +39,17 @@ export function makeMatrix() {
     if (now) cells[row][column].focus({preventScroll: now === 'in place'});
   }
 
-  function load({layers, heads, bits}, evaluation, referenceNumber) {
+  // `before`: the same of the baseline, or null.
+  function load({layers, heads, bits}, before, evaluation, referenceNumber) {
     const hadFocus = table.contains(document.activeElement);
     const known = bits.flat().filter(Number.isFinite);
-    const top = Math.max(...known, 1e-9);
+    // Scaled as at the baseline, or what has been lost would not be seen.
+    const earlier = (before?.bits ?? []).flat().filter(Number.isFinite);
+    const top = Math.max(...known, ...earlier, 1e-9);
     const how = "A layer's name, a head's number or a value shows its map. ● copying layer.";
     const isOneOfSeveral = Object.values(evaluation.references).some((numbers) => numbers.length > 1);
     const whose = isOneOfSeveral ? ` of reference ${referenceNumber}` : '';
-    const most = known.length ? `up to ${top.toFixed(2)}` : 'undefined throughout';
+    const most = known.length ? `colours up to ${top.toFixed(2)}, the most here or at the baseline` : 'undefined throughout';
     note.textContent = `Bits${whose}, mean over pairs, ${most}. ${how}`;
     const heading = (_, head) => pick(String(head), `Head ${head}`, {level: 'head', head});
     const headRow = [null, ...Array.from({length: heads}, heading)];
@@ -91,8 +94,11 @@ export function makeMatrix() {
     const share = Math.max(0, value) / top;
     const button = pick(value.toFixed(2), `${layer}, head ${head}: ${value.toFixed(3)} bits`, null);
     button.classList.add('cell');
-    button.addEventListener('click', () => change({level: 'cell', layer, head}));
-    button.title = `${layer}, head ${head}: click for its map`;
+    button.addEventListener('click', () => {
+      const isChosen = state.level === 'cell' && state.layer === layer && state.head === head;
+      change(isChosen ? {level: 'unified'} : {level: 'cell', layer, head});
+    });
+    button.title = `${layer}, head ${head}: click for its map, again for all together`;
     button.style.background = css(state.colours, share);
     button.style.color = inkOn(state.colours, share);
     return button;

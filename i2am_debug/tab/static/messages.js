@@ -15,8 +15,9 @@ export function emptyMessage({logdir, runs}) {
   if (!runs.length) {
     return message(
       'No evaluations yet',
-      'A run appears here after its first evaluation. Give the training loop the callback below, or let ' +
-        'i2am-debug demo write a run to try the tab with.',
+      'A run appears here after its first evaluation, when TensorBoard reloads its data (↻ at the top). Its --logdir must be the ' +
+        'folder that holds the runs, or a run. Give the training loop the callback below, or let i2am-debug demo write a run ' +
+        'to try the tab with.',
       HOW,
     );
   }
@@ -24,6 +25,12 @@ export function emptyMessage({logdir, runs}) {
 }
 
 export const problemMessage = (run, sentence) => message(`${run} cannot be shown`, sentence);
+
+export const unreadableMessage = (evaluation, sentence) =>
+  message(
+    `${evaluation} cannot be shown`,
+    `${sentence} The buttons ‹ and › go to other evaluations; if this one is still being written, reload.`,
+  );
 
 export const waitingMessage = (run) =>
   message(`${run} has no evaluations yet`, 'The first one appears here by itself when TensorBoard reloads its data.');

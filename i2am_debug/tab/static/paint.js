@@ -50,7 +50,7 @@ export function fit(own) {
 export function paint(own, {bitmap, heat, top, low = 0, colourMap, strength, even, chosen, chosenGrid, pointer, pointerGrid}) {
   const {height} = own.canvas;
   const bars = heat && isBars(heat.grid);
-  drawBase(own, bitmap, bars ? 0.62 * height : height, heat && !bars ? 0.75 * Math.min(1, strength / 60) : 0);
+  drawBase(own, bitmap, bars ? 0.62 * height : height, heat && !bars ? 0.55 * Math.min(1, strength / 65) : 0);
   if (heat && bars) drawBars(own, heat, top, low, colourMap);
   else if (heat) drawGrid(own, heat, top, low, colourMap, strength, even);
   if (chosen?.length) outline(own, chosen, chosenGrid, false);

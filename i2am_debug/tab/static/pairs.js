@@ -71,7 +71,7 @@ export function makePairs() {
     const name = el('span', {class: 'pair-name', title: row.name}, row.name);
     const words = el('span', {class: 'pair-words'}, name, el('span', {}, value, ' ', moved));
     const button = el('button', {type: 'button', class: 'pair', onclick: () => change({pair: row.index})});
-    button.append(picture('reference'), picture('target'), words);
+    button.append(picture('target'), picture('reference'), words);
     const made = {li: el('li', {}, button), button, value, change: moved};
     items.set(key, made);
     return made;

@@ -1,24 +1,24 @@
-// The pictures as they are on the screen, side by side with their headings, as a PNG file.
+// The pictures as they are on the screen, with their headings and scales, as a PNG file.
 
-const [GAP, HEAD, SIDE] = [16, 58, 640];
+import {css} from './colour.js';
 
-export function savePictures(parts, heading, fileName) {
-  const heights = parts.map(({canvas}) => (SIDE * canvas.height) / Math.max(1, canvas.width));
+const [GAP, HEAD, SIDE, CAPTION, LEGEND] = [16, 58, 640, 34, 34];
+
+// `rows` of {canvas, title, what, scale, bar}: a row stands below the one before; scale and bar are null without a map.
+export function savePictures(rows, heading, fileName) {
+  const heightOf = ({canvas}) => (SIDE * canvas.height) / Math.max(1, canvas.width);
+  const heights = rows.map((row) => CAPTION + Math.max(...row.map(heightOf)) + LEGEND);
   const sheet = document.createElement('canvas');
-  sheet.width = GAP + parts.length * (SIDE + GAP);
-  sheet.height = HEAD + 34 + Math.max(...heights) + GAP;
+  sheet.width = GAP + Math.max(...rows.map((row) => row.length)) * (SIDE + GAP);
+  sheet.height = HEAD + heights.reduce((sum, height) => sum + height, 0) + GAP;
   const to = sheet.getContext('2d');
   to.fillStyle = '#ffffff';
   to.fillRect(0, 0, sheet.width, sheet.height);
-  to.fillStyle = '#1f2328';
-  to.font = '600 18px system-ui, sans-serif';
-  to.fillText(heading, GAP, 34, sheet.width - 2 * GAP);
-  parts.forEach(({canvas, title, what}, at) => {
-    const left = GAP + at * (SIDE + GAP);
-    to.font = '15px system-ui, sans-serif';
-    to.fillText(what ? `${title}: ${what}` : title, left, HEAD + 16, SIDE);
-    to.imageSmoothingEnabled = canvas.width > SIDE;
-    to.drawImage(canvas, left, HEAD + 34, SIDE, heights[at]);
+  write(to, heading, GAP, 34, sheet.width - 2 * GAP, '600 18px');
+  let top = HEAD;
+  rows.forEach((row, at) => {
+    row.forEach((part, column) => drawPart(to, part, GAP + column * (SIDE + GAP), top, heightOf(part)));
+    top += heights[at];
   });
   sheet.toBlob((blob) => {
     const link = document.createElement('a');
@@ -28,4 +28,23 @@ export function savePictures(parts, heading, fileName) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   }, 'image/png');
+}
+
+function drawPart(to, {canvas, title, what, scale, bar}, left, top, height) {
+  write(to, what ? `${title}: ${what}` : title, left, top + 16, SIDE, '15px');
+  to.imageSmoothingEnabled = canvas.width > SIDE;
+  to.drawImage(canvas, left, top + CAPTION, SIDE, height);
+  if (!scale) return;
+  const below = top + CAPTION + height;
+  for (let i = 0; i < SIDE / 2; i++) {
+    to.fillStyle = css(bar, i / (SIDE / 2));
+    to.fillRect(left + i, below + 9, 1, 12);
+  }
+  write(to, scale, left + SIDE / 2 + 10, below + 20, SIDE / 2 - 10, '14px');
+}
+
+function write(to, words, left, baseline, room, font) {
+  to.fillStyle = '#1f2328';
+  to.font = `${font} system-ui, sans-serif`;
+  to.fillText(words, left, baseline, room);
 }

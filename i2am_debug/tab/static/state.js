@@ -23,7 +23,7 @@ const DEFAULTS = {
   r2g: 'r2g', // r2g_centred, r2g_object_mass
   g2r: 'g2r', // g2r_region
   colours: 'cividis',
-  strength: 80,
+  strength: 65,
   pins: '', // see patches.js
   sort: 'fall',
   lines: false, // make room for reference lines that are far away
@@ -44,6 +44,13 @@ const CHOICES = {
 export const state = {...DEFAULTS};
 
 const listeners = [];
+let shownStep = null;
+
+// Tells the address which evaluation is shown while the newest one is followed: another person may open it later.
+export function showing(step) {
+  shownStep = step;
+  writeHash();
+}
 
 // `heard(keys)` is called after every change with the names that changed.
 export const onChange = (heard) => listeners.push(heard);
@@ -75,9 +82,10 @@ export function onHash(changed) {
 function writeHash() {
   const target = hashWindow();
   const others = target.location.hash.slice(1).split('&').filter((part) => part && !decode(part).startsWith(PREFIX));
+  const values = {...state, step: state.step ?? shownStep};
   const ours = Object.keys(DEFAULTS)
-    .filter((key) => JSON.stringify(state[key]) !== JSON.stringify(DEFAULTS[key]))
-    .map((key) => `${PREFIX}${key}=${encoded(written(state[key]))}`);
+    .filter((key) => JSON.stringify(values[key]) !== JSON.stringify(DEFAULTS[key]))
+    .map((key) => `${PREFIX}${key}=${encoded(written(values[key]))}`);
   const url = new URL(target.location.href);
   url.hash = [...others, ...ours].join('&');
   target.history.replaceState(target.history.state, '', url);

@@ -17,7 +17,7 @@ const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
 
 // `opened()` is called when the scores of single layers are to be seen.
 export function makeTimeline(opened) {
-  let data = null; // {names, runs: [{name, index, layers}], step, figure, kind, lines, layerNames, alertsProblem}
+  let data = null; // {names, runs: [{name, index, layers}], step, figure, kind, lines, layerNames, pairs, alertsProblem}
   const title = el('h2', {});
   const fitLines = el('input', {type: 'checkbox', onchange: () => change({lines: fitLines.checked})});
   const chart = svg('svg', {class: 'chart', role: 'img', height: HEIGHT});
@@ -26,7 +26,7 @@ export function makeTimeline(opened) {
   const missing = el('p', {class: 'undefined', hidden: true});
   const plot = el('div', {class: 'plot'}, chart, missing, marks, bubble);
   const key = el('div', {class: 'key', role: 'group', 'aria-label': 'Runs in the timeline'});
-  const now = el('p', {class: 'alert-now', hidden: true});
+  const now = el('div', {class: 'alert-now', hidden: true});
   const small = el('div', {class: 'small-charts'});
   const layers = el('div', {class: 'small-charts'});
   const kind = el('select', {onchange: () => chooseKind(kind.value)});
@@ -185,7 +185,7 @@ export function makeTimeline(opened) {
     const name = `${run.name} ${alert.global_step}`;
     const mark = marksOf.get(name) ?? makeMark(run.name, alert.global_step);
     marksOf.set(name, mark);
-    mark.alertText = `${run.name}\n${alert.text}`;
+    mark.alertText = `${run.name}\n${alert.text.split('\n')[0]}`; // the rest stands below the chart
     mark.style.left = `${x.at(alert.global_step)}px`;
     mark.style.color = colourOf(run);
     return mark;
@@ -211,10 +211,24 @@ export function makeTimeline(opened) {
     bubble.hidden = true;
   }
 
+  // The newest alert up to this evaluation, with all its words.
   function showNow(main) {
-    const alert = main.index.alerts.find((one) => one.global_step === data.step);
+    const alert = main.index.alerts.findLast((one) => one.global_step <= data.step);
     now.hidden = !alert && !data.alertsProblem;
-    now.textContent = alert ? alert.text.split('\n')[0] : data.alertsProblem ?? '';
+    const key = JSON.stringify([main.name, alert?.global_step, data.step, alert?.text, data.alertsProblem]);
+    if (now.dataset.key === key) return; // what is open stays open
+    now.dataset.key = key;
+    if (!alert) return now.replaceChildren(data.alertsProblem ?? '');
+    const [headline, ...rest] = alert.text.split('\n');
+    const isNow = alert.global_step === data.step;
+    const go = el('button', {type: 'button', onclick: () => change({step: alert.global_step})}, `Go to step ${alert.global_step}`);
+    const figures = [...new Set(alert.findings.map(({figure}) => figure))].filter((tag) => own(main.index.figures, tag));
+    const choose = figures.map((tag) => el('button', {type: 'button', onclick: () => change({figure: tag})}, tag));
+    const blamed = data.pairs.map((name, pair) => [name, pair]).filter(([name]) => Object.hasOwn(alert.panels, name));
+    choose.push(...blamed.map(([name, pair]) => el('button', {type: 'button', onclick: () => change({pair})}, name)));
+    const more = [el('p', {class: 'alert-text'}, rest.join('\n').trim()), el('p', {class: 'alert-buttons'}, ...choose)];
+    const words = el('details', {open: isNow}, el('summary', {}, headline), ...more);
+    now.replaceChildren(words, ...(isNow ? [] : [go]));
   }
 
   function drawSmall(into, figures) {

@@ -177,7 +177,7 @@ export function makeViews(shown, below) {
       const panel = panels[side];
       const isStandIn = which === 'target';
       panel.title.textContent = side === 'generated' ? (isStandIn ? 'Target' : 'Generated') : referenceWords(scene);
-      panel.note.textContent = isStandIn && bitmap ? 'no generated picture is kept for this pair' : note;
+      panel.note.textContent = isStandIn && bitmap ? 'no generated picture is kept for this pair (pictures= of I2AMCallback)' : note;
       panel.element.style.setProperty('--aspect', aspectOf(bitmap));
       panel.bar.style.background = gradient(state.colours);
       panel.canvas.setAttribute(
@@ -220,8 +220,14 @@ export function makeViews(shown, below) {
 
   const canvases = () =>
     SIDES.map((side) => {
-      const {canvas, title, what} = panels[side];
-      return {canvas, title: title.textContent, what: what.textContent};
+      const {canvas, title, note, what, most, times, legend} = panels[side];
+      return {
+        canvas,
+        title: [title.textContent, note.textContent].filter(Boolean).join(', '),
+        what: what.textContent,
+        scale: legend.hidden ? null : `0 … ${most.textContent}, ${times.textContent}`,
+        bar: legend.hidden ? null : state.colours,
+      };
     });
   return {element, load, draw, key, canvases};
 }
