@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from i2am_debug.callbacks.trackers import _marker
+from i2am_debug.callbacks.trackers import marker
 from PIL import Image
 
 from i2am_debug.pairs import ValidationPair
@@ -86,7 +86,7 @@ def write_run(folder: Path, evaluations: int) -> None:
         store.write(evaluation, arrays, grids)
     store.write_pairs(evaluation, [ValidationPair(name=n, reference=picture, target=picture) for n in names])
     writer = SummaryWriter(str(folder))
-    writer._get_file_writer().add_summary(_marker(), 0)
+    writer._get_file_writer().add_summary(marker(), 0)
     writer.close()
 
 

@@ -98,7 +98,7 @@ class RunTrackers:
             tracker.log(values, step=step)
         if not self._layout_written:
             self._writer.add_custom_scalars(_chart_layout(evaluation))
-            self._writer._get_file_writer().add_summary(_marker(), step)
+            self._writer._get_file_writer().add_summary(marker(), step)
             self._layout_written = True
         text = "\n".join(f"- `{PREFIX}{tag}`: undefined: {reason}" for tag, reason in undefined.items())
         if text and text != self._undefined:
@@ -135,7 +135,7 @@ class RunTrackers:
             self._writer.close()
 
 
-def _marker() -> Any:
+def marker() -> Any:
     """A summary that says no more than that this run has evaluations: TensorBoard then offers its I2AM tab for it."""
     from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 

@@ -179,10 +179,9 @@ def _mean(by_layer: Mapping[str, float], without: str) -> Figure:
 
 
 def _gap(look: Look) -> Figure:
-    for loss in (look.loss, look.other_loss):
-        if isinstance(loss, Undefined):
-            return loss
-    return look.other_loss - look.loss  # type: ignore[operator]
+    if isinstance(look.loss, Undefined):
+        return look.loss
+    return look.other_loss if isinstance(look.other_loss, Undefined) else look.other_loss - look.loss
 
 
 def _distance(maps: AttributionMaps, tag: str, baseline: Mapping[str, Any], name: str) -> float:

@@ -104,3 +104,15 @@ def write_baseline(path: Path, one: Evaluation, arrays: Mapping[str, np.ndarray]
     """A baseline's file."""
     write_evaluation(path, one, maps(len(one.pairs)) if arrays is None else arrays, {})
     return path
+
+
+def mark(run: Path) -> Path:
+    """The event file by which TensorBoard knows a run of ours."""
+    from i2am_debug.callbacks.trackers import marker
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(run))
+    writer.add_event(Event(step=0, wall_time=1.0, summary=marker()))
+    writer.close()
+    return run

@@ -58,6 +58,13 @@ class Tab:
         box = self.canvas(side).bounding_box()
         return box["x"] + (column + 0.5) / width * box["width"], box["y"] + (row + 0.5) / height * box["height"]
 
+    def drag(self, side: str, begin: tuple[int, int], end: tuple[int, int], grid: int) -> None:
+        """Draws a region from one patch (row, column) to another."""
+        self.page.mouse.move(*self.point(side, *begin, grid))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.point(side, *end, grid), steps=4)
+        self.page.mouse.up()
+
     def pixels(self, side: str) -> str:
         return self.canvas(side).evaluate("e => e.toDataURL()")
 

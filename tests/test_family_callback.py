@@ -205,7 +205,7 @@ def test_every_reference_of_a_pair_has_its_figures_maps_and_picture(tmp_path):
         kept = np.asarray(unpack_picture(file.get_tensor("0/reference_1")).convert("L"), dtype=float)
         given = np.asarray(both[0].further_references[0].convert("L"), dtype=float)
         assert kept.shape == given.shape and np.corrcoef(kept.ravel(), given.ravel())[0, 1] > 0.8  # noise as JPEG
-        assert "1/reference_1" not in file.keys()  # noqa: SIM118
+        assert "1/reference_1" not in set(file.keys())
     assert {"i2am/reference_1/imacs_g", "i2am/reference_1/reference_mass"} <= images_and_scalars(tmp_path / "run")[1]
 
 

@@ -20,13 +20,11 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-from i2am_debug.callbacks.trackers import _marker
 from safetensors.numpy import save_file
-from stored_runs import column, evaluation, generated, healthy, maps, pairs, sick, write_run
+from stored_runs import column, evaluation, generated, healthy, maps, mark, pairs, sick, write_run
 from tensorboard.backend import application
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.plugins import base_plugin
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from werkzeug.test import Client, TestResponse
 
 import i2am_debug.tab.stored_arrays as stored_arrays
@@ -891,15 +889,6 @@ def test_a_failure_of_our_own_is_a_sentence_too(logdir: Path, monkeypatch: pytes
 # -- in TensorBoard --------------------------------------------------------------------------------------------------
 
 
-def with_marker(run: Path) -> Path:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    writer = EventFileWriter(str(run))
-    writer.add_event(Event(step=0, wall_time=1.0, summary=_marker()))
-    writer.close()
-    return run
-
-
 def loaded(**folders: Path | None) -> Any:
     """A multiplexer as `--load_fast false` has it; group name → folder."""
     multiplexer = plugin_event_multiplexer.EventMultiplexer()
@@ -910,8 +899,8 @@ def loaded(**folders: Path | None) -> Any:
 
 
 def test_without_the_data_server(logdir: Path) -> None:
-    with_marker(logdir / "run")
-    with_marker(make_run(logdir, 4))
+    mark(logdir / "run")
+    mark(make_run(logdir, 4))
     multiplexer = loaded(_=logdir)
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(logdir))
     ask = asker(logdir, data_provider=provider, multiplexer=multiplexer)
@@ -920,9 +909,9 @@ def test_without_the_data_server(logdir: Path) -> None:
 
 
 def test_with_a_logdir_spec(logdir: Path) -> None:
-    with_marker(logdir / "run")
-    other = with_marker(make_run(logdir.parent / "other", 4))
-    outside = with_marker(make_run(logdir.parent / "outside", 4))
+    mark(logdir / "run")
+    other = mark(make_run(logdir.parent / "other", 4))
+    outside = mark(make_run(logdir.parent / "outside", 4))
     multiplexer = loaded(one=logdir, two=other)
     multiplexer.AddRun(str(outside), "two/linked")
     spec = SimpleNamespace(logdir_spec=f"one:{logdir},two:{other},gs://bucket/x,far:gs://bucket/y")

@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from i2am_debug.callbacks.trackers import _marker
 from PIL import Image
 from safetensors import safe_open
-from stored_runs import evaluation
+from stored_runs import evaluation, mark
 from tab_page import Tab
-from tensorboard.compat.proto import event_pb2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from benchmarks.browser import tensorboard
 from i2am_debug.demo.finetune import new_accelerator, new_callback
@@ -86,9 +83,7 @@ def write_several_references(folder: Path) -> None:
     store = RunStore(folder)
     store.write(one, arrays, grids)
     store.write_pairs(one, pairs)
-    writer = EventFileWriter(str(folder))
-    writer.add_event(event_pb2.Event(step=0, summary=_marker()))
-    writer.close()
+    mark(folder)
 
 
 FURTHER = Image.fromarray(np.full((40, 40, 3), (20, 180, 90), np.uint8))
@@ -152,10 +147,7 @@ def test_a_click_pins_shift_adds_a_drag_selects_and_escape_clears(tab: Tab) -> N
     tab.page.mouse.move(5, 5)
     tab.page.wait_for_function("document.body.innerText.includes('2 patches')")
     assert tab.pixels("reference") != alone
-    tab.page.mouse.move(*tab.point("generated", 3, 3, 16))
-    tab.page.mouse.down()
-    tab.page.mouse.move(*tab.point("generated", 6, 6, 16), steps=4)
-    tab.page.mouse.up()
+    tab.drag("generated", (3, 3), (6, 6), 16)
     tab.page.mouse.move(5, 5)
     tab.page.wait_for_function("document.body.innerText.includes('16 patches')")
     tab.page.keyboard.press("Escape")
@@ -452,20 +444,14 @@ def test_the_values_under_the_pointer_are_those_of_the_store(tab: Tab, logdir: P
             tab.says("row 5, column 2")
             reads(found[5, 2], found[5, 2] / found.sum())
     # Of a region: the mean of its rows over the reference, the sum of its columns over the generated picture.
-    tab.page.mouse.move(*tab.point("generated", 6, 6, 16))
-    tab.page.mouse.down()
-    tab.page.mouse.move(*tab.point("generated", 9, 8, 16), steps=4)
-    tab.page.mouse.up()
+    tab.drag("generated", (6, 6), (9, 8), 16)
     tab.page.mouse.move(*tab.point("reference", 4, 3, 8))
     tab.says("Reference patch row 4, column 3")
     region = [y * 16 + x for y in range(6, 10) for x in range(6, 9)]
     mean = rows[region].mean(0)
     reads(mean[4 * 8 + 3], mean[4 * 8 + 3] / mean.sum())
     tab.page.keyboard.press("Escape")
-    tab.page.mouse.move(*tab.point("reference", 2, 2, 8))
-    tab.page.mouse.down()
-    tab.page.mouse.move(*tab.point("reference", 5, 4, 8), steps=4)
-    tab.page.mouse.up()
+    tab.drag("reference", (2, 2), (5, 4), 8)
     tab.page.mouse.move(*tab.point("generated", 8, 8, 16))
     tab.says("Generated patch row 8, column 8")
     columns = rows[:, [y * 8 + x for y in range(2, 6) for x in range(2, 5)]].sum(1)

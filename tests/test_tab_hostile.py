@@ -23,9 +23,9 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from stored_runs import column, evaluation, healthy, maps, pairs
+from stored_runs import column, evaluation, healthy, maps, mark, pairs
 from tab_page import Tab
-from test_tab_backend import BROKEN_FILES, GRIDS, META, arrays, entry, make_run, own, safetensors, with_marker
+from test_tab_backend import BROKEN_FILES, GRIDS, META, arrays, entry, make_run, own, safetensors
 
 from benchmarks.browser import FLAGS, LONGEST_START, chromium_path, tensorboard
 from i2am_debug.drift import Alert
@@ -358,9 +358,9 @@ SHOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
 def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good run, and all the others beside it."""
     folder = tmp_path_factory.mktemp("hostile") / "runs"
-    template = with_marker(make_run(folder.parent / "outside", 0, 8))
+    template = mark(make_run(folder.parent / "outside", 0, 8))
     shutil.copytree(template, folder / GOOD)
-    write_planted(with_marker(folder / PLANTED))
+    write_planted(mark(folder / PLANTED))
     for name in RUN_NAMES:
         shutil.copytree(template, folder / name)
     os.rename(shutil.copytree(template, folder / "x"), os.fsencode(folder) + b"/no UTF-8 \xff")

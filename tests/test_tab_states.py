@@ -20,13 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from i2am_debug.callbacks.trackers import _marker
 from safetensors.numpy import load_file, save_file
-from stored_runs import COPYING, column, evaluation, generated, pairs
+from stored_runs import COPYING, column, evaluation, generated, mark, pairs
 from tab_page import Tab
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins import base_plugin
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from werkzeug.test import Client
 
 from benchmarks.browser import tensorboard
@@ -85,14 +82,6 @@ def arrays(
         found |= generated(count)
     grids = {str(i): {"unified": [list(grid), list(reference)]} for i in range(count)} if rows else {}
     return found, grids
-
-
-def mark(run: Path) -> Path:
-    """The event file by which TensorBoard knows a run of ours."""
-    writer = EventFileWriter(str(run))
-    writer.add_event(Event(step=0, wall_time=1.0, summary=_marker()))
-    writer.close()
-    return run
 
 
 def write(

@@ -113,24 +113,22 @@ class Backend(base_plugin.TBPlugin):
     @route
     def map(self, request: Request) -> Response:
         """One map: float32, little endian, row by row."""
-        pair, name, index = integer_of(request, "pair"), text_of(request, "name"), _index(request)
-        with self._file(request) as file:
-            tag = etag(file.status)
-            if answer := unchanged(request, tag, _BINARY):
-                return answer
-            found = evaluation_file.read_map(file, pair, name, index)
-        return answer_bytes(request, found.tobytes(), _BINARY, tag, [_shape(found.shape)])
+
+        def read(*asked: Any) -> tuple[bytes, Iterable[int]]:
+            found = evaluation_file.read_map(*asked)
+            return found.tobytes(), found.shape
+
+        return self._binary(request, read)
 
     @route
     def rows(self, request: Request) -> Response:
         """A matrix of rows: its scale, float32 little endian, then its values, uint8."""
-        pair, name, index = integer_of(request, "pair"), text_of(request, "name"), _index(request)
-        with self._file(request) as file:
-            tag = etag(file.status)
-            if answer := unchanged(request, tag, _BINARY):
-                return answer
-            scale, values, grid = evaluation_file.read_rows(file, pair, name, index)
-        return answer_bytes(request, scale.tobytes() + values.tobytes(), _BINARY, tag, [_shape(grid)])
+
+        def read(*asked: Any) -> tuple[bytes, Iterable[int]]:
+            scale, values, grid = evaluation_file.read_rows(*asked)
+            return scale.tobytes() + values.tobytes(), grid
+
+        return self._binary(request, read)
 
     @route
     def information(self, request: Request) -> Response:
@@ -158,6 +156,16 @@ class Backend(base_plugin.TBPlugin):
         with ArrayFile(folder.open(name), name) as file:
             evaluation_file.check_version(file)
             return _picture(request, file, pair, which)
+
+    def _binary(self, request: Request, read: Callable[..., tuple[bytes, Iterable[int]]]) -> Response:
+        """What `read(file, pair, name, index)` makes of the asked array, with its shape in a header."""
+        pair, name, index = integer_of(request, "pair"), text_of(request, "name"), _index(request)
+        with self._file(request) as file:
+            tag = etag(file.status)
+            if answer := unchanged(request, tag, _BINARY):
+                return answer
+            body, shape = read(file, pair, name, index)
+        return answer_bytes(request, body, _BINARY, tag, [_shape(shape)])
 
     def _listed(self, request: Request) -> list[str]:
         """The runs with our marker, as TensorBoard's data provider knows them."""

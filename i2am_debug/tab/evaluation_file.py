@@ -272,7 +272,7 @@ def _layers_of(file: ArrayFile, evaluation: Evaluation, reference: int) -> list[
             stored = file.read(f"{i}/{prefix}layers", dtypes=("U8",), most_bytes=_INFORMATION_BYTES).tobytes()
             try:
                 return [str(name) for name in json.loads(stored)]
-            except (*_NOT_OURS, UnicodeDecodeError):
+            except _NOT_OURS:
                 raise Refusal(404, f"{i}/{prefix}layers in {file.name} can't be read.") from None
     return list(evaluation.layers)
 

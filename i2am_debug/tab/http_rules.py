@@ -61,7 +61,7 @@ def _app(
             status, text = refusal.status, str(refusal)
             if status == 405:
                 headers = [("Allow", "GET")]
-        except Exception:
+        except Exception:  # a fault of ours is a sentence in the tab and a traceback in the log, not a page of HTML
             logging.getLogger(__name__).exception("the I2AM tab failed at %s", request.path)
             status, text = 500, "The tab failed at this; TensorBoard's log says where."
         refused = http_util.Respond(request, text, "text/plain", code=status, headers=[*headers, *_NO_PAGE.items()])

@@ -39,7 +39,7 @@ export function makeCompare() {
     const options = steps.length ? [['', first], ...known] : [];
     setOptions(step, options, steps.includes(state.otherStep) ? String(state.otherStep) : '');
     const unlike = 'These evaluations were made with other pairs or settings: a difference need not come from the weights.';
-    notice.textContent = loaded.problem ?? (loaded.comparable ? '' : unlike);
+    notice.textContent = [loaded.problem, other && !loaded.comparable ? unlike : null].filter(Boolean).join(' ');
     notice.hidden = !notice.textContent;
     panels.hidden = !other;
     if (!other) distance.textContent = 'JS distance undefined';
