@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	@echo 'TensorBoard in this checkout: $(BIN)/tensorboard --logdir runs/demo'
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist loadscope $(ARGS)
 
 # The types are checked in the layout of a wheel: callbacks/ is i2am_debug.callbacks there, which mypy can't see in an
 # editable install.

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from i2am_debug.pairs import ValidationPair, ValidationPairs
+from i2am_debug.pairs.collection import ValidationPairs
+from i2am_debug.pairs.pair import ValidationPair
 
 HEALTHY_STEPS = 72
 GRADUAL_STEPS = 128

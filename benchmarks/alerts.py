@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alert_runs import EVALUATIONS_AFTER, GROWING, Plan, kinds, make_runs, wrong_share
-from i2am_debug.drift import Watch
-from i2am_debug.record import Evaluation
-from i2am_debug.rules import Rule, Rules, Severity, at_least
-from i2am_debug.store import RunStore
+from i2am_debug.alerts.drift import Watch
+from i2am_debug.alerts.rules import Rule, Rules, Severity, at_least
+from i2am_debug.figures.record import Evaluation
+from i2am_debug.store.run_store import RunStore
 
 SHORT, LONG = range(2), range(10)
 COSTLY = 1.0  # dB; a fault that costs less need not be noticed

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from i2am_debug.record import Evaluation
-from i2am_debug.store import RunStore, write_evaluation
+from i2am_debug.figures.record import Evaluation
+from i2am_debug.store.evaluation_file import write_evaluation
+from i2am_debug.store.run_store import RunStore
 
 LAYERS = 20
 OF_A_LAYER = ("imacs_r", "imacs_r_hole", "energy_r_hole", "attention_information")

@@ -27,7 +27,7 @@ def run(look: bool, dtype_name: str) -> dict[str, float]:
     from torch import nn
 
     from i2am_debug import trace
-    from i2am_debug.families import About, Layout, Product, Reference
+    from i2am_debug.families.family import About, Layout, Product, Reference
 
     class Attention(nn.Module):
         def forward(self, q: Any, k: Any, v: Any) -> Any:

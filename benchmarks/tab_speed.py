@@ -19,9 +19,9 @@ import numpy as np
 from i2am_debug.callbacks.trackers import marker
 from PIL import Image
 
-from i2am_debug.pairs import ValidationPair
-from i2am_debug.record import Evaluation
-from i2am_debug.store import RunStore
+from i2am_debug.figures.record import Evaluation
+from i2am_debug.pairs.pair import ValidationPair
+from i2am_debug.store.run_store import RunStore
 
 from .browser import chromium, open_tab, tensorboard
 

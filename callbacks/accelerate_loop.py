@@ -16,27 +16,29 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from i2am_debug.calls import PipelineCall
-from i2am_debug.capture import find_denoiser
-from i2am_debug.check import in_words
-from i2am_debug.drift import Alert, Watch
+from i2am_debug.alerts.drift import Alert, Watch
+from i2am_debug.alerts.judge import refuse_idle_rules
+from i2am_debug.alerts.rules import SEVERITIES, Rules, Severity, at_least
+from i2am_debug.capture.plan import CapturePlan
+from i2am_debug.capture.trace import find_denoiser
 from i2am_debug.errors import I2AMError, IMACSRegression
-from i2am_debug.evaluation import Evaluator, LossFunction
-from i2am_debug.families import Family
-from i2am_debug.judge import refuse_idle_rules
-from i2am_debug.looks import Look, merge
-from i2am_debug.packing import pack_looks, unified_maps
-from i2am_debug.pairs import ValidationPairs
-from i2am_debug.plan import CapturePlan
-from i2am_debug.record import Evaluation, Undefined, differences
-from i2am_debug.report import alert_panels, log_line, pictures_of
-from i2am_debug.rules import SEVERITIES, Rules, Severity, at_least
-from i2am_debug.scores import IMACSSettings
-from i2am_debug.store import RunStore, Stored, read_evaluation
+from i2am_debug.evaluation.calls import PipelineCall
+from i2am_debug.evaluation.evaluator import Evaluator, LossFunction
+from i2am_debug.families.family import Family
+from i2am_debug.figures.observation import Look, merge
+from i2am_debug.figures.record import Evaluation, differences
+from i2am_debug.figures.scores import IMACSSettings
+from i2am_debug.figures.values import Undefined
+from i2am_debug.gate.check import in_words
+from i2am_debug.pairs.collection import ValidationPairs
+from i2am_debug.report.pictures import alert_panels, log_line, pictures_of
+from i2am_debug.store.evaluation_file import read_evaluation
+from i2am_debug.store.packing import pack_looks, unified_maps
+from i2am_debug.store.run_store import RunStore, Stored
 
 from .processes import from_main, gather, share
+from .state_guard import Untouched
 from .trackers import RunTrackers
-from .untouched import Untouched
 
 logger = logging.getLogger("i2am_debug")
 
@@ -170,9 +172,8 @@ class I2AMCallback:
         """
         with Untouched(self._trained_modules()) as untouched:
             self.evaluator.check(self._build_pipeline(untouched))
-        missed = (
-            global_step % self.every_n_steps == 0 and global_step != self._last_step
-        )  # saved before it was evaluated
+        # Saved before it was evaluated:
+        missed = global_step % self.every_n_steps == 0 and global_step != self._last_step
         due = self._baseline is None or self._last_step is None or missed
         if self._resumed_at is None and self._main:
             self._resumed_at = global_step  # whatever the folder holds beyond this step is of an abandoned attempt

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from i2am_debug.drift import Alert, headline
-from i2am_debug.record import Evaluation, Undefined
-from i2am_debug.rules import COPYING
-from i2am_debug.store import PLUGIN_NAME
+from i2am_debug.alerts.drift import Alert, headline
+from i2am_debug.alerts.rules import COPYING
+from i2am_debug.figures.record import Evaluation
+from i2am_debug.figures.values import Undefined
+from i2am_debug.store.files import PLUGIN_NAME
 
 PREFIX = "i2am/"
 _CHARTS = {"IMACS_g": "imacs_g", "IMACS_r": "imacs_r"}

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import nn
 
 from i2am_debug import trace
-from i2am_debug.families import About, Layout, Product, Reference, register_family
-from i2am_debug.render import heat
+from i2am_debug.families.family import About, Layout, Product, Reference
+from i2am_debug.families.registry import register_family
+from i2am_debug.report.render import heat
 
 
 class LookAtReference(nn.Module):

@@ -13,8 +13,8 @@ import numpy as np
 from i2am_debug import CapturePlan, imacs, trace
 from i2am_debug.demo.pairs import validation_pairs
 from i2am_debug.demo.pipeline import load_tiny_pipeline
-from i2am_debug.explain import explain
-from i2am_debug.render import heat
+from i2am_debug.report.explain import explain
+from i2am_debug.report.render import heat
 
 
 def main(folder: Path) -> None:

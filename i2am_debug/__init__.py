@@ -12,36 +12,38 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "trace": "capture",
-    "AttributionMaps": "maps",
-    "Direction": "maps",
-    "imacs": "scores",
-    "IMACSSettings": "scores",
-    "js_distance": "distances",
-    "CapturePlan": "plan",
-    "ValidationPair": "pairs",
-    "ValidationPairs": "pairs",
-    "Evaluation": "record",
-    "Undefined": "record",
-    "Alert": "drift",
-    "Rule": "rules",
-    "Rules": "rules",
+    "trace": "capture.trace",
+    "AttributionMaps": "capture.maps",
+    "Direction": "capture.maps",
+    "imacs": "figures.scores",
+    "IMACSSettings": "figures.scores",
+    "js_distance": "figures.distances",
+    "CapturePlan": "capture.plan",
+    "ValidationPair": "pairs.pair",
+    "ValidationPairs": "pairs.collection",
+    "Evaluation": "figures.record",
+    "Undefined": "figures.values",
+    "Alert": "alerts.drift",
+    "Rule": "alerts.rules",
+    "Rules": "alerts.rules",
     "IMACSRegression": "errors",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from .capture import trace
-    from .distances import js_distance
-    from .drift import Alert
+    from .alerts.drift import Alert
+    from .alerts.rules import Rule, Rules
+    from .capture.maps import AttributionMaps, Direction
+    from .capture.plan import CapturePlan
+    from .capture.trace import trace
     from .errors import IMACSRegression
-    from .maps import AttributionMaps, Direction
-    from .pairs import ValidationPair, ValidationPairs
-    from .plan import CapturePlan
-    from .record import Evaluation, Undefined
-    from .rules import Rule, Rules
-    from .scores import IMACSSettings, imacs
+    from .figures.distances import js_distance
+    from .figures.record import Evaluation
+    from .figures.scores import IMACSSettings, imacs
+    from .figures.values import Undefined
+    from .pairs.collection import ValidationPairs
+    from .pairs.pair import ValidationPair
 
 
 def __getattr__(name: str) -> Any:

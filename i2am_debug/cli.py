@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .ci_commands import add_commands, at_least
 from .errors import I2AMError
-from .exit_codes import ExitCode
+from .gate.commands import add_commands, at_least
+from .gate.exit_codes import ExitCode
 
 # Written out, since what they do needs torch; a test compares.
 _SABOTAGES = (
@@ -101,8 +101,8 @@ def _demo(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or args.output.is_dir():
         return _usage_error(f"explain: -o {args.output}: expected a file ending in .png, .jpg or .webp")
-    from .explain import explain
-    from .repeat import load_pipeline
+    from .evaluation.load_pipeline import load_pipeline
+    from .report.explain import explain
 
     try:
         pipeline = load_pipeline(args.pipeline)

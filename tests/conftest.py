@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest_plugins = ["pytester"]  # runs pytest on made-up projects, to test our plugin
-
-HERE = Path(__file__).parent
-# For training.py, which is also a script for `accelerate launch`, and for the benchmarks.
-sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from i2am_debug.pairs import ValidationPair
-from i2am_debug.record import Evaluation, Undefined
-from i2am_debug.store import RunStore, write_evaluation
+from i2am_debug.figures.record import Evaluation
+from i2am_debug.figures.values import Undefined
+from i2am_debug.pairs.pair import ValidationPair
+from i2am_debug.store.evaluation_file import write_evaluation
+from i2am_debug.store.run_store import RunStore
 
 COUNT = 10
 COPYING = "layer/up/imacs_r_hole"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from i2am_debug import cli
 from i2am_debug.demo.pairs import validation_pairs
-from i2am_debug.exit_codes import ExitCode
+from i2am_debug.gate.exit_codes import ExitCode
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -101,6 +101,6 @@ def test_a_short_demo_writes_its_figures(tmp_path, capsys):
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))
 def test_examples_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, str(tmp_path), "2"])
-    monkeypatch.setattr("i2am_debug.families._REGISTERED", [])  # where an example's own family stays
+    monkeypatch.setattr("i2am_debug.families.registry._REGISTERED", [])  # where an example's own family stays
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert list(tmp_path.rglob("*.png")) or list(tmp_path.rglob("*.safetensors"))

@@ -8,8 +8,10 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -19,107 +21,48 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "i2am_debug"
 
 PUBLIC = {
-    "trace": "capture",
-    "AttributionMaps": "maps",
-    "Direction": "maps",
-    "imacs": "scores",
-    "IMACSSettings": "scores",
-    "js_distance": "distances",
-    "CapturePlan": "plan",
-    "ValidationPair": "pairs",
-    "ValidationPairs": "pairs",
-    "Evaluation": "record",
-    "Undefined": "record",
-    "Alert": "drift",
-    "Rule": "rules",
-    "Rules": "rules",
+    "trace": "capture.trace",
+    "AttributionMaps": "capture.maps",
+    "Direction": "capture.maps",
+    "imacs": "figures.scores",
+    "IMACSSettings": "figures.scores",
+    "js_distance": "figures.distances",
+    "CapturePlan": "capture.plan",
+    "ValidationPair": "pairs.pair",
+    "ValidationPairs": "pairs.collection",
+    "Evaluation": "figures.record",
+    "Undefined": "figures.values",
+    "Alert": "alerts.drift",
+    "Rule": "alerts.rules",
+    "Rules": "alerts.rules",
     "IMACSRegression": "errors",
 }
-WITHOUT_TORCH = {"plan", "pairs", "record", "rules", "drift", "errors", "distances"}
+WITHOUT_TORCH = {name for name, home in PUBLIC.items() if home.split(".")[0] in ("pairs", "alerts", "errors")} | {
+    *("CapturePlan", "Evaluation", "Undefined", "js_distance", "AttributionMaps", "Direction")
+}
 
-# From what knows nothing to what knows all: a module imports only from those above it. The way of the data, with the
-# plain values that all stages share (errors, plan, record) first; drift, which is pure, comes before the store that
-# keeps its alerts, and the store before the evaluation that compares maps in their stored form.
-FAMILIES = (
-    "channel_concatenation",
-    "unet_cross_attention",
-    "ip_adapter",
-    "wan_image_to_video",
-    "flux_kontext",
-    "flux_ip_adapter",
-    "added_key_value",
-    "longcat_edit",
-    "bria_fibo_edit",
-    "flux2",
-    "flux_redux",
-    "qwen_image_edit",
-    "omnigen",
-    "sd3_ip_adapter",
-    "self_attention_reference",
-    "ldm_cross_attention",
-)
-STAGES = (
+# From what knows nothing to what knows all, the way of the data: a room (a folder, or a module of the root) imports only
+# from rooms above it. Inside a folder imports must not go in circles.
+ROOMS = (
     "errors",
-    "plan",
-    "resampling",
-    "record",
+    "grids",
     "pairs",
-    "calls",
-    "attention",
     "families",
-    *(f"families.{name}" for name in FAMILIES),
-    "families.__main__",
-    "maps",
-    "distances",
-    "accumulate",
-    "taps",
-    "sampler_steps",
     "capture",
-    "looks",
-    "scores",
-    "rules",
-    "finding",
-    "judge",
-    "drift",
-    "packing",
-    "store",
-    "tab.refusal",
-    "tab.run_files",
-    "tab.stored_arrays",
-    "tab.index_file",
-    "tab.evaluation_file",
-    "tab.http_rules",
-    "tab.backend",
-    "tab.loader",
-    "exit_codes",
-    "check",
-    "verdict_reports",
-    "baseline",
-    "calibration",
-    "pair_figures",
+    "figures",
     "evaluation",
-    "lettering",
-    "render",
+    "alerts",
+    "store",
     "report",
-    "worst_pairs",
-    "explain",
-    "repeat",
-    "callbacks.untouched",
-    "callbacks.processes",
-    "callbacks.trackers",
-    "callbacks.accelerate_loop",
-    "demo.pairs",
-    "demo.model",
-    "demo.pipeline",
-    "demo.pretrain",
-    "demo.sabotage",
-    "demo.finetune",
-    "ci_commands",
-    "cli",
+    "gate",
     "pytest_plugin",
+    "tab",
+    "callbacks",
+    "demo",
+    "cli",
 )
-FRONT_DOORS = ("", "callbacks", "demo", "tab")  # name their contents lazily, so they stand outside the order
-REGISTRY = {("families", f"families.{name}") for name in FAMILIES}  # loads its families inside a function
+LAZY = ("", "callbacks")  # name what they hold and import it when it is first used
+ROOT_MODULES, LONGEST, MEDIAN = 8, 400, 150
 
 
 def library() -> dict[str, Path]:
@@ -169,17 +112,35 @@ def own_imports(module: str, source: str, *, is_package: bool) -> set[str]:
     return found
 
 
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def wrong_imports(module: str, source: str, *, is_package: bool = False) -> list[str]:
-    order = {name: i for i, name in enumerate(STAGES)}
+    """Imports that go up, or to oneself; those inside a folder are looked at by `circles`."""
+    order = {name: i for i, name in enumerate(ROOMS)}
     return [
         f"{module} imports {other}"
         for other in sorted(own_imports(module, source, is_package=is_package))
-        if (module, other) not in REGISTRY and order[other] >= order[module]
+        if other == module or (room(other) != room(module) and order[room(other)] > order[room(module)])
     ]
+
+
+def circles(inside: Mapping[str, set[str]]) -> list[str]:
+    """The modules of a circle, module → what it imports; none where there is no circle."""
+    try:
+        tuple(TopologicalSorter(inside).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def external_imports(path: Path) -> set[str]:
     return {written.split(".")[0] for _, written, _ in imports(ast.parse(path.read_text())) if written[0] != "."}
+
+
+def length(path: Path) -> int:
+    return len(path.read_text().splitlines())
 
 
 def top_level_names(path: Path) -> set[str]:
@@ -200,7 +161,7 @@ def test_the_public_names_are_these() -> None:
 def test_a_public_name_comes_from_its_home(name: str, home: str) -> None:
     assert i2am_debug._HOME[name] == home
     assert name in top_level_names(LIBRARY[home])
-    if home in WITHOUT_TORCH:
+    if name in WITHOUT_TORCH:
         module = importlib.import_module(f"i2am_debug.{home}")
         assert getattr(i2am_debug, name) is getattr(module, name)
 
@@ -227,28 +188,44 @@ def test_callbacks_cannot_be_imported_twice(monkeypatch: pytest.MonkeyPatch) -> 
 # -- the direction of imports ----------------------------------------------------------------------------------------
 
 
-def test_every_module_has_its_stage() -> None:
-    assert set(LIBRARY) - set(FRONT_DOORS) == set(STAGES)
-    assert len(set(STAGES)) == len(STAGES)
+def test_every_module_lies_in_a_room() -> None:
+    assert {room(module) for module in LIBRARY if module} == set(ROOMS)
+    assert len(set(ROOMS)) == len(ROOMS)
 
 
-@pytest.mark.parametrize("module", STAGES)
-def test_imports_go_from_later_to_earlier_stages(module: str) -> None:
+@pytest.mark.parametrize("module", [module for module in LIBRARY if module])
+def test_imports_go_from_later_to_earlier_rooms(module: str) -> None:
     path = LIBRARY[module]
     assert wrong_imports(module, path.read_text(), is_package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize("folder", sorted({room(module) for module in LIBRARY if "." in module}))
+def test_imports_inside_a_folder_make_no_circle(folder: str) -> None:
+    inside = {}
+    for module, path in LIBRARY.items():
+        if room(module) == folder:
+            found = own_imports(module, without_type_checking(path), is_package=path.name == "__init__.py")
+            inside[module] = {other for other in found if room(other) == folder}
+    assert circles(inside) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circles({"store.a": {"store.b"}, "store.b": {"store.a"}, "store.c": set()})
+    assert not circles({"store.a": {"store.b"}, "store.b": set(), "store.c": {"store.a", "store.b"}})
 
 
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
-        ("maps", "from .capture import Trace", "capture"),
-        ("maps", "def f():\n    from . import capture", "capture"),
-        ("maps", "import i2am_debug.scores as s", "scores"),
-        ("maps", "from i2am_debug import imacs", "scores"),
-        ("store", "from i2am_debug.callbacks import I2AMCallback", "callbacks.accelerate_loop"),
-        ("store", "import callbacks.trackers", "callbacks.trackers"),
-        ("families.unet_cross_attention", "from ..maps import Direction", "maps"),
-        ("demo.pairs", "from .model import new_unet", "demo.model"),
+        ("capture.maps", "from ..figures.scores import imacs", "figures.scores"),
+        ("capture.maps", "def f():\n    from ..report import render", "report.render"),
+        ("capture.maps", "import i2am_debug.store.packing as s", "store.packing"),
+        ("capture.maps", "from i2am_debug import imacs", "figures.scores"),
+        ("store.files", "from i2am_debug.callbacks import I2AMCallback", "callbacks.accelerate_loop"),
+        ("store.files", "import callbacks.trackers", "callbacks.trackers"),
+        ("alerts.judge", "from ..store.run_store import RunStore", "store.run_store"),
+        ("families.family", "from ..capture.maps import Direction", "capture.maps"),
+        ("pairs.pair", "from ..demo.model import new_unet", "demo.model"),
         ("errors", "from .errors import I2AMError", "errors"),
     ],
 )
@@ -256,11 +233,16 @@ def test_a_wrong_import_would_be_seen(module: str, source: str, wrong: str) -> N
     assert wrong_imports(module, source) == [f"{module} imports {wrong}"]
 
 
+def without_type_checking(path: Path) -> str:
+    """The source without what only type checkers read."""
+    tree = ast.parse(path.read_text())
+    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    return ast.unparse(tree)
+
+
 def test_front_doors_import_nothing_of_the_library_at_run_time() -> None:
-    for name in FRONT_DOORS:
-        tree = ast.parse(LIBRARY[name].read_text())
-        tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
-        assert own_imports(name, ast.unparse(tree), is_package=True) == set(), name
+    for name in LAZY:
+        assert own_imports(name, without_type_checking(LIBRARY[name]), is_package=True) == set(), name
 
 
 def test_only_the_demo_knows_the_callbacks() -> None:
@@ -282,21 +264,25 @@ def test_only_attention_has_a_softmax() -> None:
             name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
             if name.lower() in ("softmax", "log_softmax"):
                 users.add(module)
-    assert users == {"attention"}
+    assert users == {"capture.attention"}
 
 
 def test_only_drawing_imports_matplotlib() -> None:
-    assert {m for m, path in LIBRARY.items() if "matplotlib" in external_imports(path)} == {"render", "lettering"}
+    assert {m for m, path in LIBRARY.items() if "matplotlib" in external_imports(path)} == {
+        "report.render",
+        "report.lettering",
+    }
 
 
 # -- no torch --------------------------------------------------------------------------------------------------------
 
 HEAVY = ("torch", "diffusers", "accelerate")
 LIGHT = tuple(
-    f"i2am_debug.{m}"
-    for m in (
-        *("record", "drift", "store", "plan", "pairs", "cli", "check", "baseline", "calibration", "worst_pairs"),
-        *("verdict_reports", "ci_commands", "pytest_plugin", "tab.backend", "tab.loader"),
+    f"i2am_debug.{module}"
+    for module in (
+        *("cli", "pytest_plugin", "pairs.collection", "capture.plan", "capture.maps", "figures.record"),
+        *("alerts.drift", "store.run_store", "store.packing", "store.find_run", "gate.check", "gate.baseline"),
+        *("gate.calibration", "gate.worst_pairs", "gate.verdict_reports", "gate.commands", "tab.backend", "tab.loader"),
     )
 )
 
@@ -328,8 +314,18 @@ def test_an_import_of_torch_would_be_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", LIBRARY)
-def test_a_file_is_at_most_400_lines(module: str) -> None:
-    assert len(LIBRARY[module].read_text().splitlines()) <= 400
+def test_a_file_is_one_idea(module: str) -> None:
+    assert length(LIBRARY[module]) <= LONGEST
+
+
+def test_most_files_are_short_and_few_stand_at_the_root() -> None:
+    assert median(length(path) for path in LIBRARY.values()) <= MEDIAN
+    assert len(list(PACKAGE.glob("*.py"))) <= ROOT_MODULES
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_a_file_says_what_it_is(module: str) -> None:
+    assert ast.get_docstring(ast.parse(LIBRARY[module].read_text()))
 
 
 def test_there_is_no_file_for_whatever_is_left_over() -> None:
@@ -343,7 +339,7 @@ def asserts_something(source: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.name)
 def test_a_test_file_asserts_something(path: Path) -> None:
     assert asserts_something(path.read_text())
 

@@ -21,9 +21,11 @@ from tqdm.auto import tqdm
 
 from i2am_debug.callbacks import I2AMCallback
 
-from ..drift import Alert
-from ..pairs import ValidationPair, ValidationPairs
-from ..record import Evaluation, Undefined, figure_to_json
+from ..alerts.drift import Alert
+from ..figures.record import Evaluation
+from ..figures.values import Undefined, figure_to_json
+from ..pairs.collection import ValidationPairs
+from ..pairs.pair import ValidationPair
 from .model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss
 from .pairs import PairBatch, make_batch, validation_pairs
 from .pipeline import TinyExamplePipeline, load_tiny_pipeline

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from . import About, registered
+from .family import About
+from .registry import registered
 
 _TITLES = {"models": "models", "r2g": "R2G", "g2r": "G2R", "specific": "SRAM", "imacs": "IMACS"}
 

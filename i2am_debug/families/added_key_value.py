@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference, half_of_guidance, level_grid
+from .family import About, Layout, Product, Reference
+from .latents import half_of_guidance, level_grid
 
 _PROJECTIONS = ("image_proj", "text_image_proj")
 _UNCLIP = 4  # image tokens of the UnCLIP decoder that diffusers has (Karlo)

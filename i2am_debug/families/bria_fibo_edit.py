@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from . import About, Layout, Product, half_of_guidance
+from .family import About, Layout, Product
 from .flux_kontext import find_transformer, joint_attention, joint_layout, pictures_of
+from .latents import half_of_guidance
 
 _DENOISER = "BriaFiboTransformer2DModel"
 

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product
+from ..grids import Grid
+from .family import About, Layout, Product
 from .flux_kontext import Picture, find_transformer, joint_attention, joint_layout, pictures_of
 
 # Where the pictures lie in the first forward. Its text tokens are the same tensor in all forwards of a pipeline call, and a new

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference
+from .family import About, Layout, Product, Reference
 from .flux_kontext import find_transformer, joint_attention, pictures_of
 
 _TRANSFORMERS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")

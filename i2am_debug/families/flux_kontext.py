@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference
+from ..grids import Grid
+from .family import About, Layout, Product, Reference
 
 _BLOCK = re.compile(r"((?:single_)?transformer_blocks\.\d+)\.attn$")
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product
+from ..grids import Grid
+from .family import About, Layout, Product
 from .flux_kontext import find_transformer, joint_attention, joint_layout, pictures_of
 
 

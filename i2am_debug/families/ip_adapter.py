@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference, half_of_guidance, level_grid
+from ..grids import Grid
+from .family import About, Layout, Product, Reference
+from .latents import half_of_guidance, level_grid
 from .unet_cross_attention import UNetCrossAttention
 
 _FULL = 257  # tokens of IP-Adapter full: CLIP's class token and 16x16 patches

@@ -18,9 +18,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference, half_of_guidance, level_grid
+from ..grids import Grid
+from .family import About, Layout, Product, Reference
+from .latents import half_of_guidance, level_grid
 
 _FEATURE_MAPS = {"warp_flow_blks", "pixel_attentions", "attn2_plus"}  # parts of the names of modules that read one
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..errors import UnsupportedModel
-from . import About, Layout, Product
+from .family import About, Layout, Product
 from .flux_kontext import find_transformer, joint_attention, joint_layout, pictures_of
 
 _DENOISER, _GENERATED = "LongCatImageTransformer2DModel", 1

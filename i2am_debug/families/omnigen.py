@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference, patch_grid
+from ..grids import Grid
+from .family import About, Layout, Product, Reference
+from .latents import patch_grid
 
 _DENOISER, _SUFFIX = "OmniGenTransformer2DModel", ".self_attn"
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference
+from .family import About, Layout, Product, Reference
 
 _DENOISER, _SUFFIX = "QwenImageTransformer2DModel", ".attn"
 _WITHOUT_REFERENCE = {

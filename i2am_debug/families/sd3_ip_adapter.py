@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from . import About, Layout, Product, Reference, half_of_guidance, patch_grid
+from .family import About, Layout, Product, Reference
+from .latents import half_of_guidance, patch_grid
 
 _PROCESSOR, _SUFFIX = "SD3IPAdapterJointAttnProcessor2_0", ".attn"
 _ORDER = ("uncond", "cond")

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference, Tokens, level_grid
+from ..grids import Grid
+from .family import About, Layout, Product, Reference, Tokens
+from .latents import level_grid
 
 _FEATURE_ARGUMENTS = {"garment_features": "last", "spatial_attn_inputs": "first"}
 """Arguments of a UNet's forward that hand it a reference's features (IDM-VTON, OOTDiffusion) → the part of a guidance batch

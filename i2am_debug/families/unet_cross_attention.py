@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..attention import Grid
 from ..errors import UnsupportedModel
-from . import About, Layout, Product, Reference, half_of_guidance, level_grid
+from ..grids import Grid
+from .family import About, Layout, Product, Reference
+from .latents import half_of_guidance, level_grid
 
 _SUFFIX = ".attn2"
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..errors import UnsupportedModel
-from . import About, Layout, Product
+from .family import About, Layout, Product
 from .ip_adapter import patch_reference
 
 _SUFFIX = ".attn2"

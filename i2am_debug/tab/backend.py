@@ -17,7 +17,7 @@ from tensorboard import plugin_util
 from tensorboard.plugins import base_plugin
 from werkzeug.wrappers import Request, Response
 
-from ..store import PLUGIN_NAME
+from ..store.files import PLUGIN_NAME
 from . import evaluation_file, index_file
 from .http_rules import answer_bytes, answer_json, etag, integer_of, open_route, route, text_of, unchanged
 from .refusal import Refusal

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..record import Evaluation, Undefined, reference_tag
-from ..store import pairs_file_name
+from ..figures.record import Evaluation
+from ..figures.values import Undefined, reference_tag
+from ..store.evaluation_file import pairs_file_name
 from .index_file import number, refuse_newer
 from .refusal import Refusal
 from .stored_arrays import Array, ArrayFile

@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from ..drift import Alert
-from ..record import FORMAT
-from ..rules import COPYING
+from ..alerts.drift import Alert
+from ..alerts.rules import COPYING
+from ..figures.record import FORMAT
 from .refusal import Refusal
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..store import PLUGIN_NAME
+from ..store.files import PLUGIN_NAME
 from .refusal import Refusal
 
 # Not on every system: without them there are no links or pipes to be afraid of either.

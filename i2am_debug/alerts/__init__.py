@@ -1,0 +1,1 @@
+"""From figures to alerts: rules, what they say of an evaluation, and when to speak. Pure: no files, no torch."""

@@ -1,0 +1,167 @@
+"""Findings → alerts: when to speak, and what to say. Pure; knows no model, no files, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..figures.record import Evaluation
+from .judge import MOST_TO_BLAME, Finding, Seen, findings
+from .rules import SEVERITIES, Rules, Severity
+
+_REARM = 3  # evaluations in a row without a finding, after which a figure may alert again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """Rules that newly fired at one evaluation, and all that fire with them."""
+
+    global_step: int
+    baseline_step: int
+    fine_at: int | None
+    """The last evaluation at which none of the rules fired; None where there is none."""
+    findings: tuple[Finding, ...]
+    panels: Mapping[str, str] = field(default_factory=dict)
+    """Pair → file of its panel, relative to the run's plugin folder."""
+
+    @property
+    def severity(self) -> Severity:
+        """The most severe finding's."""
+        return max((f.severity for f in self.findings), key=SEVERITIES.index)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The pairs most to blame over all findings, most often named first."""
+        named = [pair for finding in self.findings for pair in finding.pairs]
+        return tuple(sorted(dict.fromkeys(named), key=lambda pair: -named.count(pair)))[:MOST_TO_BLAME]
+
+    @property
+    def text(self) -> str:
+        """What happened, since when, how sure, which pairs, and what is usually the cause; one a line, as Markdown."""
+        fine = f"; fine at step {self.fine_at}" if self.fine_at is not None else "; never fine so far"
+        lines = [
+            f"{self.severity}: {headline(self.findings)} at step {self.global_step} "
+            f"(baseline: step {self.baseline_step}{fine})",
+            "",
+            *(f"- {line}" for line in _by_figure(self.findings)),
+            "",
+            *([f"Pairs most to blame: {', '.join(self.pairs)}", ""] if self.pairs else []),
+            f"Usual causes: {usual_causes(self.findings)}",
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for one line of JSON."""
+        return {**asdict(self), "severity": self.severity, "text": self.text}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Alert:
+        """The inverse of `to_json`."""
+        return cls(
+            global_step=row["global_step"],
+            baseline_step=row["baseline_step"],
+            fine_at=row["fine_at"],
+            findings=tuple(map(Finding.from_json, row["findings"])),
+            panels=row["panels"],
+        )
+
+
+class Watch:
+    """Turns findings into alerts: one when a figure newly falls or gets more severe, none while it stays so."""
+
+    def __init__(self, rules: Rules, alerting: Mapping[str, Sequence[Any]] | None = None) -> None:
+        self.rules = rules
+        self.alerting: dict[str, tuple[Severity, int]] = {
+            figure: (severity, quiet) for figure, (severity, quiet) in (alerting or {}).items()
+        }
+        """What alerted → how severe it was, and evaluations in a row without it; forgotten after three."""
+
+    def judge(self, baseline: Evaluation, history: Sequence[Seen]) -> Alert | None:
+        """Judges the last evaluation of `history`; call it once an evaluation."""
+        fired = [f for f in findings(self.rules, baseline, history) if f.fired]
+        worst: dict[str, Severity] = {}
+        for finding in fired:
+            # A pair that has lost its value must not keep silent about a later fall of the others.
+            what = f"{finding.figure} undefined" if finding.kind == "undefined" else finding.figure
+            worst[what] = _worse(worst.get(what, "info"), finding.severity)
+        news = [w for w, severity in worst.items() if _is_news(self.alerting.get(w), severity)]
+        kept = {w: (severity, quiet + 1) for w, (severity, quiet) in self.alerting.items() if quiet + 1 < _REARM}
+        told = {w: (_worse(self.alerting.get(w, ("info", 0))[0], severity), 0) for w, severity in worst.items()}
+        self.alerting = {**kept, **told}
+        return make_alert(baseline, history, fired) if news else None
+
+
+def make_alert(baseline: Evaluation, history: Sequence[Seen], fired: Iterable[Finding]) -> Alert:
+    """The alert of the last evaluation of `history` with these findings."""
+    fired = tuple(fired)
+    now = history[-1].global_step
+    first = min((f.since for f in fired if f.since is not None), default=now)
+    earlier = [step for step in (baseline.global_step, *(seen.global_step for seen in history)) if step < first]
+    return Alert(
+        global_step=now,
+        baseline_step=baseline.global_step,
+        fine_at=max(earlier, default=None),
+        findings=fired,
+    )
+
+
+def _is_news(told: tuple[Severity, int] | None, severity: Severity) -> bool:
+    return told is None or _worse(told[0], severity) != told[0]
+
+
+def _worse(one: Severity, other: Severity) -> Severity:
+    return max(one, other, key=SEVERITIES.index)
+
+
+def headline(fired: Sequence[Finding]) -> str:
+    """What happened, in one clause."""
+    if all(f.kind == "undefined" for f in fired):
+        most = any(f.severity == "critical" for f in fired)
+        return "figures have no value any more" if most else "figures have no value any more for some pairs"
+    if any(f.kind == "collapse" and f.severity == "critical" for f in fired):
+        return "the model no longer uses its reference"
+    if all(f.kind == "collapse" for f in fired):
+        return "the model does not use its reference"
+    if all(f.kind in ("floor", "ceiling") for f in fired):
+        return f"{fired[0].figure} is beyond its limit" if len(fired) == 1 else "figures are beyond their limits"
+    if any(f.kind in ("drop", "drop_from_best", "floor") and _tells_of_use(f.figure) for f in fired):
+        return "the model draws less on its reference"
+    return "the figures are worse than allowed"
+
+
+def usual_causes(fired: Sequence[Finding]) -> str:
+    """What to look at first, by which figures fell."""
+    figures = {f.figure for f in fired if f.kind != "undefined"}
+    causes = []
+    if any(f.kind == "undefined" for f in fired):
+        causes.append("weights that are not finite (a learning rate too high, float16 without a loss scaler)")
+    if any(f.kind == "collapse" for f in fired):
+        causes.append("a reference encoder that is not loaded, random or detached; references that are all alike")
+    elif "reference_gap" in figures or "attention_information" in figures:
+        causes.append(
+            "references that no longer belong to their targets (shuffled, mirrored, other colours or normalisation), zeroed or "
+            "dropped too often; masks that do not fit; a learning rate too high"
+        )
+    if figures == {"reference_gap"}:
+        causes.append("the gap alone fell: look first at what is in the references")
+    if not causes:
+        causes.append(
+            "references or masks that do not fit their targets; compare the pairs' panels with the baseline's"
+        )
+    return "; ".join(causes) + "."
+
+
+def _tells_of_use(figure: str) -> bool:
+    return figure.startswith(("imacs", "layer/", "attention_information", "reference_", "branch_share"))
+
+
+def _by_figure(fired: Sequence[Finding]) -> list[str]:
+    """One clause a figure: of its most telling finding, and the names of the other rules that fired for it."""
+    telling = ("undefined", "collapse", "drop", "drop_from_best", "floor", "ceiling")
+    out = []
+    for figure in dict.fromkeys(f.figure for f in fired):
+        own = sorted((f for f in fired if f.figure == figure), key=lambda f: telling.index(f.kind))
+        also = f" [rules {', '.join(f.rule for f in own)}]" if len(own) > 1 else f" [rule {own[0].rule}]"
+        out.append(f"{own[0]}{also}")
+    return out

@@ -1,0 +1,59 @@
+"""Which sampler step a denoiser's forward call belongs to, and whether the plan looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import NothingCaptured
+from .plan import CapturePlan
+
+_TIME_ARGUMENTS = ("timestep", "timesteps", "t")  # the noise time, as denoisers call it
+
+
+class StepCounter:
+    """Which sampler step a denoiser forward belongs to, and whether the plan looks at it.
+
+    Pipelines that run the denoiser twice a step (conditional and unconditional apart) use the same noise time for both, so
+    a step is a change of noise time.
+    """
+
+    def __init__(self, plan: CapturePlan, scheduler: Any) -> None:
+        self._plan, self._scheduler = plan, scheduler
+        self._last: float | None = None
+        self.step, self.forward, self.forwards = -1, 0, 0
+        self.total: int | None = None
+        self.chosen: tuple[int, ...] | None = None
+
+    def advance(self, arguments: Mapping[str, Any]) -> bool:
+        """Counts one forward call with these arguments; whether the plan looks at it."""
+        timestep = next((arguments[n] for n in _TIME_ARGUMENTS if arguments.get(n) is not None), None)
+        time = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        if self.forwards == 0 and self._scheduler is not None:
+            self.total = _remaining_steps(self._scheduler, time)
+            self.chosen = None if self.total is None else self._plan.draw_steps(self.total)
+        self.forward += 1
+        if time is None or time != self._last:
+            self.step, self.forward = self.step + 1, 0
+        self._last = time
+        self.forwards += 1
+        if self.total is not None and self.step >= self.total:
+            raise NothingCaptured(
+                f"the denoiser ran more than the sampler's {self.total} steps inside one trace; "
+                "open a new `with trace(pipeline)` for each pipeline call"
+            )
+        return self.chosen is None or self.step in self.chosen
+
+
+def _remaining_steps(scheduler: Any, time: float | None) -> int | None:
+    """Steps from the one at noise time `time` on; image-to-image calls with a strength skip the first ones."""
+    times = getattr(scheduler, "timesteps", None)
+    if times is None or getattr(scheduler, "num_inference_steps", None) is None:
+        return None
+    times = torch.as_tensor(times).flatten().tolist()
+    begin = getattr(scheduler, "begin_index", None)  # several pipelines hand the denoiser a time that is scaled
+    if begin is None:
+        begin = times.index(time) if time in times else 0
+    return len(times) - begin

@@ -1,0 +1,370 @@
+"""Captures what a family finds in a denoiser's attention, and puts everything back.
+
+This module does not know what the tokens mean (the family does), how products are seen (`taps`) nor what becomes of them
+(the accumulator).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import NothingCaptured, UndefinedFigure, UnsupportedModel
+from ..families.family import Family, Layout, Product, Reference
+from ..families.registry import find_family
+from ..grids import Grid, region_weight
+from .accumulate import Accumulator
+from .attention import attribute, pooled_rows, reference_mass
+from .maps import AttributionMaps
+from .plan import CapturePlan, HeadChoice
+from .sampler_steps import StepCounter
+from .taps import ModuleRun, SeenProduct
+
+
+def trace(
+    pipeline: Any,
+    *,
+    plan: CapturePlan | None = None,
+    family: Family | None = None,
+    mask: Any = None,
+    reference_mask: Any = None,
+    heads: HeadChoice | None = None,
+) -> Trace:
+    """Looks at the attention of one pipeline call, or of a denoiser called by hand::
+
+        with trace(pipeline) as t:
+            pipeline(...)
+        t.maps().g2r.unified
+
+    Args:
+        pipeline: a diffusers pipeline with a `unet` or `transformer`, or such a module itself.
+        plan: what to look at; default `CapturePlan.full()`.
+        family: where the reference sits; found from the model when not given.
+        mask: (H, W) array, or one for each image; the hole. The attention information and `g2r_region` are over its tokens.
+        reference_mask: (H, W) array, or one for each image; the object. Needed for the R2G variant `object_mass`.
+        heads: a choice made by a pilot (`choose_heads`); default all.
+
+    Raises:
+        UnsupportedModel: no family knows where the reference sits in this model.
+    """
+    return Trace(
+        pipeline,
+        plan=plan or CapturePlan.full(),
+        family=family,
+        masks=_as_list(mask),
+        reference_masks=_as_list(reference_mask),
+        heads=heads,
+    )
+
+
+class Trace(AbstractContextManager["Trace"]):
+    """A capture under way or finished; made by `trace`."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        plan: CapturePlan,
+        family: Family | None,
+        masks: Sequence[Any] | None,
+        reference_masks: Sequence[Any] | None,
+        heads: HeadChoice | None,
+    ) -> None:
+        self.denoiser = find_denoiser(pipeline)
+        self.family = family or find_family(pipeline, self.denoiser)
+        self.plan = plan
+        schedulers = (getattr(pipeline, n, None) for n in ("scheduler", "decoder_scheduler"))
+        self._scheduler = None if pipeline is self.denoiser else next((s for s in schedulers if s is not None), None)
+        self._masks, self._reference_masks = _stack(masks), _stack(reference_masks)
+        self._heads = heads
+        self._accumulators: dict[int, Accumulator] = {}
+        self._steps = StepCounter(plan, self._scheduler)
+        self._products = 0
+        self._arguments: dict[str, Any] | None = None  # of the forward call under way, when it is looked at
+        self._running: list[ModuleRun] = []
+        self._handles: list[Any] = []
+        self._stance: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> Trace:
+        modules = {n: m for n, m in self.family.layers(self.denoiser).items() if self.plan.looks_at(n)}
+        if not modules:
+            raise UnsupportedModel(
+                f"the plan's layers {self.plan.layers} without {self.plan.exclude} match none of "
+                f"{', '.join(self.family.layers(self.denoiser)) or 'no attention modules'}"
+            )
+        # Compiled modules skip hooks added after compilation without a word; run eagerly while looking.
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
+        # The denoiser's hooks go first so that a hook of the caller's that raises can't leave ours half done.
+        self._handles.append(
+            self.denoiser.register_forward_pre_hook(self._before_forward, with_kwargs=True, prepend=True)
+        )
+        self._handles.append(self.denoiser.register_forward_hook(self._after_forward, always_call=True))
+        for name, module in modules.items():
+            self._handles.append(module.register_forward_pre_hook(lambda m, _, n=name: self._before_module(n, m)))
+            self._handles.append(module.register_forward_hook(self._after_module, always_call=True))
+            if self.family.projections:
+                for part in ("to_q", "to_k"):
+                    if isinstance(getattr(module, part, None), nn.Module):
+                        hook = partial(self._projected, part)
+                        self._handles.append(getattr(module, part).register_forward_hook(hook))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        while self._running:  # an interrupt (KeyboardInterrupt) skips forward hooks
+            self._running.pop().__exit__(None, None, None)
+        self._arguments = None
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    def maps(self, image: int = 0, reference: int = 0) -> AttributionMaps:
+        """The maps of one image of the batch, and of one of its reference pictures where there are several.
+
+        Raises:
+            NothingCaptured: the denoiser did not run inside the `with`, or none of its looked-at products held a reference.
+        """
+        if not self._accumulators:
+            raise NothingCaptured(self._nothing())
+        if reference not in self._accumulators:
+            raise IndexError(f"reference {reference}: these were seen: {sorted(self._accumulators)}")
+        with torch.autocast("cpu", enabled=False):  # the sums come to the CPU, where the caller's autocast may be on
+            return self._accumulators[reference].maps(image, self._steps.total)
+
+    @property
+    def references(self) -> tuple[int, ...]:
+        """Numbers of the reference pictures that were seen."""
+        return tuple(sorted(self._accumulators))
+
+    @property
+    def images(self) -> int:
+        """How many images the captured batch held."""
+        return max((a.images for a in self._accumulators.values()), default=0)
+
+    def _nothing(self) -> str:
+        if not self._steps.forwards:
+            return "no attention was seen: call the pipeline inside `with trace(pipeline) as t:`"
+        if not self._products:
+            return (
+                f"the denoiser ran {self._steps.forwards} times, but at none of the sampler steps the plan looks at "
+                f"({self._steps.chosen}); use CapturePlan(sampler_steps=None)"
+            )
+        return (
+            f"{self._products} attention products were seen, but the family {self.family.name!r} found reference tokens in "
+            "none: was the pipeline called with a reference, and is its scale above 0?"
+        )
+
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if _in_backward():  # gradient checkpointing runs the forward a second time
+            return
+        arguments = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        arguments = {**arguments.pop("kwargs", {}), **arguments}
+        self._arguments = arguments if self._steps.advance(arguments) else None
+
+    def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._arguments = None
+
+    def _before_module(self, name: str, module: nn.Module) -> None:
+        if self._arguments is not None:
+            self._running.append(ModuleRun(name, module, self._observe))
+            self._running[-1].__enter__()
+
+    def _projected(self, part: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        if self._running and not self._running[-1].products:
+            self._running[-1].projected[part] = output
+
+    def _after_module(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not (self._running and self._running[-1].module is module):
+            return
+        run = self._running.pop()
+        run.__exit__(None, None, None)
+        seen = run.products or output is None or (self.family.projections and run.use_projections())
+        if run.error is not None:
+            raise run.error
+        if not seen:
+            raise NothingCaptured(_bypassed(run))
+        self._products += run.products
+        if run.branches and run.plain:
+            self._add_branch_shares(run)
+
+    def _observe(self, run: ModuleRun, seen: SeenProduct) -> None:
+        assert self._arguments is not None
+        product = Product(
+            layer=run.name,
+            module=run.module,
+            arguments=self._arguments,
+            forward=self._steps.forward,
+            call=run.products,
+            query_tokens=seen.query.shape[2],
+            key_tokens=seen.key.shape[2],
+        )
+        layout = self.family.layout(product)
+        if layout is None:
+            if seen.output is not None:
+                run.plain.append(seen.output)
+            return
+        if layout.branch_scale is not None and seen.output is not None:
+            run.branches.append((layout, seen.output))
+        q = seen.query[layout.conditional][:, :, layout.generated]
+        keys = seen.key[layout.conditional]
+        heads = self._weights(run.name, q.shape[1])
+        mask = None if seen.mask is None else _own_mask(seen.mask, layout, run.name)
+        for number, reference in layout.references.items():
+            k = keys[:, :, reference.tokens]
+            self._add(run.name, number, layout, reference, heads, q, k, seen.scale)
+        if layout.joint:
+            tokens = [r.tokens for r in layout.references.values()]
+            mass = reference_mass(q, keys, tokens, heads=list(heads), scale=seen.scale, mask=mask)
+            share = _shares(heads).to(mass.device)
+            for number, mass_BN in zip(layout.references, mass, strict=True):
+                self._accumulators[number].add_share(run.name, "reference_mass", mass_BN @ share)
+
+    def _add(
+        self,
+        name: str,
+        number: int,
+        layout: Layout,
+        reference: Reference,
+        heads: Mapping[int, float],
+        q: torch.Tensor,
+        k: torch.Tensor,
+        scale: float | None,
+    ) -> None:
+        """Adds what one product says about one reference."""
+        weights, grids = torch.tensor(list(heads.values())), (layout.generated_grid, reference.grid or (1, k.shape[2]))
+        masks = self._reference_masks if number == 0 else None  # the mask is of the pair's own reference, the first
+        found = attribute(
+            q,
+            k,
+            heads=list(heads),
+            scale=scale,
+            query_weight_BG=self._region(self._masks, layout.generated_grid, len(q), q.device, "mask"),
+            key_weight_BR=self._region(masks, reference.grid, len(q), q.device, "reference_mask"),
+        )
+        rows = pooled_rows(q, k, *grids, heads=list(heads), scale=scale, head_weight_N=weights)
+        accumulator = self._accumulators.setdefault(number, Accumulator(self.plan))
+        accumulator.add(
+            name, self._steps.step, (layout.generated_grid, reference.grid), list(heads), weights, found, rows
+        )
+
+    def _add_branch_shares(self, run: ModuleRun) -> None:
+        """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
+        added = [torch.as_tensor(s.branch_scale, device=o.device) * o.float() for s, o in run.branches]
+        together = sum(o.float() for o in run.plain) + sum(added)
+        for (layout, _), ours in zip(run.branches, added, strict=True):
+            rows, tokens = layout.conditional, layout.generated
+            branch, whole = (x[rows][:, :, tokens].flatten(1).norm(dim=1) for x in (ours, together))
+            for number in layout.references:
+                share = branch / whole.clamp_min(1e-30)
+                self._accumulators[number].add_share(run.name, "branch_share", share)
+
+    def _weights(self, layer: str, count: int) -> Mapping[int, float]:
+        if self._heads is None:
+            return dict.fromkeys(range(count), 1.0)
+        if layer not in self._heads:
+            raise UnsupportedModel(
+                f"the stored choice of heads has no layer {layer!r}; it was made for another model or plan. "
+                "Start a new baseline."
+            )
+        return self._heads[layer]
+
+    def _region(
+        self, masks: torch.Tensor | None, grid: Grid | None, images: int, device: torch.device, name: str
+    ) -> torch.Tensor | None:
+        if masks is None or grid is None:
+            return None
+        if len(masks) not in (1, images):
+            raise UnsupportedModel(f"trace has {len(masks)} of {name}, the denoiser's batch holds {images} images")
+        weight = region_weight(masks.to(device), grid).expand(images, -1)
+        if not bool((weight.sum(-1) > 0).all()):
+            raise UndefinedFigure(f"the trace's {name} is empty")
+        return weight
+
+
+def _bypassed(run: ModuleRun) -> str:
+    processor = type(getattr(run.module, "processor", None)).__name__
+    backend = getattr(getattr(run.module, "processor", None), "_attention_backend", None)
+    with_backend = f", its backend {getattr(backend, 'value', backend)}" if backend else ""
+    wanted = "AttnAddedKVProcessor2_0" if "AddedKV" in processor else "AttnProcessor2_0"
+    return (
+        f"attention module {run.name!r} ran without a call of torch's scaled_dot_product_attention: its processor is "
+        f"{processor}{with_backend}. Attention slicing, xformers, flash, sage and flex backends bypass it; for the evaluation "
+        f"use {wanted} (pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
+        'denoiser.set_attention_backend("native"), or leave the layer out with CapturePlan(exclude=(…))'
+    )
+
+
+def _own_mask(mask: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
+    """The mask's part for the conditional rows and the generated tokens; it must not touch the reference's keys."""
+    own = mask[layout.conditional] if mask.shape[0] > 1 else mask
+    own = own[:, :, layout.generated] if own.shape[2] > 1 else own
+    for number, reference in layout.references.items():
+        part = own[..., reference.tokens]
+        if not bool(part.all() if part.dtype == torch.bool else (part == 0).all()):
+            raise UnsupportedModel(
+                f"attention module {name!r} masks some keys of reference {number}; the attribution of masked reference "
+                "tokens is not defined"
+            )
+    if own.shape[1] > 1 and bool((own == own[:, :1]).all()):
+        own = own[:, :1]  # one mask, repeated for each head
+    if layout.joint and own.shape[1] > 1:
+        raise UnsupportedModel(f"attention module {name!r} has a mask for each head; the reference mass is not defined")
+    return own
+
+
+def _shares(heads: Mapping[int, float]) -> torch.Tensor:
+    weights = torch.tensor(list(heads.values()))
+    return weights / weights.sum()
+
+
+def find_denoiser(pipeline: Any) -> nn.Module:
+    """The network that removes noise: the pipeline's `unet` (OOTDiffusion: `unet_vton`), `transformer`, `decoder` (UnCLIP)
+    or, in latent diffusion code, `model.diffusion_model`; or the module itself.
+
+    Raises:
+        UnsupportedModel: there is none.
+    """
+    for name in ("unet", "unet_vton", "transformer", "decoder"):
+        module = getattr(pipeline, name, None)
+        if isinstance(module, nn.Module):
+            return getattr(module, "_orig_mod", module)
+    inner = getattr(getattr(pipeline, "model", None), "diffusion_model", None)  # latent diffusion code before diffusers
+    if isinstance(inner, nn.Module):
+        return getattr(inner, "_orig_mod", inner)
+    if isinstance(pipeline, nn.Module):
+        return getattr(pipeline, "_orig_mod", pipeline)
+    raise UnsupportedModel(
+        f"{type(pipeline).__name__} has neither a unet nor a transformer; pass a diffusers pipeline or the denoiser itself"
+    )
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _as_list(mask: Any) -> list[Any] | None:
+    if mask is None:
+        return None
+    if isinstance(mask, (list, tuple)):
+        return list(mask)
+    return [mask] if np.ndim(mask) == 2 else list(mask)
+
+
+def _stack(masks: Sequence[Any] | None) -> torch.Tensor | None:
+    """(n, side, side) float; regions may differ in size from pair to pair, so each is brought to one common raster."""
+    if masks is None:
+        return None
+    tensors = [torch.as_tensor(np.asarray(m), dtype=torch.float32) for m in masks]
+    if len({t.shape for t in tensors}) > 1:
+        raise UnsupportedModel("the masks of one batch differ in size; use batch_size=1")
+    return torch.stack(tensors)

@@ -1,0 +1,284 @@
+"""Runs validation pairs through a pipeline or a loss function, and turns what was captured into an `Evaluation`.
+
+Looking (`Evaluator.look`, on every process) is apart from scoring (`Evaluator.score`, on one). Knows no training loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import __version__
+from ..capture.plan import CapturePlan, HeadChoice, choose_heads
+from ..capture.trace import Trace, find_denoiser, trace
+from ..errors import NothingCaptured, UnsupportedModel
+from ..families.family import Family
+from ..families.registry import find_family
+from ..figures.observation import Look, seen
+from ..figures.record import Evaluation
+from ..figures.scores import IMACSSettings, reference_lines
+from ..figures.scoring import copying_layer, layers_of_further, score_further, score_pair
+from ..figures.values import Figure, Undefined, as_figure
+from ..pairs.collection import ValidationPairs
+from ..pairs.pair import ValidationPair
+from .calls import PipelineCall, default_call, picture_of, references_of
+
+LossFunction = Callable[..., torch.Tensor]
+"""`loss_fn(pairs, timesteps, generator, reference=None)` → loss of each pair, shape (B,).
+
+`pairs` is a list of B `ValidationPair`; `timesteps` (B,) int64 on the CPU; `generator` a CPU generator for the noise;
+`reference`, when given, a list of B pictures to use in place of each pair's own. It must run the pipeline's own denoiser."""
+
+_PILOT_PAIRS = 4
+
+
+@dataclass(kw_only=True)
+class Evaluator:
+    """What stays the same over all evaluations of a run."""
+
+    pairs: ValidationPairs
+    plan: CapturePlan = field(default_factory=CapturePlan)
+    family: Family | None = None
+    call: PipelineCall | None = None
+    loss_fn: LossFunction | None = None
+    imacs: IMACSSettings = field(default_factory=IMACSSettings)
+    num_inference_steps: int | None = None
+    batch_size: int = 1
+    pictures: int = 4
+    seed: int = 0
+    heads: HeadChoice | None = None
+    """Chosen by `pilot`, or stored with the baseline."""
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Pair numbers of each batch; fixed, so that a pair's noise does not depend on how many processes share the work."""
+        size = self.batch_size if self.loss_fn is not None else 1
+        return [list(range(i, min(i + size, len(self.pairs)))) for i in range(0, len(self.pairs), size)]
+
+    @property
+    def sampled_apart(self) -> list[int]:
+        """Pairs whose picture `sample` has to make: with a `loss_fn`, looking makes none."""
+        return list(range(min(self.pictures, len(self.pairs)))) if self.loss_fn is not None else []
+
+    def check(self, pipeline: Any) -> None:
+        """Everything that can be wrong before anything runs.
+
+        Raises:
+            I2AMError: the pairs, the pipeline or the arguments can't be used; the text says what to do.
+        """
+        denoiser = find_denoiser(pipeline)
+        family = self.family or find_family(pipeline, denoiser)
+        if not any(self.plan.looks_at(name) for name in family.layers(denoiser)):
+            raise UnsupportedModel(
+                f"no attention module of {type(denoiser).__name__} is looked at: the family {family.name!r} finds "
+                f"{list(family.layers(denoiser)) or 'none'}, the plan's layers are {self.plan.layers}"
+            )
+        by_default = self.loss_fn is None and self.call is None
+        if by_default:
+            default_call(pipeline)
+        self._pair_hashes = self.pairs.check(partial(references_of, pipeline) if by_default else None)
+
+    def pilot(self, pipeline: Any) -> None:
+        """Chooses the heads to look at from the first pairs, where the model has more than the plan allows."""
+        if self.heads is not None or self.plan.heads is None:
+            return
+        total = self._heads_of(pipeline)
+        if total is not None and total <= self.plan.heads:
+            return
+        looks = [look for batch in self.batches[:_PILOT_PAIRS] for look in self.look(pipeline, batch)]
+        found: dict[str, list[Any]] = {}  # a layer may read a further reference only
+        for maps in (maps for look in looks for maps in (look.maps, *look.further.values())):
+            for layer, bits in maps.information.items():
+                found.setdefault(layer, []).append(bits)
+        self.heads = choose_heads({la: np.mean(bits, axis=0).tolist() for la, bits in found.items()}, self.plan)
+
+    def look(self, pipeline: Any, batch: Sequence[int]) -> list[Look]:
+        """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""
+        with torch.no_grad():
+            if self.loss_fn is None:
+                return [self._look_while_sampling(pipeline, i) for i in batch]
+            return self._look_while_denoising(pipeline, batch)
+
+    def sample(self, pipeline: Any, index: int) -> Image.Image:
+        """The picture the pipeline makes of a pair. Changes no state but the pipeline scheduler's."""
+        call = self.call or default_call(pipeline, self.num_inference_steps)
+        with torch.no_grad():
+            return picture_of(call(pipeline, self.pairs[index], torch.Generator().manual_seed(self.seed + index)))
+
+    def score(
+        self, looks: Sequence[Look], *, global_step: int, pipeline: Any, baseline: Mapping[str, Any] | None
+    ) -> Evaluation:
+        """Scores all pairs' looks, in order. `baseline` holds "i/r2g", "i/g2r", … of pair i, unified maps."""
+        started = time.monotonic()
+        layers = looks[0].maps.layers
+        names = []
+        copying = copying_layer([look.maps for look in looks])
+        known, further = baseline or {}, layers_of_further(looks)
+        columns: dict[str, list[Figure]] = {}
+        errors: dict[str, list[Figure]] = {}
+        lines: dict[str, list[dict[str, float]]] = {"imacs_g": [], "imacs_r": []}
+        for look in looks:
+            pair = self.pairs[look.index]
+            names.append(pair.name)
+            figures, own_errors = score_pair(
+                look, pair, copying, settings=self.imacs, population=self._population(look), baseline=known
+            )
+            figures.update(score_further(look, pair, further, settings=self.imacs, baseline=known))
+            for tag, value in figures.items():
+                columns.setdefault(tag, []).append(value)
+            for tag, value in own_errors.items():
+                errors.setdefault(tag, []).append(value)
+            for tag, mask, found in (
+                ("imacs_g", pair.mask, look.maps.r2g),
+                ("imacs_r", pair.reference_mask, None if look.maps.undefined_place else look.maps.g2r),
+            ):
+                if mask is not None and found is not None:
+                    lines[tag].append(reference_lines(mask, found.unified.shape, self.imacs))
+        return Evaluation(
+            global_step=global_step,
+            pairs=tuple(names),
+            figures={tag: tuple(values) for tag, values in columns.items()},
+            errors={tag: tuple(values) for tag, values in errors.items()},
+            layers=layers,
+            copying_layer=copying,
+            reference_lines={
+                tag: {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+                for tag, each in lines.items()
+                if each
+            },
+            fingerprint=self.fingerprint(pipeline, layers),
+            heads=self.heads,
+            seconds=time.monotonic() - started,
+        )
+
+    def fingerprint(self, pipeline: Any, layers: Sequence[str]) -> dict[str, Any]:
+        """All that the figures depend on beside the weights."""
+        if not hasattr(self, "_pair_hashes"):
+            self._pair_hashes = self.pairs.check()
+        scheduler = getattr(pipeline, "scheduler", None)
+        return {
+            "pairs": self._pair_hashes,
+            "way": "sampling" if self.loss_fn is None else "loss_fn",
+            "seed": self.seed,
+            "num_inference_steps": self.num_inference_steps if self.loss_fn is None else None,
+            "batch_size": self.batch_size if self.loss_fn is not None else 1,
+            "scheduler": type(scheduler).__name__ if scheduler is not None else None,
+            "plan": self.plan.to_dict(),
+            "imacs": self.imacs.to_dict(),
+            "family": (self.family or find_family(pipeline, find_denoiser(pipeline))).name,
+            "layers": list(layers),
+            "version": __version__,
+        }
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def _look_while_sampling(self, pipeline: Any, index: int) -> Look:
+        pair = self.pairs[index]
+        with self._trace(pipeline, [pair]) as t:
+            generated = self.sample(pipeline, index)
+        none = Undefined("no loss_fn")
+        maps, further = seen(t, 0)
+        return Look(index=index, maps=maps, generated=generated, loss=none, other_loss=none, further=further)
+
+    def _look_while_denoising(self, pipeline: Any, batch: Sequence[int]) -> list[Look]:
+        assert self.loss_fn is not None
+        pairs = [self.pairs[i] for i in batch]
+        others = [self.pairs[(i + 1) % len(self.pairs)].reference for i in batch]
+        times = self._noise_times(pipeline)
+        own, other = [], []
+        # The denoiser alone is traced: the pipeline's scheduler has no part in these forwards.
+        with self._trace(find_denoiser(pipeline), pairs, family=self._family(pipeline)) as t:
+            for number, noise_time in enumerate(times):
+                own.append(self._losses(pairs, noise_time, number, batch, None))
+        if len(self.pairs) > 1:
+            for number, noise_time in enumerate(times):
+                other.append(self._losses(pairs, noise_time, number, batch, others))
+        try:
+            maps = [seen(t, row) for row in range(len(batch))]
+        except NothingCaptured as error:
+            raise NothingCaptured(
+                f"{error}. The loss_fn must run the pipeline's own denoiser, not a copy of it"
+            ) from None
+        except IndexError:
+            raise UnsupportedModel(
+                f"loss_fn got {len(batch)} pairs, but the denoiser's batch held {t.images} images; run all pairs in one "
+                "forward, without classifier-free guidance"
+            ) from None
+        looks = []
+        for row, index in enumerate(batch):
+            loss = as_figure(float(torch.stack(own)[:, row].mean()), "the loss is not finite")
+            other_loss: Figure = Undefined("one pair")
+            if other:
+                other_loss = as_figure(float(torch.stack(other)[:, row].mean()), "the loss is not finite")
+            looks.append(
+                Look(
+                    index=index,
+                    maps=maps[row][0],
+                    generated=None,
+                    loss=loss,
+                    other_loss=other_loss,
+                    further=maps[row][1],
+                )
+            )
+        return looks
+
+    def _losses(
+        self, pairs: list[ValidationPair], noise_time: int, number: int, batch: Sequence[int], reference: Any
+    ) -> torch.Tensor:
+        """One forward's loss of each pair; the same noise for the same pairs and number whatever the reference."""
+        assert self.loss_fn is not None
+        generator = torch.Generator().manual_seed(self.seed + 7919 * number + 104729 * batch[0])
+        timesteps = torch.full((len(pairs),), noise_time, dtype=torch.int64)
+        loss = self.loss_fn(pairs, timesteps, generator, reference=reference)
+        if not isinstance(loss, torch.Tensor) or tuple(loss.shape) != (len(pairs),):
+            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise UnsupportedModel(
+                f"loss_fn must return one loss a pair, a tensor of shape ({len(pairs)},); got {got}. "
+                "Average over channels and pixels only: loss.mean((1, 2, 3))"
+            )
+        return loss.detach().float().cpu()
+
+    def _noise_times(self, pipeline: Any) -> list[int]:
+        """Evenly spread noise times, the noisiest first."""
+        total = self._training_times(pipeline)
+        count = self.plan.sampler_steps or 10
+        return [int((count - i - 0.5) / count * total) for i in range(count)]
+
+    def _training_times(self, pipeline: Any) -> int:
+        config = getattr(getattr(pipeline, "scheduler", None), "config", {})
+        return int(config.get("num_train_timesteps", 1000))
+
+    def _family(self, pipeline: Any) -> Family:
+        return self.family or find_family(pipeline, find_denoiser(pipeline))
+
+    def _trace(self, pipeline: Any, pairs: list[ValidationPair], family: Family | None = None) -> Trace:
+        return trace(
+            pipeline,
+            plan=self.plan,
+            family=family or self.family,
+            mask=_all_or_none([p.mask for p in pairs]),
+            reference_mask=_all_or_none([p.reference_mask for p in pairs]),
+            heads=self.heads,
+        )
+
+    def _heads_of(self, pipeline: Any) -> int | None:
+        """How many (layer, head) pairs the plan's layers have, or None when the modules do not say."""
+        modules = self._family(pipeline).layers(find_denoiser(pipeline))
+        counts = [getattr(m, "heads", None) for n, m in modules.items() if self.plan.looks_at(n)]
+        known = [c for c in counts if c is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def _population(self, look: Look) -> int:
+        """How many steps the looked-at ones stand for; noise times of the teacher-forced way are a sample of very many."""
+        return look.maps.total_steps if self.loss_fn is None else 10**6
+
+
+def _all_or_none(masks: list[np.ndarray | None]) -> list[np.ndarray] | None:
+    return None if any(m is None for m in masks) else masks  # type: ignore[return-value]

@@ -1,0 +1,98 @@
+"""What a family answers: where the generated and the reference tokens sit in one attention product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import nn
+
+from ..grids import Grid
+
+Tokens: TypeAlias = slice | torch.Tensor
+"""Which tokens of a sequence: a slice, or their numbers (int64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One attention product inside a tracked module: what a family is told of it."""
+
+    layer: str
+    module: nn.Module
+    arguments: Mapping[str, Any]
+    """The denoiser's own of the forward call under way, by name."""
+    forward: int
+    """Number of the denoiser's forward call within its sampler step: 0, and 1 where guidance runs the denoiser twice."""
+    call: int
+    """Number of the product within the module's run."""
+    query_tokens: int
+    key_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The tokens of one reference picture among a product's keys."""
+
+    tokens: Tokens
+    grid: Grid | None
+    """(height, width), None for tokens without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where things sit in one attention product."""
+
+    generated: Tokens
+    """The generated picture's tokens among the queries."""
+    generated_grid: Grid
+    references: Mapping[int, Reference]
+    """Number of the reference picture → its tokens."""
+    conditional: slice
+    """The batch rows, one an image, that see the reference."""
+    joint: bool = False
+    """Other keys compete with the reference's in the same softmax: the reference mass is recorded."""
+    branch_scale: float | torch.Tensor | None = None
+    """The product's output is added, times this, to those of the module's products without a layout (decoupled
+    cross-attention): the share of its norm is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """One line of the table of families: the models, and for each figure "yes" or why not."""
+
+    models: str
+    r2g: str = "yes"
+    g2r: str = "yes"
+    specific: str = "yes"
+    imacs: str = "yes"
+    reference_mass: str = "1 by construction"
+
+
+class Family(Protocol):
+    """One kind of denoiser. Families hold settings only; what changes from call to call is passed in."""
+
+    @property
+    def name(self) -> str:
+        """What the family is called in records and errors."""
+
+    @property
+    def about(self) -> About:
+        """Its line in the table of families."""
+
+    @property
+    def projections(self) -> bool:
+        """Whether queries and keys may be read off a module's `to_q` and `to_k` when it never calls torch's attention.
+
+        True only where nothing (norm, rotary embedding) comes between projection and product.
+        """
+
+    def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
+        """Why this family can't answer for the model, or None when it can."""
+
+    def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """The attention modules that may read the reference, by a name a person recognises."""
+
+    def layout(self, product: Product) -> Layout | None:
+        """Where the reference sits, or None when the product holds none (a text call, an unconditional forward)."""

@@ -1,0 +1,58 @@
+"""What was seen of a pair in one evaluation, and how the looks of several processes come together. Scores nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from ..capture.maps import AttributionMaps
+from ..capture.trace import Trace
+from ..errors import I2AMError, NothingCaptured
+from .values import Figure
+
+
+@dataclass(kw_only=True)
+class Look:
+    """What was seen of one pair."""
+
+    index: int
+    maps: AttributionMaps
+    """Of the pair's own reference, number 0."""
+    further: Mapping[int, AttributionMaps] = field(default_factory=dict)
+    """Of references 1, 2, … by their number, where the model was given several."""
+    generated: Image.Image | None
+    """None after a teacher-forced look, until `Evaluator.sample` has made one."""
+    loss: Figure
+    other_loss: Figure
+
+
+def seen(trace: Trace, image: int) -> tuple[AttributionMaps, dict[int, AttributionMaps]]:
+    """The maps of an image of the batch: of its own reference, and of the further ones.
+
+    Raises:
+        NothingCaptured: nothing, or further references only.
+        IndexError: the batch held fewer images.
+    """
+    if trace.references and 0 not in trace.references:
+        raise NothingCaptured(
+            f"the model was given references {list(trace.references)}, but not reference 0, which is the pair's own; is the "
+            "scale of its adapter 0?"
+        )
+    further = [number for number in trace.references if number > 0]
+    return trace.maps(image), {number: trace.maps(image, number) for number in further}
+
+
+def merge(looks: Sequence[Look], pictures: Mapping[int, Image.Image], count: int) -> list[Look]:
+    """Looks of all processes in the order of the pairs, without the ones that only padded a process's share.
+
+    `pictures` are those sampled apart, by pair number.
+    """
+    by_index: dict[int, Look] = {}
+    for look in looks:
+        by_index.setdefault(look.index, replace(look, generated=pictures.get(look.index, look.generated)))
+    missing = [i for i in range(count) if i not in by_index]
+    if missing:
+        raise I2AMError(f"the looks at pairs {missing} are missing")
+    return [by_index[i] for i in range(count)]

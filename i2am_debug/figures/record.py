@@ -1,0 +1,162 @@
+"""The figures of one evaluation: what is stored, compared and reported. Knows no model, no picture; imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .estimates import Estimate, estimates
+from .values import OF_FURTHER, Figure, Undefined, figure_from_json, figure_to_json
+
+FORMAT = 1
+"""Version of the stored form. A reader refuses a higher one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one look at all validation pairs found.
+
+    `figures` holds one value a pair under each tag, in the order of `pairs`. Tags are those of TensorBoard without the
+    leading "i2am/", such as "imacs_g" or "layer/up_blocks.1.attentions.1/imacs_r".
+    """
+
+    global_step: int
+    pairs: tuple[str, ...]
+    figures: Mapping[str, tuple[Figure, ...]]
+    errors: Mapping[str, tuple[Figure, ...]]
+    """Standard errors from looking at some of the sampler steps only, for the figures that have one."""
+    layers: tuple[str, ...]
+    copying_layer: str | Undefined
+    """The layer with the highest attention information (mean over pairs) in this evaluation."""
+    watched_layer: str | None = None
+    """The baseline's copying layer, which the figures "copying_layer/…" and the finest rows are of."""
+    reference_lines: Mapping[str, Mapping[str, float]]
+    """Score tag → "constant", "random", "blob", "perfect": what maps without a model score on these pairs."""
+    fingerprint: Mapping[str, Any]
+    """All that the figures depend on beside the weights. Evaluations that differ here are not comparable."""
+    heads: Mapping[str, Mapping[int, float]] | None = None
+    """The (layer, head) pairs that a pilot chose, with weights; None where all were looked at."""
+    margins: Mapping[str, float | str] = field(default_factory=dict)
+    """Of a calibrated baseline: figure → how far it may fall (`rules.Margin`)."""
+    seconds: float = field(default=0.0, compare=False)
+    """Wall time it took."""
+
+    @property
+    def comparable_id(self) -> str:
+        """Twelve hex digits; evaluations that share them are comparable."""
+        flat = {name: _one_kind_of_number(value) for name, value in _flat(self.fingerprint).items()}
+        text = json.dumps(flat, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def further_references(self) -> tuple[int, ...]:
+        """Numbers of the references 1, 2, … that have figures."""
+        found = (OF_FURTHER.match(tag) for tag in self.figures)
+        return tuple(sorted({int(match[1]) for match in found if match}))
+
+    def mean(self, tag: str) -> Figure:
+        """Mean of a figure over the pairs that have it; undefined when none has, or the tag is unknown."""
+        values = self.figures.get(tag)
+        if values is None:
+            return Undefined("not recorded")
+        numbers = [v for v in values if not isinstance(v, Undefined)]
+        if not numbers:
+            return Undefined(self._why(tag))
+        return float(np.mean(numbers))
+
+    def estimate(self, tag: str) -> Estimate | Undefined:
+        """The mean of a figure with its interval; undefined as `mean` is."""
+        mean = self.mean(tag)
+        return mean if isinstance(mean, Undefined) else estimates({tag: self.values(tag)})[tag]
+
+    def estimates(self) -> dict[str, Estimate | Undefined]:
+        """`estimate` of every figure."""
+        known = estimates({tag: self.values(tag) for tag in self.figures})
+        return {tag: known[tag] if tag in known else Undefined(self._why(tag)) for tag in self.figures}
+
+    def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
+        """Why pairs have no value of a figure, each reason once; `among`: of which pairs, one truth value a pair."""
+        values = self.figures.get(tag, [Undefined("not recorded")] * len(self.pairs))
+        asked = among if among is not None else [True] * len(values)
+        return tuple(
+            sorted({v.reason for v, ask in zip(values, asked, strict=True) if ask and isinstance(v, Undefined)})
+        )
+
+    def _why(self, tag: str) -> str:
+        return "; ".join(self.reasons(tag)) or "no pairs"
+
+    def values(self, tag: str) -> np.ndarray:
+        """(pairs,) float64 of a figure, NaN where it is undefined or the tag is unknown."""
+        values = self.figures.get(tag, [Undefined("not recorded")] * len(self.pairs))
+        return np.array([math.nan if isinstance(v, Undefined) else v for v in values], dtype=float)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for one line of JSON."""
+        return {
+            "format": FORMAT,
+            "global_step": self.global_step,
+            "pairs": list(self.pairs),
+            "figures": {k: [figure_to_json(v) for v in vs] for k, vs in self.figures.items()},
+            "errors": {k: [figure_to_json(v) for v in vs] for k, vs in self.errors.items()},
+            "layers": list(self.layers),
+            "copying_layer": figure_to_json(self.copying_layer),
+            "watched_layer": self.watched_layer,
+            "reference_lines": {k: dict(v) for k, v in self.reference_lines.items()},
+            "fingerprint": dict(self.fingerprint),
+            "heads": None
+            if self.heads is None
+            else {layer: {str(h): w for h, w in heads.items()} for layer, heads in self.heads.items()},
+            "margins": dict(self.margins),
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_json`."""
+        heads = row["heads"]
+        return cls(
+            global_step=row["global_step"],
+            pairs=tuple(row["pairs"]),
+            figures={k: tuple(map(figure_from_json, vs)) for k, vs in row["figures"].items()},
+            errors={k: tuple(map(figure_from_json, vs)) for k, vs in row["errors"].items()},
+            layers=tuple(row["layers"]),
+            copying_layer=figure_from_json(row["copying_layer"]),
+            watched_layer=row.get("watched_layer"),
+            reference_lines=row["reference_lines"],
+            fingerprint=row["fingerprint"],
+            heads=None if heads is None else {la: {int(h): w for h, w in hs.items()} for la, hs in heads.items()},
+            margins=row.get("margins", {}),
+            seconds=row["seconds"],
+        )
+
+
+def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, Any]]:
+    """What two evaluations' figures depend on and do not share: name → (ours, theirs); empty when they are comparable."""
+    a, b = _flat(ours.fingerprint), _flat(theirs.fingerprint)
+    unlike = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) or (k in a) != (k in b)]
+    return {k: (a.get(k), b.get(k)) for k in unlike}
+
+
+def _one_kind_of_number(value: Any) -> Any:
+    """Numbers that are equal are written the same: 1, 1.0 and True; 0.0 and -0.0."""
+    if isinstance(value, list):
+        return [_one_kind_of_number(v) for v in value]
+    return float(value) + 0.0 if isinstance(value, (bool, int, float)) else value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = json.loads(
+                json.dumps(value)
+            )  # one side may have been stored, which turns tuples to lists
+    return out

@@ -1,0 +1,1 @@
+"""The CI gate: baselines, the verdict, its reports and pictures, calibration, commands and exit codes."""

@@ -1,0 +1,48 @@
+"""The same model evaluated again and again with other noise seeds: how much of a figure's movement is chance alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import NotComparable
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.load_pipeline import load_pipeline
+from ..figures.record import Evaluation, differences
+from ..pairs.collection import ValidationPairs
+
+
+def evaluate_repeatedly(
+    pipeline: str | Path,
+    pairs: str | Path,
+    *,
+    repeats: int,
+    steps: int | None = None,
+    baseline: Evaluation | None = None,
+) -> list[Evaluation]:
+    """Samples all pairs `repeats` times, each time with another seed.
+
+    Args:
+        baseline: what the margins are for; everything but the seed must be as in it.
+
+    Raises:
+        NotComparable: something else differs from the baseline.
+        ValueError, I2AMError: the pipeline or the pairs can't be used.
+    """
+    loaded = load_pipeline(pipeline)
+    if hasattr(loaded, "set_progress_bar_config"):
+        loaded.set_progress_bar_config(disable=True)
+    evaluator = Evaluator(pairs=ValidationPairs.from_folder(pairs), num_inference_steps=steps)
+    evaluator.check(loaded)
+    out = []
+    for seed in range(repeats):
+        evaluator = replace(evaluator, seed=seed)
+        evaluator.pilot(loaded)
+        looks = [look for batch in evaluator.batches for look in evaluator.look(loaded, batch)]
+        evaluation = evaluator.score(looks, global_step=0, pipeline=loaded, baseline=None)
+        unlike = {} if baseline is None else differences(evaluation, baseline)
+        unlike.pop("seed", None)
+        if unlike:
+            raise NotComparable(unlike)
+        out.append(evaluation)
+    return out

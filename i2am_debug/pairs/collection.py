@@ -1,0 +1,175 @@
+"""The fixed set of pairs that every evaluation of a run looks at: from a list, a folder or a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidPair
+from .pair import ValidationPair
+
+_COLUMNS = {
+    "file_name": "target",
+    "reference_file_name": "reference",
+    "mask_file_name": "mask",
+    "reference_mask_file_name": "reference_mask",
+}
+
+
+_FURTHER = "further_reference_file_names"
+
+
+class ValidationPairs(Sequence[ValidationPair]):
+    """The fixed set of pairs that every evaluation of a run looks at.
+
+    Args:
+        pairs: `ValidationPair`s, or functions without arguments that make one when it is needed.
+    """
+
+    def __init__(self, pairs: Sequence[ValidationPair | Callable[[], ValidationPair]]) -> None:
+        for i, pair in enumerate(pairs):
+            if not (isinstance(pair, ValidationPair) or callable(pair)):
+                raise InvalidPair(
+                    f"pair {i} is a {type(pair).__name__}; expected a ValidationPair "
+                    "(for files use ValidationPairs.from_folder, for a datasets.Dataset use ValidationPairs.from_dataset)"
+                )
+        self._pairs = list(pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return ValidationPairs(self._pairs[index])
+        pair = self._pairs[index]
+        return pair if isinstance(pair, ValidationPair) else pair()
+
+    def __iter__(self) -> Iterator[ValidationPair]:
+        return (self[i] for i in range(len(self)))
+
+    def check(self, also: Callable[[ValidationPair], Any] | None = None) -> list[str]:
+        """Makes every pair once, and calls `also` with it; returns their content hashes in order.
+
+        Raises:
+            InvalidPair: there are no pairs, two have the same name, or one can't be used.
+        """
+        if not len(self):
+            raise InvalidPair("there are 0 validation pairs; at least 1 is needed, and 8 or more for a drift test")
+        names: set[str] = set()
+        hashes = []
+        for pair in self:
+            if pair.name in names:
+                raise InvalidPair(f"two validation pairs are named {pair.name!r}; give each a name of its own")
+            names.add(pair.name)
+            hashes.append(pair.content_hash())
+            if also is not None:
+                also(pair)
+        return hashes
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> ValidationPairs:
+        """Reads a folder with a `metadata.jsonl`, as Hugging Face's imagefolder does.
+
+        Each line is an object with `file_name` (the target) and `reference_file_name`, both relative to the folder, and
+        optionally `mask_file_name`, `reference_mask_file_name`, `further_reference_file_names` (a list), `prompt` and
+        `name`. Further keys are passed on to the pipeline call. Files are looked for now and read when needed.
+
+        Raises:
+            InvalidPair: no `metadata.jsonl`, a line that is not an object, a missing key or file.
+        """
+        folder = Path(folder)
+        listing = folder / "metadata.jsonl"
+        if not listing.is_file():
+            raise InvalidPair(
+                f"no {listing}; expected one JSON object a line, such as "
+                '{"file_name": "target_0.png", "reference_file_name": "reference_0.png", "mask_file_name": "mask_0.png"}'
+            )
+        makers = []
+        try:
+            text = listing.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InvalidPair(f"{listing} is not UTF-8: {error}; save it as UTF-8") from None
+        # str.splitlines would also cut at characters such as U+2028, which may stand in a JSON string
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                makers.append(_maker(folder, _parse(line, f"{listing}, line {number}"), f"{listing}, line {number}"))
+        return cls(makers)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        target: str = "target",
+        reference: str = "reference",
+        mask: str | None = None,
+        reference_mask: str | None = None,
+        prompt: str | None = None,
+        name: str | None = None,
+        further_references: str | None = None,
+        limit: int | None = None,
+    ) -> ValidationPairs:
+        """Takes a `datasets.Dataset` (or anything with `len`, integer indexing to a mapping, and columns of pictures).
+
+        Args:
+            target, reference, mask, reference_mask, prompt, name: the columns to read; other columns are left alone.
+            further_references: the column with each row's list of further pictures.
+            limit: take the first so many rows.
+        """
+        columns = dict(target=target, reference=reference, mask=mask, reference_mask=reference_mask, prompt=prompt)
+        columns["further_references"] = further_references
+        count = len(dataset) if limit is None else min(limit, len(dataset))
+
+        def make(index: int) -> ValidationPair:
+            row = dataset[index]
+            missing = [c for c in (*columns.values(), name) if c is not None and c not in row]
+            if missing:
+                raise InvalidPair(f"row {index} of the dataset has no column {missing[0]!r}; it has {sorted(row)}")
+            own_name = str(row[name]) if name else f"row_{index:04d}"
+            given = {k: row[c] for k, c in columns.items() if c is not None}
+            if given.get("further_references", ()) is None:  # how a dataset writes that there are none
+                del given["further_references"]
+            return ValidationPair(name=own_name, **given)
+
+        return cls([partial(make, i) for i in range(count)])
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InvalidPair(f"{where} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise InvalidPair(f"{where} is a {type(row).__name__}; expected a JSON object")
+    return row
+
+
+def _maker(folder: Path, row: dict[str, Any], where: str) -> Callable[[], ValidationPair]:
+    row = dict(row)
+    arguments: dict[str, Any] = {}
+    for column, key in _COLUMNS.items():
+        value = row.pop(column, None)
+        if value is not None:
+            arguments[key] = _file(folder, value, column, where)
+        elif key in ("target", "reference"):
+            raise InvalidPair(f"{where} has no {column!r}; a pair needs file_name and reference_file_name")
+    further = row.pop(_FURTHER, None)
+    if further is not None:
+        if not isinstance(further, list):
+            raise InvalidPair(f"{where}: {_FURTHER} is {further!r}; expected a list of names of files")
+        arguments["further_references"] = [_file(folder, value, _FURTHER, where) for value in further]
+    name = row.pop("name", None) or Path(arguments["target"]).stem
+    arguments.update(name=str(name), prompt=row.pop("prompt", None), extra=row)
+    return lambda: ValidationPair(**arguments)
+
+
+def _file(folder: Path, value: Any, column: str, where: str) -> Path:
+    if not isinstance(value, str):
+        raise InvalidPair(f"{where}: {column} is {value!r}; expected the name of a file")
+    path = folder / value
+    if not path.is_file():
+        raise InvalidPair(f"{where}: {column} names {path}, which does not exist")
+    return path

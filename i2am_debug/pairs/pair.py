@@ -1,0 +1,95 @@
+"""Validation pairs: what a fixed evaluation looks at. Knows files and pictures, nothing of models.
+
+A pair is checked when it is made; `ValidationPairs` makes its pairs when they are asked for, so that a folder of large
+pictures does not stay in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InvalidPair
+from .pictures import to_mask, to_rgb
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationPair:
+    """One reference and the picture it belongs to.
+
+    Raises:
+        InvalidPair: a picture that can't be read or has NaN pixels; a mask of another size than its picture, empty or full.
+    """
+
+    name: str
+    """Names the pair in logs, tags and errors."""
+    reference: Image.Image
+    """RGB."""
+    target: Image.Image
+    """The truth, RGB; the inpainting pipelines get it with the hole cut out."""
+    mask: np.ndarray | None = None
+    """The hole in the target, (H, W) bool, True = generate. Greyscale input is cut at 0.5."""
+    reference_mask: np.ndarray | None = None
+    """The object in the reference, (H, W) bool."""
+    further_references: Sequence[Image.Image] = ()
+    """References 1, 2, … of a model that takes several, RGB, in the order in which the pipeline takes them."""
+    prompt: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the pipeline call."""
+
+    def __post_init__(self) -> None:
+        for key in ("reference", "target"):
+            object.__setattr__(self, key, to_rgb(getattr(self, key), self.name, key))
+        further = enumerate(_listed(self.further_references, self.name), 1)
+        opened = tuple(to_rgb(one, self.name, f"reference {number}") for number, one in further)
+        object.__setattr__(self, "further_references", opened)
+        for key, picture in (("mask", self.target), ("reference_mask", self.reference)):
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, to_mask(getattr(self, key), picture, self.name, key))
+
+    @property
+    def mask_image(self) -> Image.Image | None:
+        """The hole as a black and white picture, as pipelines take it."""
+        return None if self.mask is None else Image.fromarray(self.mask.astype(np.uint8) * 255)
+
+    def content_hash(self) -> str:
+        """Twelve hex digits that change with any pixel, mask, prompt or extra argument."""
+        digest = hashlib.sha256()
+        own = {key: getattr(self, key) for key in ("reference", "target", "mask", "reference_mask")}
+        further = {f"reference_{number}": picture for number, picture in enumerate(self.further_references, 1)}
+        for key, value in (own | further).items():
+            array = None if value is None else np.asarray(value)
+            digest.update(f"{key}{None if array is None else array.shape}".encode())
+            digest.update(b"" if array is None else array.tobytes())
+        digest.update(repr((self.prompt, _plain(self.extra))).encode())
+        return digest.hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """The value in a form whose `repr` depends on nothing but its content."""
+    if isinstance(value, Mapping):
+        return sorted((str(k), _plain(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "detach"):  # a torch tensor; bfloat16 has no numpy counterpart
+        value = value.detach().cpu()
+        value = value.double().numpy() if value.is_floating_point() else value.numpy()
+    if isinstance(value, (np.ndarray, Image.Image)):
+        array = np.ascontiguousarray(value)
+        return str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()
+    return value
+
+
+def _listed(value: Any, pair: str) -> Sequence[Any]:
+    if isinstance(value, (str, Path, Image.Image)) or not isinstance(value, Sequence):
+        raise InvalidPair(
+            f"pair {pair!r}: further_references is a {type(value).__name__}; expected a list of pictures, "
+            "those after the first reference"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""What a person sees: the log line, panels, strips, and the panel of one picture without training."""

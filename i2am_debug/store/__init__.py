@@ -1,0 +1,1 @@
+"""A run on disk: how maps are packed, one file an evaluation, the index, and which run a person means. No torch."""

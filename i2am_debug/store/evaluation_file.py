@@ -1,0 +1,105 @@
+"""One evaluation as a safetensors file: figures in the metadata, maps as arrays. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..errors import StoreError
+from ..figures.record import FORMAT, Evaluation
+from .files import NOT_OURS, PLUGIN_NAME, replace_file
+
+
+def read_figures(path: str | Path) -> Evaluation:
+    """One evaluation's figures from its file.
+
+    Raises:
+        StoreError: no such file, not an evaluation, broken, or of a newer version.
+    """
+    return _open(path, lambda name: False)[0]
+
+
+def read_evaluation(path: str | Path) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """One evaluation's figures and its unified maps ("0/r2g", "0/g2r", …) from its file.
+
+    Raises:
+        StoreError: as `read_figures`.
+    """
+    evaluation, arrays = _open(path, lambda name: name.endswith(("/r2g/unified", "/g2r/unified")))
+    return evaluation, {name.removesuffix("/unified"): array for name, array in arrays.items()}
+
+
+def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays `names` that a safetensors file has; nothing when there is no such file.
+
+    Raises:
+        StoreError: the file can't be read.
+    """
+    if not Path(path).is_file():
+        return {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in set(file.keys()).intersection(names)}
+    except SafetensorError as error:
+        raise StoreError(f"{path} can't be read: {error}") from None
+
+
+def write_evaluation(path: Path, evaluation: Evaluation, arrays: Mapping[str, np.ndarray], grids: Any) -> None:
+    """One evaluation's file: its figures as metadata, and arrays by name ("0/r2g/unified", …)."""
+    metadata = {
+        "format": str(FORMAT),
+        "evaluation": json.dumps(evaluation.to_json()),
+        "grids": json.dumps(grids),
+    }
+    save_arrays(path, arrays, metadata)
+
+
+def pairs_file_name(evaluation: Evaluation) -> str:
+    """Of the file with the pictures of its pairs; other pairs have another one."""
+    digest = hashlib.sha256(json.dumps(evaluation.fingerprint.get("pairs")).encode()).hexdigest()
+    return f"pairs_{digest[:12]}.safetensors"
+
+
+def _open(path: str | Path, wanted: Callable[[str], bool]) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(
+            f"no evaluation at {path}; expected a step_….safetensors of a run's plugins/{PLUGIN_NAME} folder, or a file of "
+            "i2am-debug baseline save"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if "evaluation" not in metadata:
+                raise StoreError(f"{path} is a safetensors file, but not an evaluation of i2am-debug")
+            version = metadata.get("format", "0")
+            if not version.isdecimal():
+                raise StoreError(f"{path} has a format that is no number: {version!r}")
+            refuse_newer(path, int(version))
+            arrays = {name: file.get_tensor(name) for name in list(file.keys()) if wanted(name)}
+    except SafetensorError as error:
+        raise StoreError(f"{path} can't be read: {error}") from None
+    try:
+        return Evaluation.from_json(json.loads(metadata["evaluation"])), arrays
+    except (*NOT_OURS, RecursionError) as error:
+        raise StoreError(f"{path} holds an evaluation that can't be read: {error!r}") from None
+
+
+def refuse_newer(path: Path, version: int) -> None:
+    if version > FORMAT:
+        raise StoreError(
+            f"{path} was written by a newer i2am-debug (format {version}, this one reads up to {FORMAT}); "
+            "upgrade with: pip install -U i2am-debug"
+        )
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    replace_file(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata)))

@@ -1,0 +1,58 @@
+"""How files of a run are written: whole or not at all, and lines one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PLUGIN_NAME = "i2am_debug"
+
+
+NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What reading valid JSON of another shape ends in."""
+
+
+def replace_file(path: Path, write: Callable[[str], Any]) -> None:
+    """A file that is there whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a shared log folder is read by others
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    with open(path, "ab+") as file:
+        if file.tell() and not _ends_with_newline(file):
+            file.write(b"\n")  # a torn line stays a line of its own
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # torn by a crash while writing
+            if isinstance(row, dict):
+                yield row

@@ -1,0 +1,221 @@
+"""Evaluations on disk: one safetensors file each, and `index.jsonl` with the mean of every figure. Imports no torch.
+
+A write is a temporary file, fsync, rename, then the index line; a torn last line is skipped. A line `{"resumed_at": n}`
+says that training went back to step n: what was recorded after it before that line is superseded.
+
+An evaluation's file holds the figures of every pair in its metadata, so that it can be compared on its own; the index stays
+small enough to be read whole, whatever the number of evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from ..alerts.drift import Alert
+from ..errors import StoreError
+from ..figures.estimates import Estimate
+from ..figures.record import FORMAT, Evaluation
+from ..figures.values import Figure, Undefined, figure_from_json, figure_to_json
+from ..pairs.pair import ValidationPair
+from .evaluation_file import pairs_file_name, read_figures, refuse_newer, save_arrays, write_evaluation
+from .files import NOT_OURS, PLUGIN_NAME, append_line, read_lines, replace_file
+from .packing import pack_pictures
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One line of the index; what it says is known at once, the figures of each pair are read when asked for."""
+
+    global_step: int
+    path: Path
+    """The evaluation's file."""
+    means: Mapping[str, Any]
+    """Of every figure, as they stand in the line: [mean, low, high, pairs] or {"undefined": reason}."""
+    copying_layer: str | Undefined
+    comparable_id: str
+    """As `Evaluation.comparable_id`."""
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Everything, from the file.
+
+        Raises:
+            StoreError: the file is missing or broken.
+        """
+        return read_figures(self.path)
+
+    def mean(self, tag: str) -> Figure:
+        """As `Evaluation.mean`, without reading the file."""
+        found = self.estimate(tag)
+        return found.mean if isinstance(found, Estimate) else found
+
+    def estimate(self, tag: str) -> Estimate | Undefined:
+        """As `Evaluation.estimate`, without reading the file."""
+        found = self.means.get(tag)
+        if found is None:
+            return Undefined("not recorded")
+        if isinstance(found, Mapping):
+            return figure_from_json(found)
+        mean, low, high, pairs = found
+        return Estimate(mean=mean, low=low, high=high, pairs=pairs)
+
+    def values(self, tag: str) -> np.ndarray:
+        """As `Evaluation.values`."""
+        return self.evaluation.values(tag)
+
+    def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
+        """As `Evaluation.reasons`."""
+        return self.evaluation.reasons(tag, among)
+
+
+class RunStore:
+    """The folder of one run, `<run>/plugins/i2am_debug`."""
+
+    def __init__(self, run: str | Path) -> None:
+        self.folder = Path(run) / "plugins" / PLUGIN_NAME
+        self.index = self.folder / "index.jsonl"
+        self.alerts_file = self.folder / "alerts.jsonl"
+
+    def write(self, evaluation: Evaluation, arrays: Mapping[str, np.ndarray], grids: Mapping[str, Any]) -> Path:
+        """Writes one evaluation: its file first, then its line."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step_{evaluation.global_step:08d}.safetensors"
+        write_evaluation(path, evaluation, arrays, grids)
+        append_line(self.index, _index_line(evaluation, path))
+        return path
+
+    def write_pairs(self, evaluation: Evaluation, pairs: Iterable[ValidationPair]) -> Path:
+        """Writes the pictures of the pairs that an evaluation looked at, once for all evaluations of the same pairs."""
+        path = self.pairs_file(evaluation)
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            arrays = {f"{i}/{name}": a for i, pair in enumerate(pairs) for name, a in pack_pictures(pair).items()}
+            save_arrays(path, arrays, {"format": str(FORMAT)})
+        return path
+
+    def pairs_file(self, evaluation: Evaluation) -> Path:
+        """Where `write_pairs` puts them."""
+        return self.folder / pairs_file_name(evaluation)
+
+    def write_alert(self, alert: Alert) -> None:
+        """Appends one alert to `alerts.jsonl`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        append_line(self.alerts_file, {"format": FORMAT, **alert.to_json()})
+
+    def write_panel(self, global_step: int, number: int, panel: Image.Image) -> str:
+        """One pair's panel at an alert; returns its path relative to the run's plugin folder."""
+        relative = Path("alerts") / f"step_{global_step:08d}" / f"pair_{number:02d}.png"
+        path = self.folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda temporary: panel.save(temporary, format="PNG"))
+        return relative.as_posix()
+
+    def resume(self, global_step: int) -> None:
+        """Training goes on from `global_step`: later evaluations and alerts belong to an abandoned attempt."""
+        for file, steps in (
+            (self.index, [s.global_step for s in self.evaluations()]),
+            (self.alerts_file, [a.global_step for a in self.alerts()]),
+        ):
+            if any(step > global_step for step in steps):
+                append_line(file, {"resumed_at": global_step})
+
+    def evaluations(self) -> list[Stored]:
+        """All evaluations that count, by step.
+
+        Raises:
+            StoreError: the index was written by a newer version, or has a line that is none of ours.
+        """
+        return _counting(self.index, lambda row: _stored(row, self.folder), lambda stored: stored.global_step)
+
+    def alerts(self) -> list[Alert]:
+        """All alerts that count, by step.
+
+        Raises:
+            StoreError: as `evaluations`.
+        """
+        return _counting(self.alerts_file, Alert.from_json, lambda alert: alert.global_step)
+
+    def thin(self, keep: int, protected: Iterable[int]) -> None:
+        """Drops the rows of all but the newest `keep` evaluations and the `protected` steps; their maps and figures stay."""
+        spared = set(protected)
+        everything = self.evaluations()
+        for stored in everything[: max(0, len(everything) - keep)]:
+            if stored.global_step in spared or not stored.path.is_file():
+                continue
+            try:
+                with safe_open(stored.path, framework="numpy") as file:
+                    names = list(file.keys())
+                    if not any("/rows/" in n for n in names):
+                        continue
+                    arrays = {n: file.get_tensor(n) for n in names if "/rows/" not in n}
+                    metadata = file.metadata()
+            except SafetensorError as error:
+                raise StoreError(f"{stored.path} can't be read: {error}") from None
+            save_arrays(stored.path, arrays, metadata)
+
+
+def _index_line(evaluation: Evaluation, path: Path) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "global_step": evaluation.global_step,
+        "file": path.name,
+        "copying_layer": figure_to_json(evaluation.copying_layer),
+        "watched_layer": evaluation.watched_layer,
+        "comparable_id": evaluation.comparable_id,
+        "seconds": evaluation.seconds,
+        # mean, low, high, pairs; short of the digits that no chart shows
+        "means": {
+            tag: figure_to_json(e) if isinstance(e, Undefined) else [e.mean, *map(_digits, (e.low, e.high)), e.pairs]
+            for tag, e in evaluation.estimates().items()
+        },
+    }
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _stored(row: Mapping[str, Any], folder: Path) -> Stored:
+    for tag, mean in row["means"].items():
+        if not (isinstance(mean, list) and len(mean) == 4) and not (isinstance(mean, dict) and "undefined" in mean):
+            raise ValueError(f"the mean of {tag} is {mean!r}")
+    return Stored(
+        global_step=row["global_step"],
+        path=folder / Path(row["file"]).name,  # whatever a line says, evaluations lie beside their index
+        means=row["means"],
+        copying_layer=figure_from_json(row["copying_layer"]),
+        comparable_id=row["comparable_id"],
+    )
+
+
+def _counting(path: Path, parse: Callable[[Mapping[str, Any]], T], step_of: Callable[[T], int]) -> list[T]:
+    """The lines of an index that count: the last of each step, without what a resume has superseded."""
+    found: dict[int, T] = {}
+    for row in read_lines(path):
+        try:
+            if "resumed_at" in row:
+                found = {step: item for step, item in found.items() if step <= 0 + row["resumed_at"]}
+                continue
+            refuse_newer(path, row.get("format", 0))
+            item = parse(row)
+            step = step_of(item)
+            if isinstance(step, bool) or not isinstance(step, int):
+                raise ValueError(f"the step is {step!r}")
+            found[step] = item
+        except StoreError:
+            raise
+        except NOT_OURS as error:
+            raise StoreError(
+                f"{path} has a line that can't be read ({error!r}); was it written by another version?"
+            ) from None
+    return [found[step] for step in sorted(found)]
