@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alert_runs import EVALUATIONS_AFTER, GROWING, Plan, kinds, make_runs, wrong_share
-from i2am_debug.alerts.drift import Watch
+from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.rules import Rule, Rules, Severity, at_least
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
@@ -94,7 +94,7 @@ def judge_run(plan: Plan, folder: Path, healthy_psnr: dict[int, float]) -> dict[
 
 
 def _detected(detector: Detector, evaluations: Sequence[Evaluation], after: Sequence[int]) -> dict[str, Any]:
-    watch, told = Watch(detector.rules), []
+    watch, told = AlertState(detector.rules), []
     for count in range(1, len(evaluations) + 1):
         alert = watch.judge(evaluations[0], evaluations[:count])
         if alert is not None and at_least(alert.severity, detector.severity):

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from i2am_debug.alerts.drift import Alert, Watch
+from i2am_debug.alerts.alert import Alert
+from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.judge import refuse_idle_rules
 from i2am_debug.alerts.rules import SEVERITIES, Rules, Severity, at_least
 from i2am_debug.capture.plan import CapturePlan
@@ -25,7 +26,7 @@ from i2am_debug.errors import I2AMError, IMACSRegression
 from i2am_debug.evaluation.calls import PipelineCall
 from i2am_debug.evaluation.evaluator import Evaluator, LossFunction
 from i2am_debug.families.family import Family
-from i2am_debug.figures.observation import Look, merge
+from i2am_debug.figures.observation import Observation, merge_observations
 from i2am_debug.figures.record import Evaluation, differences
 from i2am_debug.figures.scores import IMACSSettings
 from i2am_debug.figures.values import Undefined
@@ -33,16 +34,16 @@ from i2am_debug.gate.check import in_words
 from i2am_debug.pairs.collection import ValidationPairs
 from i2am_debug.report.pictures import alert_panels, log_line, pictures_of
 from i2am_debug.store.evaluation_file import read_evaluation
-from i2am_debug.store.packing import pack_looks, unified_maps
+from i2am_debug.store.packing import pack_observations, unified_maps
 from i2am_debug.store.run_store import RunStore, Stored
 
 from .processes import from_main, gather, share
-from .state_guard import Untouched
+from .state_guard import StateGuard
 from .trackers import RunTrackers
 
 logger = logging.getLogger("i2am_debug")
 
-_Seen = tuple[list[Look], dict[int, Image.Image]]  # looks at pairs, and pictures sampled apart from them
+_Observed = tuple[list[Observation], dict[int, Image.Image]]  # looks at pairs, and pictures sampled apart from them
 
 
 class I2AMCallback:
@@ -144,7 +145,7 @@ class I2AMCallback:
         self.should_stop = False
         """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
         self._pipeline = pipeline
-        self._watch = Watch(rules or Rules())
+        self._alert_state = AlertState(rules or Rules())
         self._on_alert, self._on_error = on_alert, on_error
         self._stop_on, self._fail_on = stop_on, fail_on
         self._keep_matrices = keep_matrices
@@ -170,8 +171,8 @@ class I2AMCallback:
         Raises:
             I2AMError, ValueError: something can't work; raised whatever `on_error` says, before training time is spent.
         """
-        with Untouched(self._trained_modules()) as untouched:
-            self.evaluator.check(self._build_pipeline(untouched))
+        with StateGuard(self._trained_modules()) as guard:
+            self.evaluator.check(self._build_pipeline(guard))
         # Saved before it was evaluated:
         missed = global_step % self.every_n_steps == 0 and global_step != self._last_step
         due = self._baseline is None or self._last_step is None or missed
@@ -219,7 +220,7 @@ class I2AMCallback:
             "last_step": self._last_step,
             "baseline": None if self._baseline is None else json.dumps(self._baseline.to_json()),
             "baseline_maps": {k: torch.as_tensor(v) for k, v in self._baseline_maps.items()},
-            "alerting": {figure: list(known) for figure, known in self._watch.alerting.items()},
+            "alerting": {figure: list(known) for figure, known in self._alert_state.alerting.items()},
             "should_stop": self.should_stop,
         }
 
@@ -230,7 +231,7 @@ class I2AMCallback:
             self._baseline = Evaluation.from_json(json.loads(state["baseline"]))
             self.evaluator.heads = self._baseline.heads
         self._baseline_maps = {k: v.numpy() for k, v in state["baseline_maps"].items()}
-        self._watch = Watch(self._watch.rules, state["alerting"])
+        self._alert_state = AlertState(self._alert_state.rules, state["alerting"])
         self.should_stop = state["should_stop"]
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
@@ -257,10 +258,12 @@ class I2AMCallback:
 
     def _look_and_write(self, global_step: int) -> tuple[Evaluation, Alert | None]:
         started = time.monotonic()
-        with Untouched(self._trained_modules()) as untouched:
-            pipeline = self._build_pipeline(untouched)
-            looks = self._together(lambda: self._look(pipeline))
-            seen = from_main(self.accelerator, lambda: self._score_and_write(pipeline, looks, global_step, started))
+        with StateGuard(self._trained_modules()) as guard:
+            pipeline = self._build_pipeline(guard)
+            observations = self._together(lambda: self._observe(pipeline))
+            seen = from_main(
+                self.accelerator, lambda: self._score_and_write(pipeline, observations, global_step, started)
+            )
         self._last_step = global_step
         return seen
 
@@ -275,67 +278,71 @@ class I2AMCallback:
         if self._fail_on is not None and at_least(alert.severity, self._fail_on):
             raise IMACSRegression(alert.text, alert)
 
-    def _build_pipeline(self, untouched: Untouched) -> Any:
+    def _build_pipeline(self, guard: StateGuard) -> Any:
         given = self._pipeline
         is_built = isinstance(given, nn.Module) or any(hasattr(given, n) for n in ("unet", "transformer", "components"))
         pipeline = given if is_built else given()
-        untouched.watch([pipeline, find_denoiser(pipeline), *getattr(pipeline, "components", {}).values()])
+        guard.watch([pipeline, find_denoiser(pipeline), *getattr(pipeline, "components", {}).values()])
         if hasattr(pipeline, "set_progress_bar_config"):
             if not hasattr(pipeline, "_progress_bar_config"):
                 pipeline.set_progress_bar_config()
-                untouched.watch([pipeline])
+                guard.watch([pipeline])
             pipeline.set_progress_bar_config(disable=True)  # one bar over the pairs says more than one per sampling
         return pipeline
 
     def _trained_modules(self) -> list[nn.Module]:
         return list(self.accelerator._models)
 
-    def _look(self, pipeline: Any) -> _Seen:
+    def _observe(self, pipeline: Any) -> _Observed:
         """This process's share of the pairs and pictures; every process runs the same number of forwards."""
         evaluator = self.evaluator
         evaluator.pilot(pipeline)
         batches, apart = share(self.accelerator, evaluator.batches), share(self.accelerator, evaluator.sampled_apart)
         no_bar = self._disable_progress_bar or not self._main
-        looks, pictures = [], {}
+        observations, pictures = [], {}
         with tqdm(total=len(batches) + len(apart), desc="i2am", leave=False, disable=no_bar) as bar:
             for batch in batches:
-                looks += evaluator.look(pipeline, batch)
+                observations += evaluator.observe(pipeline, batch)
                 bar.update()
             for index in apart:
                 pictures[index] = evaluator.sample(pipeline, index)
                 bar.update()
-        return looks, pictures
+        return observations, pictures
 
-    def _together(self, look: Callable[[], _Seen]) -> list[Look]:
-        """All processes' looks, in the order of the pairs."""
-        everyones = gather(self.accelerator, look)
+    def _together(self, observe: Callable[[], _Observed]) -> list[Observation]:
+        """All processes' observations, in the order of the pairs."""
+        everyones = gather(self.accelerator, observe)
         pictures = {i: picture for _, some in everyones for i, picture in some.items()}
-        return merge([look for some, _ in everyones for look in some], pictures, len(self.evaluator.pairs))
+        return merge_observations(
+            [observation for some, _ in everyones for observation in some], pictures, len(self.evaluator.pairs)
+        )
 
     def _score_and_write(
-        self, pipeline: Any, looks: list[Look], global_step: int, started: float
+        self, pipeline: Any, observations: list[Observation], global_step: int, started: float
     ) -> tuple[Evaluation, Alert | None]:
         trackers, store = self._open()
         known = self._baseline_maps
-        evaluation = self.evaluator.score(looks, global_step=global_step, pipeline=pipeline, baseline=known)
+        evaluation = self.evaluator.score(observations, global_step=global_step, pipeline=pipeline, baseline=known)
         copying = (self._baseline or evaluation).copying_layer
         watched = None if isinstance(copying, Undefined) else copying
         seconds = time.monotonic() - started
         self._newest = evaluation = replace(evaluation, watched_layer=watched, seconds=seconds)
         if self._baseline is None:
-            self._baseline, self._baseline_maps = evaluation, unified_maps(looks)
-        store.write(evaluation, *pack_looks(looks, watched))
+            self._baseline, self._baseline_maps = evaluation, unified_maps(observations)
+        store.write(evaluation, *pack_observations(observations, watched))
         store.write_pairs(evaluation, self.evaluator.pairs)
         alert = self._compare(evaluation, store)
         trackers.scalars(evaluation, copying)
         logger.info(log_line(evaluation, copying))
         if alert is not None:
-            alert = self._keep_panels(alert, evaluation, looks, store)
+            alert = self._keep_panels(alert, evaluation, observations, store)
             store.write_alert(alert)
             logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
         trackers.alert(alert, global_step)
         trackers.pictures(
-            pictures_of(evaluation, looks, self.evaluator.pairs, panels=self._panels, strips=self.evaluator.pictures),
+            pictures_of(
+                evaluation, observations, self.evaluator.pairs, panels=self._panels, strips=self.evaluator.pictures
+            ),
             global_step,
         )
         trackers.flush()
@@ -358,20 +365,20 @@ class I2AMCallback:
         assert baseline is not None
         unlike = differences(evaluation, baseline)
         if unlike:
-            self._tell_once("no drift is looked for, the baseline is not comparable: %s", in_words(unlike))
+            self._tell_once("no fall is looked for, the baseline is not comparable: %s", in_words(unlike))
             return None
-        rules, count = self._watch.rules, len(baseline.pairs)
+        rules, count = self._alert_state.rules, len(baseline.pairs)
         if not rules.can_test(count):
             self._tell_once("too few to tell a fall from noise, only limits and margins act: %s", rules.too_few(count))
         comparable: list[Stored] = [
             s for s in store.evaluations() if s.comparable_id == evaluation.comparable_id and s.path.is_file()
         ]
-        return self._watch.judge(baseline, comparable)
+        return self._alert_state.judge(baseline, comparable)
 
     def _check_rules(self) -> None:
         if self._baseline is None:
             return  # not the main process, or no evaluation has succeeded yet
-        refuse_idle_rules(self._watch.rules, self._baseline)
+        refuse_idle_rules(self._alert_state.rules, self._baseline)
         if self._baseline_given and self._newest is not None:
             unlike = differences(self._newest, self._baseline)
             if unlike:
@@ -382,9 +389,11 @@ class I2AMCallback:
             logger.warning("i2am: " + text, *values)
             self._told.add(text)
 
-    def _keep_panels(self, alert: Alert, evaluation: Evaluation, looks: list[Look], store: RunStore) -> Alert:
+    def _keep_panels(
+        self, alert: Alert, evaluation: Evaluation, observations: list[Observation], store: RunStore
+    ) -> Alert:
         """With the panels of the pairs most to blame as files, which outlast TensorBoard's last ten pictures."""
-        drawn = alert_panels(alert, evaluation, looks, self.evaluator.pairs)
+        drawn = alert_panels(alert, evaluation, observations, self.evaluator.pairs)
         files = {
             evaluation.pairs[number]: store.write_panel(alert.global_step, number, panel)
             for number, panel in drawn.items()

@@ -15,7 +15,7 @@ from torch import nn
 from i2am_debug.errors import I2AMError
 
 
-class Untouched(AbstractContextManager["Untouched"]):
+class StateGuard(AbstractContextManager["StateGuard"]):
     """Puts modules into evaluation mode and restores, whatever happens inside:
 
     - the random states of Python, numpy, torch on the CPU and on every CUDA, MPS or XPU device;
@@ -37,7 +37,7 @@ class Untouched(AbstractContextManager["Untouched"]):
         self._places: dict[nn.Parameter, tuple[str, torch.dtype, torch.device]] = {}
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
 
-    def __enter__(self) -> Untouched:
+    def __enter__(self) -> StateGuard:
         self._random = _random_states()
         self._grad = torch.is_grad_enabled()
         self.watch(self._first)

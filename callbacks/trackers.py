@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from i2am_debug.alerts.drift import Alert, headline
+from i2am_debug.alerts.alert import Alert, headline
 from i2am_debug.alerts.rules import COPYING
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined

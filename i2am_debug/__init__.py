@@ -23,7 +23,7 @@ _HOME = {
     "ValidationPairs": "pairs.collection",
     "Evaluation": "figures.record",
     "Undefined": "figures.values",
-    "Alert": "alerts.drift",
+    "Alert": "alerts.alert",
     "Rule": "alerts.rules",
     "Rules": "alerts.rules",
     "IMACSRegression": "errors",
@@ -32,7 +32,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from .alerts.drift import Alert
+    from .alerts.alert import Alert
     from .alerts.rules import Rule, Rules
     from .capture.maps import AttributionMaps, Direction
     from .capture.plan import CapturePlan

@@ -43,7 +43,7 @@ class NotComparable(I2AMError, ValueError):
 
 
 class IMACSRegression(I2AMError, RuntimeError):
-    """An alert at least as severe as `fail_on` was raised; its text says which figures fell. `alert` is the `drift.Alert`."""
+    """An alert at least as severe as `fail_on` was raised; its text says which figures fell. `alert` is the `Alert`."""
 
     def __init__(self, text: str, alert: object = None) -> None:
         super().__init__(text)

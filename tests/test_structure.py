@@ -32,7 +32,7 @@ PUBLIC = {
     "ValidationPairs": "pairs.collection",
     "Evaluation": "figures.record",
     "Undefined": "figures.values",
-    "Alert": "alerts.drift",
+    "Alert": "alerts.alert",
     "Rule": "alerts.rules",
     "Rules": "alerts.rules",
     "IMACSRegression": "errors",
@@ -281,7 +281,7 @@ LIGHT = tuple(
     f"i2am_debug.{module}"
     for module in (
         *("cli", "pytest_plugin", "pairs.collection", "capture.plan", "capture.maps", "figures.record"),
-        *("alerts.drift", "store.run_store", "store.packing", "store.find_run", "gate.check", "gate.baseline"),
+        *("alerts.alert", "store.run_store", "store.packing", "store.find_run", "gate.check", "gate.baseline"),
         *("gate.calibration", "gate.worst_pairs", "gate.verdict_reports", "gate.commands", "tab.backend", "tab.loader"),
     )
 )

@@ -13,7 +13,7 @@ from ..figures.values import Figure
 from .rules import Severity
 
 
-class Seen(Protocol):
+class Judged(Protocol):
     """What is judged: an `Evaluation`, or one line of a store's index that reads its file when it must."""
 
     @property

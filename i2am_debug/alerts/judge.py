@@ -12,7 +12,7 @@ from ..figures.estimates import estimates
 from ..figures.record import Evaluation
 from ..figures.resampling import sign_flip_p
 from ..figures.values import Figure, Undefined, of_any_reference
-from .finding import Finding, Seen, p_in_words
+from .finding import Finding, Judged, p_in_words
 from .rules import ANY_FIGURE, COPYING, DEFAULT_RULES, Rule, Rules
 
 SMOOTHING = 3
@@ -23,7 +23,7 @@ MOST_TO_BLAME = 3
 _LOOK_BACK = 50
 
 
-def findings(rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> tuple[Finding, ...]:
+def findings(rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> tuple[Finding, ...]:
     """What every rule says of the last evaluation of `history`.
 
     Args:
@@ -92,7 +92,7 @@ def _on_single_figures(rules: Rules, baseline: Evaluation) -> list[Rule]:
     return out
 
 
-def _patient(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+def _patient(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
     found = _judge(rule, rules, baseline, history)
     for count in range(1, rule.patience):
         if not found.fired:
@@ -105,7 +105,7 @@ def _patient(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[S
     return found
 
 
-def _judge(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+def _judge(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
     tag = resolve(rule.figure, baseline)
     found = Finding(rule=rule.name, kind=rule.kind, severity=rule.severity, figure=rule.figure)
     if isinstance(tag, Undefined):
@@ -114,7 +114,7 @@ def _judge(rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[See
     return _BY_KIND[rule.kind](found, rule, rules, baseline, history)
 
 
-def _limit(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+def _limit(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
     """floor and ceiling."""
     limit, values = float(rule.limit or 0.0), history[-1].values(found.figure)
     if not np.isfinite(values).any():
@@ -136,13 +136,15 @@ def _limit(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, histo
     )
 
 
-def _drop(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+def _drop(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
     return _compare(
         found, rule, rules, baseline, history, baseline.values(found.figure), f"baseline, {_step(baseline)}"
     )
 
 
-def _drop_from_best(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+def _drop_from_best(
+    found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]
+) -> Finding:
     earlier = history[:-1]
     start = best_window([seen.mean(found.figure) for seen in earlier], rule.higher_is_worse)
     if start is None and not np.isfinite(baseline.values(found.figure)).any():
@@ -162,7 +164,7 @@ def _compare(
     rule: Rule,
     rules: Rules,
     baseline: Evaluation,
-    history: Sequence[Seen],
+    history: Sequence[Judged],
     before: np.ndarray,
     against: str,
 ) -> Finding:
@@ -205,7 +207,7 @@ def _compare(
     )
 
 
-def _collapse(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+def _collapse(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
     sign = -1.0 if rule.higher_is_worse else 1.0
     after = history[-1].values(found.figure)
     before, when = _what_there_was(found.figure, rule, rules, baseline, history)
@@ -243,7 +245,7 @@ def _collapse(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, hi
 
 
 def _what_there_was(
-    figure: str, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]
+    figure: str, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]
 ) -> tuple[np.ndarray, str]:
     """The baseline's values, or, where that had nothing and the run has learned since, those of its best evaluations."""
     own = baseline.values(figure)
@@ -264,7 +266,7 @@ def _what_there_was(
     return own, "baseline"
 
 
-def _undefined(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Seen]) -> Finding:
+def _undefined(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
     had = np.isfinite(baseline.values(found.figure))
     if not had.any():
         return replace(found, unjudged=_why(baseline, found.figure))
@@ -297,7 +299,7 @@ _BY_KIND = {
 }
 
 
-def _since(tag: str, baseline: Evaluation, history: Sequence[Seen], is_so: Callable[[np.ndarray], bool]) -> int:
+def _since(tag: str, baseline: Evaluation, history: Sequence[Judged], is_so: Callable[[np.ndarray], bool]) -> int:
     """The first evaluation of the unbroken row, up to the last one, at which a figure's values are so.
 
     Looks back over 50 evaluations at most: each one's file has to be read.
@@ -316,9 +318,9 @@ def _worst(baseline: Evaluation, worse: np.ndarray) -> tuple[str, ...]:
     return tuple(baseline.pairs[i] for i in order[:MOST_TO_BLAME])
 
 
-def _why(seen: Seen, tag: str) -> str:
+def _why(seen: Judged, tag: str) -> str:
     return "; ".join(seen.reasons(tag)) or "undefined"
 
 
-def _step(seen: Seen) -> str:
+def _step(seen: Judged) -> str:
     return f"step {seen.global_step}"

@@ -292,6 +292,11 @@ def at_least(severity: Severity, limit: Severity) -> bool:
     return SEVERITIES.index(severity) >= SEVERITIES.index(limit)
 
 
+def more_severe(one: Severity, other: Severity) -> Severity:
+    """The more severe of two."""
+    return max(one, other, key=SEVERITIES.index)
+
+
 def _changed(name: str, known: Rule | None, own: Mapping[str, Any]) -> Rule | None:
     own = dict(own)
     enabled = own.pop("enabled", True)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from i2am_debug.callbacks import I2AMCallback
 
-from ..alerts.drift import Alert
+from ..alerts.alert import Alert
 from ..figures.record import Evaluation
 from ..figures.values import Undefined, figure_to_json
 from ..pairs.collection import ValidationPairs

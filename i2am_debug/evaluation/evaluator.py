@@ -1,6 +1,6 @@
 """Runs validation pairs through a pipeline or a loss function, and turns what was captured into an `Evaluation`.
 
-Looking (`Evaluator.look`, on every process) is apart from scoring (`Evaluator.score`, on one). Knows no training loop.
+Looking (`Evaluator.observe`, on every process) is apart from scoring (`Evaluator.score`, on one). Knows no training loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..capture.trace import Trace, find_denoiser, trace
 from ..errors import NothingCaptured, UnsupportedModel
 from ..families.family import Family
 from ..families.registry import find_family
-from ..figures.observation import Look, seen
+from ..figures.observation import Observation, maps_of
 from ..figures.record import Evaluation
 from ..figures.scores import IMACSSettings, reference_lines
 from ..figures.scoring import copying_layer, layers_of_further, score_further, score_pair
@@ -92,19 +92,23 @@ class Evaluator:
         total = self._heads_of(pipeline)
         if total is not None and total <= self.plan.heads:
             return
-        looks = [look for batch in self.batches[:_PILOT_PAIRS] for look in self.look(pipeline, batch)]
+        observations = [
+            observation for batch in self.batches[:_PILOT_PAIRS] for observation in self.observe(pipeline, batch)
+        ]
         found: dict[str, list[Any]] = {}  # a layer may read a further reference only
-        for maps in (maps for look in looks for maps in (look.maps, *look.further.values())):
+        for maps in (
+            maps for observation in observations for maps in (observation.maps, *observation.further.values())
+        ):
             for layer, bits in maps.information.items():
                 found.setdefault(layer, []).append(bits)
         self.heads = choose_heads({la: np.mean(bits, axis=0).tolist() for la, bits in found.items()}, self.plan)
 
-    def look(self, pipeline: Any, batch: Sequence[int]) -> list[Look]:
+    def observe(self, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
         """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""
         with torch.no_grad():
             if self.loss_fn is None:
-                return [self._look_while_sampling(pipeline, i) for i in batch]
-            return self._look_while_denoising(pipeline, batch)
+                return [self._observe_while_sampling(pipeline, i) for i in batch]
+            return self._observe_while_denoising(pipeline, batch)
 
     def sample(self, pipeline: Any, index: int) -> Image.Image:
         """The picture the pipeline makes of a pair. Changes no state but the pipeline scheduler's."""
@@ -113,31 +117,41 @@ class Evaluator:
             return picture_of(call(pipeline, self.pairs[index], torch.Generator().manual_seed(self.seed + index)))
 
     def score(
-        self, looks: Sequence[Look], *, global_step: int, pipeline: Any, baseline: Mapping[str, Any] | None
+        self,
+        observations: Sequence[Observation],
+        *,
+        global_step: int,
+        pipeline: Any,
+        baseline: Mapping[str, Any] | None,
     ) -> Evaluation:
-        """Scores all pairs' looks, in order. `baseline` holds "i/r2g", "i/g2r", … of pair i, unified maps."""
+        """Scores all pairs' observations, in order. `baseline` holds "i/r2g", "i/g2r", … of pair i, unified maps."""
         started = time.monotonic()
-        layers = looks[0].maps.layers
+        layers = observations[0].maps.layers
         names = []
-        copying = copying_layer([look.maps for look in looks])
-        known, further = baseline or {}, layers_of_further(looks)
+        copying = copying_layer([observation.maps for observation in observations])
+        known, further = baseline or {}, layers_of_further(observations)
         columns: dict[str, list[Figure]] = {}
         errors: dict[str, list[Figure]] = {}
         lines: dict[str, list[dict[str, float]]] = {"imacs_g": [], "imacs_r": []}
-        for look in looks:
-            pair = self.pairs[look.index]
+        for observation in observations:
+            pair = self.pairs[observation.index]
             names.append(pair.name)
             figures, own_errors = score_pair(
-                look, pair, copying, settings=self.imacs, population=self._population(look), baseline=known
+                observation,
+                pair,
+                copying,
+                settings=self.imacs,
+                population=self._population(observation),
+                baseline=known,
             )
-            figures.update(score_further(look, pair, further, settings=self.imacs, baseline=known))
+            figures.update(score_further(observation, pair, further, settings=self.imacs, baseline=known))
             for tag, value in figures.items():
                 columns.setdefault(tag, []).append(value)
             for tag, value in own_errors.items():
                 errors.setdefault(tag, []).append(value)
             for tag, mask, found in (
-                ("imacs_g", pair.mask, look.maps.r2g),
-                ("imacs_r", pair.reference_mask, None if look.maps.undefined_place else look.maps.g2r),
+                ("imacs_g", pair.mask, observation.maps.r2g),
+                ("imacs_r", pair.reference_mask, None if observation.maps.undefined_place else observation.maps.g2r),
             ):
                 if mask is not None and found is not None:
                     lines[tag].append(reference_lines(mask, found.unified.shape, self.imacs))
@@ -179,15 +193,17 @@ class Evaluator:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def _look_while_sampling(self, pipeline: Any, index: int) -> Look:
+    def _observe_while_sampling(self, pipeline: Any, index: int) -> Observation:
         pair = self.pairs[index]
         with self._trace(pipeline, [pair]) as t:
             generated = self.sample(pipeline, index)
         none = Undefined("no loss_fn")
-        maps, further = seen(t, 0)
-        return Look(index=index, maps=maps, generated=generated, loss=none, other_loss=none, further=further)
+        maps, further = maps_of(t, 0)
+        return Observation(
+            index=index, maps=maps, generated=generated, loss=none, wrong_reference_loss=none, further=further
+        )
 
-    def _look_while_denoising(self, pipeline: Any, batch: Sequence[int]) -> list[Look]:
+    def _observe_while_denoising(self, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
         assert self.loss_fn is not None
         pairs = [self.pairs[i] for i in batch]
         others = [self.pairs[(i + 1) % len(self.pairs)].reference for i in batch]
@@ -201,7 +217,7 @@ class Evaluator:
             for number, noise_time in enumerate(times):
                 other.append(self._losses(pairs, noise_time, number, batch, others))
         try:
-            maps = [seen(t, row) for row in range(len(batch))]
+            maps = [maps_of(t, row) for row in range(len(batch))]
         except NothingCaptured as error:
             raise NothingCaptured(
                 f"{error}. The loss_fn must run the pipeline's own denoiser, not a copy of it"
@@ -211,23 +227,23 @@ class Evaluator:
                 f"loss_fn got {len(batch)} pairs, but the denoiser's batch held {t.images} images; run all pairs in one "
                 "forward, without classifier-free guidance"
             ) from None
-        looks = []
+        observations = []
         for row, index in enumerate(batch):
             loss = as_figure(float(torch.stack(own)[:, row].mean()), "the loss is not finite")
-            other_loss: Figure = Undefined("one pair")
+            wrong_reference_loss: Figure = Undefined("one pair")
             if other:
-                other_loss = as_figure(float(torch.stack(other)[:, row].mean()), "the loss is not finite")
-            looks.append(
-                Look(
+                wrong_reference_loss = as_figure(float(torch.stack(other)[:, row].mean()), "the loss is not finite")
+            observations.append(
+                Observation(
                     index=index,
                     maps=maps[row][0],
                     generated=None,
                     loss=loss,
-                    other_loss=other_loss,
+                    wrong_reference_loss=wrong_reference_loss,
                     further=maps[row][1],
                 )
             )
-        return looks
+        return observations
 
     def _losses(
         self, pairs: list[ValidationPair], noise_time: int, number: int, batch: Sequence[int], reference: Any
@@ -275,9 +291,9 @@ class Evaluator:
         known = [c for c in counts if c is not None]
         return sum(known) if len(known) == len(counts) else None
 
-    def _population(self, look: Look) -> int:
+    def _population(self, observation: Observation) -> int:
         """How many steps the looked-at ones stand for; noise times of the teacher-forced way are a sample of very many."""
-        return look.maps.total_steps if self.loss_fn is None else 10**6
+        return observation.maps.total_steps if self.loss_fn is None else 10**6
 
 
 def _all_or_none(masks: list[np.ndarray | None]) -> list[np.ndarray] | None:

@@ -1,4 +1,4 @@
-"""What was seen of a pair in one evaluation, and how the looks of several processes come together. Scores nothing."""
+"""What was seen of a pair in one evaluation, and how the observations of several processes come together. Scores nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .values import Figure
 
 
 @dataclass(kw_only=True)
-class Look:
+class Observation:
     """What was seen of one pair."""
 
     index: int
@@ -23,12 +23,12 @@ class Look:
     further: Mapping[int, AttributionMaps] = field(default_factory=dict)
     """Of references 1, 2, … by their number, where the model was given several."""
     generated: Image.Image | None
-    """None after a teacher-forced look, until `Evaluator.sample` has made one."""
+    """None after a teacher-forced observation, until `Evaluator.sample` has made one."""
     loss: Figure
-    other_loss: Figure
+    wrong_reference_loss: Figure
 
 
-def seen(trace: Trace, image: int) -> tuple[AttributionMaps, dict[int, AttributionMaps]]:
+def maps_of(trace: Trace, image: int) -> tuple[AttributionMaps, dict[int, AttributionMaps]]:
     """The maps of an image of the batch: of its own reference, and of the further ones.
 
     Raises:
@@ -44,14 +44,18 @@ def seen(trace: Trace, image: int) -> tuple[AttributionMaps, dict[int, Attributi
     return trace.maps(image), {number: trace.maps(image, number) for number in further}
 
 
-def merge(looks: Sequence[Look], pictures: Mapping[int, Image.Image], count: int) -> list[Look]:
+def merge_observations(
+    observations: Sequence[Observation], pictures: Mapping[int, Image.Image], count: int
+) -> list[Observation]:
     """Looks of all processes in the order of the pairs, without the ones that only padded a process's share.
 
     `pictures` are those sampled apart, by pair number.
     """
-    by_index: dict[int, Look] = {}
-    for look in looks:
-        by_index.setdefault(look.index, replace(look, generated=pictures.get(look.index, look.generated)))
+    by_index: dict[int, Observation] = {}
+    for observation in observations:
+        by_index.setdefault(
+            observation.index, replace(observation, generated=pictures.get(observation.index, observation.generated))
+        )
     missing = [i for i in range(count) if i not in by_index]
     if missing:
         raise I2AMError(f"the looks at pairs {missing} are missing")

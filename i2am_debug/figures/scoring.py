@@ -13,7 +13,7 @@ from ..capture.maps import AttributionMaps, unified_form
 from ..errors import UndefinedFigure
 from ..pairs.pair import ValidationPair
 from .distances import js_distance
-from .observation import Look
+from .observation import Observation
 from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, score_imacs
 from .values import Figure, Undefined, as_figure, reference_tag
 
@@ -31,7 +31,7 @@ def copying_layer(maps: Sequence[AttributionMaps]) -> str | Undefined:
 
 
 def score_pair(
-    look: Look,
+    observation: Observation,
     pair: ValidationPair,
     copying: str | Undefined,
     *,
@@ -45,7 +45,7 @@ def score_pair(
         population: how many sampler steps those that were looked at stand for.
         baseline: "i/r2g" and "i/g2r" of pair i, unified maps to measure distance from; empty without one.
     """
-    maps = look.maps
+    maps = observation.maps
     # Without a place for its tokens a reference's mask can't be laid over them.
     no_object = maps.undefined_place or "no reference mask"
     object_mask = None if maps.undefined_place else pair.reference_mask
@@ -87,20 +87,23 @@ def score_pair(
         else _figure(lambda: jackknife_error(float, list(maps.information_by_step[copying]), population))
     )
     figures["reference_mass"], figures["branch_share"] = _shares(maps)
-    figures["loss"], figures["reference_gap"] = look.loss, _gap(look)
+    figures["loss"], figures["reference_gap"] = observation.loss, _gap(observation)
     for tag in ("r2g", "g2r"):
-        figures[f"drift/js_{tag}"] = _figure(partial(_distance, maps, tag, baseline, f"{look.index}/{tag}"))
+        figures[f"drift/js_{tag}"] = _figure(partial(_distance, maps, tag, baseline, f"{observation.index}/{tag}"))
     return figures, errors
 
 
-def layers_of_further(looks: Sequence[Look]) -> dict[int, str | Undefined]:
+def layers_of_further(observations: Sequence[Observation]) -> dict[int, str | Undefined]:
     """Number of each further reference that any pair has → its own `copying_layer`."""
-    numbers = sorted({number for look in looks for number in look.further})
-    return {n: copying_layer([look.further[n] for look in looks if n in look.further]) for n in numbers}
+    numbers = sorted({number for observation in observations for number in observation.further})
+    return {
+        n: copying_layer([observation.further[n] for observation in observations if n in observation.further])
+        for n in numbers
+    }
 
 
 def score_further(
-    look: Look,
+    observation: Observation,
     pair: ValidationPair,
     layers: Mapping[int, str | Undefined],
     *,
@@ -115,8 +118,10 @@ def score_further(
     figures = {}
     for number, layer in layers.items():
         name = reference_tag(number)
-        if number in look.further:
-            own = _of_reference(look.further[number], f"{look.index}/{name}", pair, layer, settings, baseline)
+        if number in observation.further:
+            own = _of_reference(
+                observation.further[number], f"{observation.index}/{name}", pair, layer, settings, baseline
+            )
         else:
             own = dict.fromkeys(_OF_FURTHER, Undefined(f"this pair has no reference {number}"))
         figures.update({f"{name}/{tag}": value for tag, value in own.items()})
@@ -177,10 +182,14 @@ def _mean(by_layer: Mapping[str, float], without: str) -> Figure:
     return as_figure(float(np.mean(list(by_layer.values())))) if by_layer else Undefined(without)
 
 
-def _gap(look: Look) -> Figure:
-    if isinstance(look.loss, Undefined):
-        return look.loss
-    return look.other_loss if isinstance(look.other_loss, Undefined) else look.other_loss - look.loss
+def _gap(observation: Observation) -> Figure:
+    if isinstance(observation.loss, Undefined):
+        return observation.loss
+    return (
+        observation.wrong_reference_loss
+        if isinstance(observation.wrong_reference_loss, Undefined)
+        else observation.wrong_reference_loss - observation.loss
+    )
 
 
 def _distance(maps: AttributionMaps, tag: str, baseline: Mapping[str, Any], name: str) -> float:

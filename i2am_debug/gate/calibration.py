@@ -14,7 +14,7 @@ from itertools import permutations
 
 import numpy as np
 
-from ..alerts.judge import SMOOTHING, Seen, best_window, resolve
+from ..alerts.judge import SMOOTHING, Judged, best_window, resolve
 from ..alerts.rules import DEFAULT_MARGINS, RISING_IS_WORSE
 from ..figures.margin import Margin
 from ..figures.record import Evaluation
@@ -38,7 +38,7 @@ class Calibrated:
     """How many falls were looked at."""
 
 
-def margins_from_runs(runs: Sequence[Sequence[Seen]], baselines: Sequence[Evaluation]) -> dict[str, Calibrated]:
+def margins_from_runs(runs: Sequence[Sequence[Judged]], baselines: Sequence[Evaluation]) -> dict[str, Calibrated]:
     """Margins from healthy runs: each one's evaluations by step, and its first evaluation in full.
 
     Figures with fewer than 5 falls are left out.

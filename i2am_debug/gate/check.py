@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..alerts.judge import Finding, Seen, findings, refuse_idle_rules
+from ..alerts.judge import Finding, Judged, findings, refuse_idle_rules
 from ..alerts.rules import DEFAULT_RULES, Rule, Rules, Severity, at_least
 from ..errors import StoreError, UndefinedFigure
 from ..figures.distances import js_distance
@@ -165,7 +165,7 @@ def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _problems(
-    every: Sequence[Finding], rules: Rules, asked_for: set[str], base: Evaluation, now: Seen
+    every: Sequence[Finding], rules: Rules, asked_for: set[str], base: Evaluation, now: Judged
 ) -> Iterable[str]:
     lost = {f.figure: f.words for f in every if f.fired and f.kind == "undefined"}
     yield from (f"{figure} {words}" for figure, words in lost.items())
@@ -186,7 +186,7 @@ def _problems(
 
 
 def _to_blame(
-    base: Evaluation, now: Seen, failing: Sequence[Finding], rules: Mapping[str, Rule]
+    base: Evaluation, now: Judged, failing: Sequence[Finding], rules: Mapping[str, Rule]
 ) -> dict[str, tuple[str, ...]]:
     """Pair → its figures that are worse than allowed; the pair that is so by most, in shares of what is allowed, first."""
     told: dict[str, dict[str, str]] = {}
@@ -221,7 +221,7 @@ class _Target:
 
     evaluation: Evaluation
     path: Path | None
-    history: Sequence[tuple[Seen, Path | None]]
+    history: Sequence[tuple[Judged, Path | None]]
     """The run's evaluations that are comparable with this one, up to it."""
 
     @classmethod
@@ -243,7 +243,7 @@ class _Target:
 class _Rebased:
     """One evaluation of a run whose distances are to the baseline given, not to the one that the run had."""
 
-    def __init__(self, seen: Seen, path: Path | None, base_maps: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, seen: Judged, path: Path | None, base_maps: Mapping[str, np.ndarray]) -> None:
         self._seen, self._path, self._base_maps = seen, path, base_maps
 
     @property

@@ -38,8 +38,8 @@ def evaluate_repeatedly(
     for seed in range(repeats):
         evaluator = replace(evaluator, seed=seed)
         evaluator.pilot(loaded)
-        looks = [look for batch in evaluator.batches for look in evaluator.look(loaded, batch)]
-        evaluation = evaluator.score(looks, global_step=0, pipeline=loaded, baseline=None)
+        observations = [observation for batch in evaluator.batches for observation in evaluator.observe(loaded, batch)]
+        evaluation = evaluator.score(observations, global_step=0, pipeline=loaded, baseline=None)
         unlike = {} if baseline is None else differences(evaluation, baseline)
         unlike.pop("seed", None)
         if unlike:

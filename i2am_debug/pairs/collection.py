@@ -57,7 +57,9 @@ class ValidationPairs(Sequence[ValidationPair]):
             InvalidPair: there are no pairs, two have the same name, or one can't be used.
         """
         if not len(self):
-            raise InvalidPair("there are 0 validation pairs; at least 1 is needed, and 8 or more for a drift test")
+            raise InvalidPair(
+                "there are 0 validation pairs; at least 1 is needed, and 8 or more to tell a fall from noise"
+            )
         names: set[str] = set()
         hashes = []
         for pair in self:

@@ -39,6 +39,6 @@ def explain(
         pairs=ValidationPairs([pair]), plan=CapturePlan.full(), num_inference_steps=num_inference_steps, seed=seed
     )
     evaluator.check(pipeline)
-    looks = evaluator.look(pipeline, [0])
-    evaluation = evaluator.score(looks, global_step=0, pipeline=pipeline, baseline=None)
-    return pair_panel(looks[0], pair, figures_of_pair(evaluation, 0), type(pipeline).__name__)
+    observations = evaluator.observe(pipeline, [0])
+    evaluation = evaluator.score(observations, global_step=0, pipeline=pipeline, baseline=None)
+    return pair_panel(observations[0], pair, figures_of_pair(evaluation, 0), type(pipeline).__name__)

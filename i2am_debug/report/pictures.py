@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..alerts.drift import Alert
+from ..alerts.alert import Alert
 from ..capture.maps import AttributionMaps
-from ..figures.observation import Look
+from ..figures.observation import Observation
 from ..figures.record import Evaluation
 from ..figures.values import Figure, Undefined
 from ..pairs.collection import ValidationPairs
@@ -39,28 +39,35 @@ def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
 
 
 def pictures_of(
-    evaluation: Evaluation, looks: Sequence[Look], pairs: ValidationPairs, *, panels: int, strips: int
+    evaluation: Evaluation, observations: Sequence[Observation], pairs: ValidationPairs, *, panels: int, strips: int
 ) -> dict[str, Callable[[], Image.Image]]:
     """Tag → function that draws: a panel for each of the first `panels` pairs, and strips for the first `strips`."""
     out: dict[str, Callable[[], Image.Image]] = {}
-    for number, look in enumerate(looks):
+    for number, observation in enumerate(observations):
         tag = f"pair_{number:02d}"
-        pair = pairs[look.index]
+        pair = pairs[observation.index]
         subtitle = f"step {evaluation.global_step}"
         if number < panels:
-            out[tag] = partial(pair_panel, look, pair, figures_of_pair(evaluation, number), subtitle)
+            out[tag] = partial(pair_panel, observation, pair, figures_of_pair(evaluation, number), subtitle)
         if number < strips:
-            out.update({f"{tag}/{name}": draw for name, draw in level_strips(look.maps, pair, look.generated).items()})
+            out.update(
+                {
+                    f"{tag}/{name}": draw
+                    for name, draw in level_strips(observation.maps, pair, observation.generated).items()
+                }
+            )
     return out
 
 
 def alert_panels(
-    alert: Alert, evaluation: Evaluation, looks: Sequence[Look], pairs: ValidationPairs
+    alert: Alert, evaluation: Evaluation, observations: Sequence[Observation], pairs: ValidationPairs
 ) -> dict[int, Image.Image]:
     """Pair number → panel, of the pairs most to blame for an alert."""
     subtitle = f"alert at step {alert.global_step}"
     return {
-        number: pair_panel(looks[number], pairs[looks[number].index], figures_of_pair(evaluation, number), subtitle)
+        number: pair_panel(
+            observations[number], pairs[observations[number].index], figures_of_pair(evaluation, number), subtitle
+        )
         for number in map(evaluation.pairs.index, alert.pairs)
     }
 
@@ -75,14 +82,14 @@ def figures_of_pair(evaluation: Evaluation, number: int) -> dict[str, str]:
     return {title: _short(evaluation.figures[tag][number], unit) for title, tag, unit in shown}
 
 
-def pair_panel(look: Look, pair: ValidationPair, figures: dict[str, str], subtitle: str) -> Image.Image:
+def pair_panel(observation: Observation, pair: ValidationPair, figures: dict[str, str], subtitle: str) -> Image.Image:
     """The composed panel of one pair."""
-    maps = look.maps
+    maps = observation.maps
     return panel(
         name=pair.name,
         reference=pair.reference,
         masked_input=_cut_out(pair),
-        generated=look.generated,
+        generated=observation.generated,
         truth=pair.target,
         r2g=maps.r2g.unified,
         g2r=maps.undefined_g2r or maps.g2r_region.unified,

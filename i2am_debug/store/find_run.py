@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..store.files import PLUGIN_NAME
-from ..store.run_store import RunStore, Stored
+from .files import PLUGIN_NAME
+from .run_store import RunStore, Stored
 
 
 def find_store(folder: str | Path) -> RunStore:

@@ -43,41 +43,43 @@ _HEAD_SIDES = (16, 12, 8)
 _COMPANIONS = ("r2g_centred", "r2g_object_mass", "g2r_region")
 
 
-def pack_looks(looks: Sequence[Any], copying_layer: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """`pack_pair` of every `looks.Look`: arrays by "<pair number>/<name>", and pair number → grids of its rows.
+def pack_observations(
+    observations: Sequence[Any], copying_layer: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """`pack_pair` of every `Observation`: arrays by "<pair number>/<name>", and pair number → grids of its rows.
 
     Those of further references stand under "<pair number>/reference_1/<name>", with the names of their "layers" as JSON
     where these are others than the first reference's; all of a pair share its `PAIR_BYTES`.
     """
     arrays: dict[str, np.ndarray] = {}
     grids: dict[str, Any] = {}
-    for look in looks:
-        grids[str(look.index)] = {}
-        for prefix, maps in _references(look):
-            room = PAIR_BYTES // (1 + len(look.further))
-            own, own_grids = pack_pair(maps, copying_layer, None if prefix else look.generated, room)
-            if list(maps.information) != list(look.maps.information):
+    for observation in observations:
+        grids[str(observation.index)] = {}
+        for prefix, maps in _references(observation):
+            room = PAIR_BYTES // (1 + len(observation.further))
+            own, own_grids = pack_pair(maps, copying_layer, None if prefix else observation.generated, room)
+            if list(maps.information) != list(observation.maps.information):
                 own["layers"] = np.frombuffer(json.dumps(list(maps.information)).encode(), dtype=np.uint8)
-            arrays.update({f"{look.index}/{prefix}{name}": value for name, value in own.items()})
-            grids[str(look.index)].update({prefix + name: grid for name, grid in own_grids.items()})
+            arrays.update({f"{observation.index}/{prefix}{name}": value for name, value in own.items()})
+            grids[str(observation.index)].update({prefix + name: grid for name, grid in own_grids.items()})
     return arrays, grids
 
 
-def unified_maps(looks: Sequence[Any]) -> dict[str, np.ndarray]:
+def unified_maps(observations: Sequence[Any]) -> dict[str, np.ndarray]:
     """ "0/r2g", "0/g2r", "0/reference_1/r2g", …: what later evaluations measure their distance from."""
     found = {}
-    for look in looks:
-        for prefix, maps in _references(look):
-            found[f"{look.index}/{prefix}r2g"] = unified_form(maps.r2g.unified)
+    for observation in observations:
+        for prefix, maps in _references(observation):
+            found[f"{observation.index}/{prefix}r2g"] = unified_form(maps.r2g.unified)
             if maps.undefined_g2r is None:
-                found[f"{look.index}/{prefix}g2r"] = unified_form(maps.g2r.unified)
+                found[f"{observation.index}/{prefix}g2r"] = unified_form(maps.g2r.unified)
     return found
 
 
-def _references(look: Any) -> Iterator[tuple[str, Any]]:
+def _references(observation: Any) -> Iterator[tuple[str, Any]]:
     """What stands before the names of each reference's arrays, and its maps."""
-    yield "", look.maps
-    for number, maps in look.further.items():
+    yield "", observation.maps
+    for number, maps in observation.further.items():
         yield f"{reference_tag(number)}/", maps
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ..alerts.drift import Alert
+from ..alerts.alert import Alert
 from ..errors import StoreError
 from ..figures.estimates import Estimate
 from ..figures.record import FORMAT, Evaluation

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from ..alerts.drift import Alert
+from ..alerts.alert import Alert
 from ..alerts.rules import COPYING
 from ..figures.record import FORMAT
 from .refusal import Refusal

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from i2am_debug.callbacks import I2AMCallback
-from i2am_debug.callbacks.state_guard import Untouched
+from i2am_debug.callbacks.state_guard import StateGuard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from test_capture import left_behind
@@ -68,7 +68,7 @@ def test_the_guard_restores_what_an_evaluation_may_touch():
     attention = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2
     processor, numbers = attention.processor, torch.get_rng_state()
     pipeline.scheduler.set_timesteps(7)
-    with pytest.raises(RuntimeError, match="planted"), Untouched([pipeline.unet]) as untouched:
+    with pytest.raises(RuntimeError, match="planted"), StateGuard([pipeline.unet]) as untouched:
         untouched.watch([pipeline, pipeline.scheduler])
         assert not any(m.training for m in pipeline.unet.modules())
         torch.rand(3), np.random.rand(3), torch.set_grad_enabled(False)
@@ -85,7 +85,7 @@ def test_the_guard_restores_what_an_evaluation_may_touch():
 
 def test_a_pipeline_that_changes_the_dtype_of_trained_weights_is_an_error():
     pipeline = untrained_pipeline()
-    with pytest.raises(I2AMError, match="dtype or device of .* without .to"), Untouched([pipeline.unet]):
+    with pytest.raises(I2AMError, match="dtype or device of .* without .to"), StateGuard([pipeline.unet]):
         pipeline.unet.half()
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from stored_runs import COUNT, column, evaluation, generated, maps, pairs, sick, write_baseline, write_run
 
 from i2am_debug import cli
-from i2am_debug.alerts.drift import Alert
+from i2am_debug.alerts.alert import Alert
 from i2am_debug.alerts.judge import Finding
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined

@@ -22,7 +22,7 @@ from i2am_debug.store.evaluation_file import read_evaluation
 from i2am_debug.store.packing import (
     PAIR_BYTES,
     _pool_rows,
-    pack_looks,
+    pack_observations,
     pack_pair,
     pack_pictures,
     unified_maps,
@@ -271,7 +271,7 @@ def look(index: int, further: dict[int, Any] | None = None, **changes: Any) -> A
 
 def test_looks_are_packed_under_the_numbers_of_their_pairs() -> None:
     looks = [look(3), look(11, reference=(6, 6))]  # numbers of pairs, not places in the list
-    arrays, grids = pack_looks(looks, "layer.1")
+    arrays, grids = pack_observations(looks, "layer.1")
     expected = {}
     for given in looks:
         own, own_grids = pack_pair(given.maps, "layer.1", given.generated)
@@ -284,7 +284,7 @@ def test_looks_are_packed_under_the_numbers_of_their_pairs() -> None:
 
 def test_further_references_are_packed_under_their_numbers() -> None:
     others = {2: maps_of((8, 6), (3, 7)), 1: maps_of((8, 6), (1, 1), one_token=True)}
-    arrays, grids = pack_looks([look(4, further=others), look(5)], "layer.1")
+    arrays, grids = pack_observations([look(4, further=others), look(5)], "layer.1")
     for number, maps in others.items():
         own, own_grids = pack_pair(maps, "layer.1", None)
         stored = {name: a for name, a in arrays.items() if name.startswith(f"4/reference_{number}/")}
@@ -292,7 +292,7 @@ def test_further_references_are_packed_under_their_numbers() -> None:
         for name, value in own.items():
             np.testing.assert_array_equal(stored[f"4/reference_{number}/{name}"], value)
         assert {f"reference_{number}/{name}": grid for name, grid in own_grids.items()}.items() <= grids["4"].items()
-    alone, alone_grids = pack_looks([look(4)], "layer.1")
+    alone, alone_grids = pack_observations([look(4)], "layer.1")
     for name, value in alone.items():  # the pair's own reference is stored as if it had no others
         np.testing.assert_array_equal(arrays[name], value)
     assert alone_grids["4"].items() <= grids["4"].items() and not any("reference" in name for name in grids["5"])
@@ -303,7 +303,7 @@ def test_further_references_are_packed_under_their_numbers() -> None:
 
 def test_the_layers_of_a_further_reference_are_named_where_they_are_others() -> None:
     same, other = maps_of((8, 6), (3, 7)), maps_of((8, 6), (3, 7), layers=3)
-    arrays, _ = pack_looks([look(0, {1: same, 2: other})], None)
+    arrays, _ = pack_observations([look(0, {1: same, 2: other})], None)
     named = {name: json.loads(a.tobytes()) for name, a in arrays.items() if name.endswith("/layers")}
     assert named == {"0/reference_2/layers": ["layer.0", "layer.1", "layer.2"]}
 
@@ -313,7 +313,7 @@ def test_the_layers_of_a_further_reference_are_named_where_they_are_others() -> 
 def test_all_references_of_a_pair_share_its_room(references: int, looked_at: int) -> None:
     sizes = dict(generated=(32, 32), reference=(32, 32), layers=57, heads=24, map_grid=(64, 64), looked_at=looked_at)
     maps = maps_of(**sizes)
-    arrays, grids = pack_looks([look(0, dict.fromkeys(range(1, references), maps), **sizes)], "layer.1")
+    arrays, grids = pack_observations([look(0, dict.fromkeys(range(1, references), maps), **sizes)], "layer.1")
     assert bytes_of(arrays) <= PAIR_BYTES
     prefixes = ["", *(f"reference_{n}/" for n in range(1, references))]
     assert {f"{prefix}{name}" for prefix in prefixes for name in ("unified", "copying_layer")} <= grids["0"].keys()
@@ -324,7 +324,7 @@ def test_all_references_of_a_pair_share_its_room(references: int, looked_at: int
 @pytest.mark.parametrize("one_token", [False, True])
 def test_the_maps_that_a_baseline_keeps_in_memory_are_those_that_it_stores(tmp_path: Path, one_token: bool) -> None:
     looks = [look(i, map_grid=(80, 7), one_token=one_token) for i in range(2)]
-    path = RunStore(tmp_path).write(evaluation(0), *pack_looks(looks, None))
+    path = RunStore(tmp_path).write(evaluation(0), *pack_observations(looks, None))
     kept, stored = unified_maps(looks), read_evaluation(path)[1]
     assert kept.keys() == stored.keys() == {f"{i}/{d}" for i in range(2) for d in ("r2g", "g2r")[: 2 - one_token]}
     for name, found in kept.items():
@@ -334,7 +334,7 @@ def test_the_maps_that_a_baseline_keeps_in_memory_are_those_that_it_stores(tmp_p
 
 def test_thinning_a_store_drops_exactly_the_rows_of_what_was_packed(tmp_path: Path) -> None:
     run = RunStore(tmp_path)
-    arrays, grids = pack_looks([look(0), look(1)], "layer.1")
+    arrays, grids = pack_observations([look(0), look(1)], "layer.1")
     path = run.write(evaluation(0), arrays, grids)
     run.thin(0, [])
     rows = {f"{i}/rows/{name}{end}" for i in range(2) for name in grids[str(i)] for end in ("", "/scale")}

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from i2am_debug.alerts.drift import Alert
+from i2am_debug.alerts.alert import Alert
 from i2am_debug.alerts.judge import Finding
 from i2am_debug.errors import StoreError
 from i2am_debug.figures.estimates import Estimate

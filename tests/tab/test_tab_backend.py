@@ -28,7 +28,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug.test import Client, TestResponse
 
 import i2am_debug.tab.stored_arrays as stored_arrays
-from i2am_debug.alerts.drift import Watch
+from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.rules import Rules
 from i2am_debug.figures.record import FORMAT
 from i2am_debug.figures.values import Undefined
@@ -218,7 +218,7 @@ def test_the_index_equals_what_the_store_reads(logdir: Path) -> None:
     history = [evaluation(0), *(sick(step) for step in (8, 16, 24, 32))]
     write_run(logdir / "sick", history)
     store = RunStore(logdir / "sick")
-    watch = Watch(Rules())
+    watch = AlertState(Rules())
     raised = [watch.judge(history[0], history[: i + 1]) for i in range(1, 5)]
     for alert in filter(None, raised):
         store.write_alert(alert)

@@ -28,7 +28,7 @@ from tab_page import Tab
 from test_tab_backend import BROKEN_FILES, GRIDS, META, arrays, entry, make_run, own, safetensors
 
 from benchmarks.browser import FLAGS, LONGEST_START, chromium_path, tensorboard
-from i2am_debug.alerts.drift import Alert
+from i2am_debug.alerts.alert import Alert
 from i2am_debug.alerts.finding import Finding
 from i2am_debug.figures.record import FORMAT
 from i2am_debug.figures.values import Undefined

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am_debug.alerts.drift import Alert, Watch, headline, make_alert, usual_causes
+from i2am_debug.alerts.alert import Alert, headline, make_alert, usual_causes
+from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.judge import Finding
 from i2am_debug.alerts.rules import Rule, Rules
 from i2am_debug.figures.record import Evaluation
@@ -56,11 +57,11 @@ def watched(
     """
     every = [evaluation(s if isinstance(s, dict) else {"x": s}, 100 * i) for i, s in enumerate(seen)]
     history = every[1:] if outside else every
-    watch, out = Watch(rules), []
+    watch, out = AlertState(rules), []
     for i in range(len(history)):
         if resumed:
             known = {figure: list(state) for figure, state in watch.alerting.items()}
-            watch = Watch(rules, json.loads(json.dumps(known)))
+            watch = AlertState(rules, json.loads(json.dumps(known)))
         out.append(watch.judge(every[0], history[: i + 1]))
     return out
 
@@ -137,7 +138,7 @@ def test_several_rules_of_one_evaluation_are_one_alert() -> None:
 
 
 def test_what_is_remembered_is_plain_and_taken_up_again() -> None:
-    watch = Watch(TWO_FLOORS)
+    watch = AlertState(TWO_FLOORS)
     seen = [evaluation({"x": column}, 100 * i) for i, column in enumerate((HIGH, LOW, HIGH, HIGH, HIGH))]
     known = []
     for i in range(5):
@@ -145,12 +146,12 @@ def test_what_is_remembered_is_plain_and_taken_up_again() -> None:
         known.append(dict(watch.alerting))
     assert known == [{}, {"x": ("critical", 0)}, {"x": ("critical", 1)}, {"x": ("critical", 2)}, {}]
     for state in known:
-        assert Watch(TWO_FLOORS, json.loads(json.dumps(state))).alerting == state
+        assert AlertState(TWO_FLOORS, json.loads(json.dumps(state))).alerting == state
 
 
 def test_a_resumed_watch_does_not_change_the_state_it_was_given() -> None:
     state = {"x": ["warning", 1]}
-    Watch(FALLS, state).judge(evaluation({"x": HIGH}), [evaluation({"x": HIGH})])
+    AlertState(FALLS, state).judge(evaluation({"x": HIGH}), [evaluation({"x": HIGH})])
     assert state == {"x": ["warning", 1]}
 
 

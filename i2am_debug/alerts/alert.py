@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..figures.record import Evaluation
-from .judge import MOST_TO_BLAME, Finding, Seen, findings
-from .rules import SEVERITIES, Rules, Severity
-
-_REARM = 3  # evaluations in a row without a finding, after which a figure may alert again
+from .judge import MOST_TO_BLAME, Finding, Judged
+from .rules import SEVERITIES, Severity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,32 +65,7 @@ class Alert:
         )
 
 
-class Watch:
-    """Turns findings into alerts: one when a figure newly falls or gets more severe, none while it stays so."""
-
-    def __init__(self, rules: Rules, alerting: Mapping[str, Sequence[Any]] | None = None) -> None:
-        self.rules = rules
-        self.alerting: dict[str, tuple[Severity, int]] = {
-            figure: (severity, quiet) for figure, (severity, quiet) in (alerting or {}).items()
-        }
-        """What alerted → how severe it was, and evaluations in a row without it; forgotten after three."""
-
-    def judge(self, baseline: Evaluation, history: Sequence[Seen]) -> Alert | None:
-        """Judges the last evaluation of `history`; call it once an evaluation."""
-        fired = [f for f in findings(self.rules, baseline, history) if f.fired]
-        worst: dict[str, Severity] = {}
-        for finding in fired:
-            # A pair that has lost its value must not keep silent about a later fall of the others.
-            what = f"{finding.figure} undefined" if finding.kind == "undefined" else finding.figure
-            worst[what] = _worse(worst.get(what, "info"), finding.severity)
-        news = [w for w, severity in worst.items() if _is_news(self.alerting.get(w), severity)]
-        kept = {w: (severity, quiet + 1) for w, (severity, quiet) in self.alerting.items() if quiet + 1 < _REARM}
-        told = {w: (_worse(self.alerting.get(w, ("info", 0))[0], severity), 0) for w, severity in worst.items()}
-        self.alerting = {**kept, **told}
-        return make_alert(baseline, history, fired) if news else None
-
-
-def make_alert(baseline: Evaluation, history: Sequence[Seen], fired: Iterable[Finding]) -> Alert:
+def make_alert(baseline: Evaluation, history: Sequence[Judged], fired: Iterable[Finding]) -> Alert:
     """The alert of the last evaluation of `history` with these findings."""
     fired = tuple(fired)
     now = history[-1].global_step
@@ -104,14 +77,6 @@ def make_alert(baseline: Evaluation, history: Sequence[Seen], fired: Iterable[Fi
         fine_at=max(earlier, default=None),
         findings=fired,
     )
-
-
-def _is_news(told: tuple[Severity, int] | None, severity: Severity) -> bool:
-    return told is None or _worse(told[0], severity) != told[0]
-
-
-def _worse(one: Severity, other: Severity) -> Severity:
-    return max(one, other, key=SEVERITIES.index)
 
 
 def headline(fired: Sequence[Finding]) -> str:
