@@ -24,7 +24,8 @@ import numpy as np
 
 from benchmarks.alert_runs import EVALUATIONS_AFTER, GROWING, Plan, kinds, make_runs, wrong_share
 from i2am_debug.alerts.alert_state import AlertState
-from i2am_debug.alerts.rules import Rule, Rules, Severity, at_least
+from i2am_debug.alerts.rule import Rule, Severity, at_least
+from i2am_debug.alerts.rules import Rules
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
 

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from i2am_debug.alerts.alert import Alert
 from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.judge import refuse_idle_rules
-from i2am_debug.alerts.rules import SEVERITIES, Rules, Severity, at_least
+from i2am_debug.alerts.rule import SEVERITIES, Severity, at_least
+from i2am_debug.alerts.rules import Rules
 from i2am_debug.capture.plan import CapturePlan
 from i2am_debug.capture.trace import find_denoiser
 from i2am_debug.errors import I2AMError, IMACSRegression
@@ -32,7 +33,8 @@ from i2am_debug.figures.scores import IMACSSettings
 from i2am_debug.figures.values import Undefined
 from i2am_debug.gate.check import in_words
 from i2am_debug.pairs.collection import ValidationPairs
-from i2am_debug.report.pictures import alert_panels, log_line, pictures_of
+from i2am_debug.report.log import log_line
+from i2am_debug.report.pictures import alert_panels, pictures_of
 from i2am_debug.store.evaluation_file import read_evaluation
 from i2am_debug.store.packing import pack_observations, unified_maps
 from i2am_debug.store.run_store import RunStore, Stored

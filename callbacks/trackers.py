@@ -15,21 +15,13 @@ import numpy as np
 from PIL import Image
 
 from i2am_debug.alerts.alert import Alert, headline
-from i2am_debug.alerts.rules import COPYING
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 from i2am_debug.store.files import PLUGIN_NAME
 
+from ..figures.registry import all_figures, of_copying_layer
+
 PREFIX = "i2am/"
-_CHARTS = {"IMACS_g": "imacs_g", "IMACS_r": "imacs_r"}
-_BANDS = {
-    "IMACS_r of the hole in the copying layer": "copying_layer/imacs_r_hole",
-    "attention information, bits": "attention_information",
-    "reference gap": "reference_gap",
-    "reference mass": "reference_mass",
-    "IMACS_g over pairs": "imacs_g",
-    "IMACS_r over pairs": "imacs_r",
-}
 _WANDB_LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
 
 
@@ -39,20 +31,11 @@ class RunTrackers:
     Tags:
         | tag | what |
         |---|---|
-        | `i2am/imacs_g`, `i2am/imacs_r` | IMACS of the unified maps, mean over pairs; `_z`: standard deviations above chance |
-        | `i2am/imacs_r_hole` | IMACS_r of what the hole's tokens alone draw from (all tokens where a pair has no mask) |
-        | `i2am/imacs_g_centred`, `i2am/imacs_g_object_mass` | the same of the R2G variants no logit shift can move |
-        | `i2am/layer/<layer>/imacs_r`, `…/imacs_r_hole`, `…/energy_r_hole`, `…/attention_information` | of each layer |
-        | `i2am/copying_layer/imacs_r_hole` | of the baseline's copying layer |
-        | `i2am/attention_information` | of the layer where it is highest, bits |
-        | `i2am/energy_r_hole` | share of the hole queries' G2R map on the reference object |
-        | `i2am/reference_mass` | joint attention: share of the generated tokens' attention on the reference |
-        | `i2am/branch_share` | decoupled cross-attention: norm of the reference's branch over that of both together |
-        | `i2am/reference_gap`, `i2am/loss` | with another pair's reference minus with the right one; with the right one |
-        | `i2am/reference_1/imacs_g`, … | of references 1, 2, … of a model that takes several |
-        | `i2am/drift/js_r2g`, `i2am/drift/js_g2r` | distance of the unified maps to the baseline's |
-        | `i2am/interval/<tag>/low`, `…/high` | 95 % bootstrap interval over pairs of the tags charted with a band |
-        | `i2am/reference_lines/<score>/<line>` | what maps without a model score; the charts under Custom Scalars show them |
+        | `i2am/<figure>`, `i2am/copying_layer/<figure>` | mean over pairs; docs/figures.md lists them |
+        | `i2am/layer/<layer>/<figure>` | of each layer, those that are declared to be of layers |
+        | `i2am/reference_1/<figure>`, … | of references 1, 2, … of a model that takes several |
+        | `i2am/interval/<figure>/low`, `…/high` | 95 % bootstrap interval over pairs of the figures charted with a band |
+        | `i2am/reference_lines/<figure>/<line>` | what maps without a model score; the charts under Custom Scalars show them |
         | `i2am/alert` | 1 at an evaluation that raised an alert, else 0; `i2am/alert/text` its words |
         | `i2am/undefined` | figures without a value, and why (text) |
         | `i2am/pair_00` … | one panel a pair; `/time`, `/heads`, `/layers`, `/specific` of the first pairs |
@@ -82,13 +65,15 @@ class RunTrackers:
         undefined: dict[str, str] = {}
         means = evaluation.estimates()
         if not isinstance(copying_layer, Undefined):
-            means["copying_layer/imacs_r_hole"] = means[f"layer/{copying_layer}/imacs_r_hole"]
+            of_it = {f.tag: str(of_copying_layer(f.tag, copying_layer)) for f in all_figures()}
+            means.update({tag: means[stored] for tag, stored in of_it.items() if stored != tag})
+        bands = {figure.tag for figure in all_figures() if figure.band}
         for tag, value in means.items():
             if isinstance(value, Undefined):
                 undefined[tag] = value.reason
                 continue
             values[PREFIX + tag] = value.mean
-            if tag in _BANDS.values() and value.low is not None and value.high is not None:
+            if tag in bands and value.low is not None and value.high is not None:
                 values[f"{PREFIX}interval/{tag}/low"], values[f"{PREFIX}interval/{tag}/high"] = value.low, value.high
         for score, lines in evaluation.reference_lines.items():
             values.update({f"{PREFIX}reference_lines/{score}/{line}": float(v) for line, v in lines.items()})
@@ -153,16 +138,19 @@ def marker() -> Any:
 
 
 def _chart_layout(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
-    """Charts of TensorBoard's Custom Scalars: each IMACS with its reference lines."""
+    """Charts of TensorBoard's Custom Scalars: figures with their reference lines, and each with its interval."""
+    shared: dict[str, list[str]] = {}
+    for figure in all_figures():
+        if figure.chart:
+            shared.setdefault(figure.chart, []).append(figure.tag)
     charts = {}
-    for title, tag in _CHARTS.items():
-        own = [tag, *(["imacs_r_hole", "copying_layer/imacs_r_hole"] if tag == "imacs_r" else [])]
-        lines = [f"reference_lines/{tag}/{line}" for line in evaluation.reference_lines.get(tag, {})]
+    for title, own in shared.items():
+        lines = [f"reference_lines/{tag}/{line}" for tag in own for line in evaluation.reference_lines.get(tag, {})]
         charts[title] = _multiline(own + lines)
-    for title, tag in _BANDS.items():
-        known = evaluation.mean("imacs_r_hole" if tag.startswith(COPYING) else tag)
-        if not isinstance(known, Undefined):
-            charts[f"{title}, 95 % interval"] = _margin(tag)
+    for figure in sorted(all_figures(), key=lambda f: -f.prominence):
+        known = of_copying_layer(figure.tag, evaluation.copying_layer)
+        if figure.band and isinstance(known, str) and not isinstance(evaluation.mean(known), Undefined):
+            charts[f"{figure.label}, 95 % interval"] = _margin(figure.tag)
     return {"I2AM": charts}
 
 

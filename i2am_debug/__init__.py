@@ -24,7 +24,7 @@ _HOME = {
     "Evaluation": "figures.record",
     "Undefined": "figures.values",
     "Alert": "alerts.alert",
-    "Rule": "alerts.rules",
+    "Rule": "alerts.rule",
     "Rules": "alerts.rules",
     "IMACSRegression": "errors",
 }
@@ -33,7 +33,8 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .alerts.alert import Alert
-    from .alerts.rules import Rule, Rules
+    from .alerts.rule import Rule
+    from .alerts.rules import Rules
     from .capture.maps import AttributionMaps, Direction
     from .capture.plan import CapturePlan
     from .capture.trace import trace

@@ -33,7 +33,7 @@ PUBLIC = {
     "Evaluation": "figures.record",
     "Undefined": "figures.values",
     "Alert": "alerts.alert",
-    "Rule": "alerts.rules",
+    "Rule": "alerts.rule",
     "Rules": "alerts.rules",
     "IMACSRegression": "errors",
 }

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..figures.declared import ATTENTION_INFORMATION, REFERENCE_GAP
 from ..figures.record import Evaluation
+from ..figures.registry import declaration_of
 from .judge import MOST_TO_BLAME, Finding, Judged
-from .rules import SEVERITIES, Severity
+from .rule import SEVERITIES, Severity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +105,12 @@ def usual_causes(fired: Sequence[Finding]) -> str:
         causes.append("weights that are not finite (a learning rate too high, float16 without a loss scaler)")
     if any(f.kind == "collapse" for f in fired):
         causes.append("a reference encoder that is not loaded, random or detached; references that are all alike")
-    elif "reference_gap" in figures or "attention_information" in figures:
+    elif figures & {REFERENCE_GAP.tag, ATTENTION_INFORMATION.tag}:
         causes.append(
             "references that no longer belong to their targets (shuffled, mirrored, other colours or normalisation), zeroed or "
             "dropped too often; masks that do not fit; a learning rate too high"
         )
-    if figures == {"reference_gap"}:
+    if figures == {REFERENCE_GAP.tag}:
         causes.append("the gap alone fell: look first at what is in the references")
     if not causes:
         causes.append(
@@ -118,7 +120,9 @@ def usual_causes(fired: Sequence[Finding]) -> str:
 
 
 def _tells_of_use(figure: str) -> bool:
-    return figure.startswith(("imacs", "layer/", "attention_information", "reference_", "branch_share"))
+    """Whether its fall says that the reference is used less; of an unknown figure nothing is claimed."""
+    declared = declaration_of(figure)
+    return declared is not None and declared.tells_of_use
 
 
 def _by_figure(fired: Sequence[Finding]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 from ..figures.record import Evaluation
 from .alert import Alert, make_alert
 from .judge import Judged, findings
-from .rules import Rules, Severity, more_severe
+from .rule import Severity, more_severe
+from .rules import Rules
 
 _REARM = 3  # evaluations in a row without a finding, after which a figure may alert again
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..figures.estimates import Estimate
 from ..figures.values import Figure
-from .rules import Severity
+from .rule import Severity
 
 
 class Judged(Protocol):

@@ -8,12 +8,17 @@ from difflib import get_close_matches
 
 import numpy as np
 
+from ..figures.declaration import Need
+from ..figures.declared import LOSS
 from ..figures.estimates import estimates
 from ..figures.record import Evaluation
+from ..figures.registry import declaration_of, of_copying_layer
 from ..figures.resampling import sign_flip_p
-from ..figures.values import Figure, Undefined, of_any_reference
+from ..figures.values import Figure, Undefined
+from .default_rules import default_rules
 from .finding import Finding, Judged, p_in_words
-from .rules import ANY_FIGURE, COPYING, DEFAULT_RULES, Rule, Rules
+from .rule import ANY_FIGURE, Rule
+from .rules import Rules
 
 SMOOTHING = 3
 """The best so far is a mean over so many evaluations in a row, since the best single one is partly luck."""
@@ -38,20 +43,22 @@ def refuse_idle_rules(rules: Rules, baseline: Evaluation) -> None:
     Raises:
         ValueError: names the rule, the figure, and what was probably meant.
     """
+    defaults = default_rules()
     for rule in rules.rules:
         tag = resolve(rule.figure, baseline)
-        if rule.kind == "drop" and of_any_reference(rule.figure).startswith("drift/"):
+        declared = declaration_of(rule.figure, baseline.declared)
+        if rule.kind == "drop" and declared is not None and Need.BASELINE in declared.needs:
             raise ValueError(
                 f"rule {rule.name!r}: {rule.figure} is a distance to the baseline; limit it with kind='ceiling'"
             )
-        margin = rule.margin_for({}) if rule.kind == "drop" else None
+        margin = rule.margin_for({}, baseline.declared) if rule.kind == "drop" else None
         level = abs(np.nan_to_num(float(baseline.values(tag).mean()))) if isinstance(tag, str) else 0.0
         if margin is not None and not margin.relative and margin.value >= 1 and 0 < level < margin.value:
             raise ValueError(
                 f"rule {rule.name!r}: a margin of {margin} is more than all of {tag}, which is {level:.3g}; "
                 f"did you mean '{margin}%'?"
             )
-        if rule in DEFAULT_RULES or rule.figure == ANY_FIGURE or isinstance(tag, Undefined) or tag in baseline.figures:
+        if rule in defaults or rule.figure == ANY_FIGURE or isinstance(tag, Undefined) or tag in baseline.figures:
             continue
         alike = get_close_matches(tag, baseline.figures, n=3) or sorted(t for t in baseline.figures if "/" not in t)
         raise ValueError(f"rule {rule.name!r}: there is no figure {rule.figure!r}; did you mean {', '.join(alike)}?")
@@ -59,11 +66,7 @@ def refuse_idle_rules(rules: Rules, baseline: Evaluation) -> None:
 
 def resolve(figure: str, baseline: Evaluation) -> str | Undefined:
     """The tag of a rule's figure: "copying_layer/…" is that of the baseline's copying layer."""
-    if not figure.startswith(COPYING):
-        return figure
-    if isinstance(baseline.copying_layer, Undefined):
-        return baseline.copying_layer
-    return f"layer/{baseline.copying_layer}/{figure.removeprefix(COPYING)}"
+    return of_copying_layer(figure, baseline.copying_layer)
 
 
 def best_window(means: Sequence[Figure], higher_is_worse: bool) -> int | None:
@@ -82,7 +85,7 @@ def _on_single_figures(rules: Rules, baseline: Evaluation) -> list[Rule]:
     tags = {resolve(r.figure, baseline): r.figure for r in rules.rules if r.figure != ANY_FIGURE}
     had = {
         t: f
-        for t, f in {**tags, "loss": "loss"}.items()
+        for t, f in {**tags, LOSS.tag: LOSS.tag}.items()
         if isinstance(t, str) and np.isfinite(baseline.values(t)).any()
     }
     out = []
@@ -146,7 +149,7 @@ def _drop_from_best(
     found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]
 ) -> Finding:
     earlier = history[:-1]
-    start = best_window([seen.mean(found.figure) for seen in earlier], rule.higher_is_worse)
+    start = best_window([seen.mean(found.figure) for seen in earlier], rule.higher_is_worse(baseline.declared))
     if start is None and not np.isfinite(baseline.values(found.figure)).any():
         return replace(found, unjudged=_why(baseline, found.figure))
     if start is None:
@@ -169,7 +172,7 @@ def _compare(
     against: str,
 ) -> Finding:
     after = history[-1].values(found.figure)
-    sign = 1.0 if rule.higher_is_worse else -1.0
+    sign = 1.0 if rule.higher_is_worse(baseline.declared) else -1.0
     worse = sign * (after - before)
     usable = np.isfinite(worse)
     if not usable.any():
@@ -177,7 +180,7 @@ def _compare(
         return replace(found, unjudged=_why(history[-1] if no_more else baseline, found.figure))
     if usable.sum() < 2:
         return replace(found, unjudged="one pair")
-    margin = rule.margin_for(baseline.margins)
+    margin = rule.margin_for(baseline.margins, baseline.declared)
     if margin is None:
         return replace(
             found, unjudged=f"no margin is known for {rule.figure}; give the rule one: margin = 0.03 or '10%'"
@@ -208,7 +211,7 @@ def _compare(
 
 
 def _collapse(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
-    sign = -1.0 if rule.higher_is_worse else 1.0
+    sign = -1.0 if rule.higher_is_worse(baseline.declared) else 1.0
     after = history[-1].values(found.figure)
     before, when = _what_there_was(found.figure, rule, rules, baseline, history)
     usable = np.isfinite(before) & np.isfinite(after)
@@ -249,14 +252,16 @@ def _what_there_was(
 ) -> tuple[np.ndarray, str]:
     """The baseline's values, or, where that had nothing and the run has learned since, those of its best evaluations."""
     own = baseline.values(figure)
-    sign = -1.0 if rule.higher_is_worse else 1.0
+    sign = -1.0 if rule.higher_is_worse(baseline.declared) else 1.0
 
     def has_something(values: np.ndarray) -> bool:
         known = values[np.isfinite(values)]
         return rules.can_test(len(known)) and sign_flip_p(sign * (known - rule.nothing)) < rules.alpha
 
     start = (
-        None if has_something(own) else best_window([seen.mean(figure) for seen in history[:-1]], rule.higher_is_worse)
+        None
+        if has_something(own)
+        else best_window([seen.mean(figure) for seen in history[:-1]], rule.higher_is_worse(baseline.declared))
     )
     if start is not None:
         window = history[start : start + SMOOTHING]

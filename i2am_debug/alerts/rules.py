@@ -1,168 +1,23 @@
-"""What counts as an alert: one frozen config, written in Python or read from TOML. Knows no evaluations.
-
-The margins of the default rules are constants measured on the tiny model (`python -m benchmarks.alerts`): about three times
-the largest fall of the six healthy fine-tunes they were set by, and 1.5 times or more that of twenty. Other models are
-untested; `i2am-debug calibrate` measures a model's own.
-"""
+"""All rules of a run, and how sure they have to be: written in Python or read from TOML. Knows no evaluations."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from ..figures.margin import Margin, is_number
+from ..figures.margin import is_number
 from ..figures.resampling import smallest_p
-from ..figures.values import of_any_reference
+from .default_rules import default_rules
+from .rule import Rule
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Severity = Literal["info", "warning", "critical"]
-Kind = Literal["floor", "ceiling", "drop", "drop_from_best", "collapse", "undefined"]
-SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-"""From the least to the most severe."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-COPYING = "copying_layer/"
-"""A figure that begins so is that of the baseline's copying layer: "copying_layer/imacs_r_hole"."""
-
-RISING_IS_WORSE = ("loss", "drift/js_r2g", "drift/js_g2r")
-
-
-DEFAULT_MARGINS: Mapping[str, Margin] = {
-    "copying_layer/imacs_r_hole": Margin(value=0.15),
-    "imacs_r_hole": Margin(value=0.15),
-    "imacs_r": Margin(value=0.05),
-    "imacs_g": Margin(value=0.05),
-    "imacs_g_centred": Margin(value=0.15),
-    "attention_information": Margin(value=0.10, relative=True),
-    "reference_gap": Margin(value=0.20, relative=True),
-    "loss": Margin(value=0.20, relative=True),
-    # Not measured: the tiny model has neither.
-    "reference_mass": Margin(value=0.25, relative=True),
-    "branch_share": Margin(value=0.25, relative=True),
-}
-"""For a drop rule without a margin of its own and a baseline without a calibrated one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """One thing that must not happen.
-
-    Raises:
-        ValueError: an unknown kind, severity or direction, a `floor` or `ceiling` without its limit, a wrong margin.
-    """
-
-    name: str
-    """Names it in alerts, verdicts and TOML."""
-    kind: Kind
-    """floor, ceiling: the mean is beyond `limit`.
-    drop: the mean is worse than the baseline's by more than `margin`, and the paired sign-flip test says so too.
-    drop_from_best: the same against the best three evaluations in a row before this one.
-    collapse: no longer distinguishable from `nothing`.
-    undefined: pairs that had a value have none any more."""
-    figure: str
-    """Tag of the figure it looks at, "copying_layer/…", or "*" for an undefined rule."""
-    severity: Severity = "warning"
-    direction: Literal["down", "up"] | None = None
-    """Which way is worse for drop, drop_from_best and collapse; by default up for losses and distances, else down."""
-    limit: float | None = None
-    """Of floor and ceiling; of undefined: it fires for more than this share of the pairs, 0 for any pair."""
-    margin: Margin | float | str | None = None
-    """Of a drop: 0.03, or "10%" of the baseline. None: the baseline's calibrated margin, else the default one."""
-    nothing: float = 0.0
-    """Of collapse: what the figure is where the reference is not used."""
-    patience: int = 1
-    """So many evaluations in a row."""
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.name, str) and self.name):
-            raise ValueError(f"a rule's name must be a word, got {self.name!r}")
-        known = {"kind": KINDS, "severity": SEVERITIES, "direction": ("down", "up", None)}
-        for field, valid in known.items():
-            if getattr(self, field) not in valid:
-                expected = ", ".join(repr(v) for v in valid if v is not None)
-                raise ValueError(f"rule {self.name!r}: {field}={getattr(self, field)!r}: expected one of {expected}")
-        if not (isinstance(self.figure, str) and self.figure):
-            raise ValueError(f"rule {self.name!r}: figure={self.figure!r}: expected a figure's tag, such as 'imacs_r'")
-        if self.figure == ANY_FIGURE and self.kind != "undefined":
-            raise ValueError(f"rule {self.name!r}: figure='*' is for kind='undefined' only; name one figure")
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
-            raise ValueError(f"rule {self.name!r}: patience={self.patience!r}: expected a whole number of at least 1")
-        if self.kind in ("floor", "ceiling") and not is_number(self.limit):
-            raise ValueError(
-                f"rule {self.name!r}: a {self.kind} needs limit=, a number such as 0.1; got {self.limit!r}"
-            )
-        if self.limit is not None and self.kind in ("drop", "drop_from_best", "collapse"):
-            raise ValueError(
-                f"rule {self.name!r}: limit={self.limit!r} is for floor, ceiling and undefined, not for {self.kind}"
-            )
-        share = 0.0 if self.limit is None else self.limit
-        if self.kind == "undefined" and not (is_number(share) and 0 <= share < 1):
-            raise ValueError(f"rule {self.name!r}: limit={self.limit!r}: expected a share of the pairs, 0 to below 1")
-        if not is_number(self.nothing):
-            raise ValueError(f"rule {self.name!r}: nothing={self.nothing!r}: expected a number")
-        if self.margin is not None:
-            if self.kind not in ("drop", "drop_from_best"):
-                raise ValueError(
-                    f"rule {self.name!r}: margin={self.margin!r} is for drop and drop_from_best, not for {self.kind}"
-                )
-            try:
-                object.__setattr__(self, "margin", Margin.parse(self.margin))
-            except ValueError as error:
-                raise ValueError(f"rule {self.name!r}: {error}") from None
-
-    @property
-    def higher_is_worse(self) -> bool:
-        """By its direction, else by its figure."""
-        return of_any_reference(self.figure) in RISING_IS_WORSE if self.direction is None else self.direction == "up"
-
-    def margin_for(self, calibrated: Mapping[str, Any]) -> Margin | None:
-        """Its own margin, else the calibrated one of its figure, else the default one, else None."""
-        if self.margin is not None:
-            return Margin.parse(self.margin)
-        if self.figure in calibrated:
-            return Margin.parse(calibrated[self.figure])
-        return DEFAULT_MARGINS.get(of_any_reference(self.figure))
-
-
-ANY_FIGURE = "*"
-"""Of an undefined rule: every figure that another rule looks at, and the loss."""
-
-_WATCHED = {
-    "copying-layer": "copying_layer/imacs_r_hole",
-    "imacs-g": "imacs_g_centred",
-    "information": "attention_information",
-    "gap": "reference_gap",
-    "mass": "reference_mass",
-    "branch": "branch_share",
-}
-
-DEFAULT_RULES: tuple[Rule, ...] = (
-    *(Rule(name=f"{name}-drop", kind="drop", figure=figure) for name, figure in _WATCHED.items()),
-    *(Rule(name=f"{name}-below-best", kind="drop_from_best", figure=figure) for name, figure in _WATCHED.items()),
-    Rule(name="loss-rise", kind="drop", figure="loss"),
-    Rule(name="loss-above-best", kind="drop_from_best", figure="loss"),
-    Rule(name="gap-halved", kind="drop", figure="reference_gap", margin="50%", severity="critical"),
-    Rule(name="gap-collapse", kind="collapse", figure="reference_gap", severity="critical"),
-    # In bits: random attention weights have 0.3 to 0.7 in the tiny model.
-    Rule(
-        name="information-collapse",
-        kind="collapse",
-        figure="attention_information",
-        severity="critical",
-        nothing=0.1,
-    ),
-    Rule(name="undefined", kind="undefined", figure=ANY_FIGURE),
-    Rule(name="undefined-for-most", kind="undefined", figure=ANY_FIGURE, limit=0.5, severity="critical"),
-)
-"""By name: what they look at falls below the baseline, or below the run's best; or nothing is left of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +28,7 @@ class Rules:
         ValueError: two rules have one name, or a value is out of range.
     """
 
-    rules: tuple[Rule, ...] = DEFAULT_RULES
+    rules: tuple[Rule, ...] = field(default_factory=default_rules)
     alpha: float = 0.05
     """A drop or collapse counts only if its one-sided paired sign-flip test has p below this."""
     min_pairs: int = 8
@@ -232,14 +87,14 @@ class Rules:
             raise ValueError(f"expected a table, got a {type(table).__name__}")
         options = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
         unknown = sorted(set(options) - {"alpha", "min_pairs", "defaults"})
-        if unknown and unknown[0] in {rule.name for rule in DEFAULT_RULES}:
+        if unknown and unknown[0] in {rule.name for rule in default_rules()}:
             raise ValueError(f"{unknown[0]}: to leave out this rule write enabled = false in a table of its name")
         if unknown:
             raise ValueError(f"{unknown[0]}: unknown; expected alpha, min_pairs, defaults or a table for a rule")
         defaults = options.pop("defaults", True)
         if not isinstance(defaults, bool):
             raise ValueError(f"defaults={defaults!r}: expected true or false")
-        found = {rule.name: rule for rule in DEFAULT_RULES} if defaults else {}
+        found = {rule.name: rule for rule in default_rules()} if defaults else {}
         for name, own in table.items():
             if isinstance(own, Mapping):
                 changed = _changed(name, found.get(name), own)
@@ -280,29 +135,12 @@ class Rules:
         return replace(self, rules=(*(r for r in self.rules if r.name != rule.name), rule))
 
 
-def at_least(severity: Severity, limit: Severity) -> bool:
-    """Whether `severity` is as severe as `limit`, or more.
-
-    Raises:
-        ValueError: one of them is none of `SEVERITIES`.
-    """
-    for one in (severity, limit):
-        if one not in SEVERITIES:
-            raise ValueError(f"severity {one!r}: expected one of {', '.join(map(repr, SEVERITIES))}")
-    return SEVERITIES.index(severity) >= SEVERITIES.index(limit)
-
-
-def more_severe(one: Severity, other: Severity) -> Severity:
-    """The more severe of two."""
-    return max(one, other, key=SEVERITIES.index)
-
-
 def _changed(name: str, known: Rule | None, own: Mapping[str, Any]) -> Rule | None:
     own = dict(own)
     enabled = own.pop("enabled", True)
     if not isinstance(enabled, bool):
         raise ValueError(f"rule {name!r}: enabled={enabled!r}: expected true or false")
-    valid = [field.name for field in fields(Rule) if field.name != "name"]
+    valid = [known.name for known in fields(Rule) if known.name != "name"]
     unknown = sorted(set(own) - set(valid))
     if unknown:
         raise ValueError(f"rule {name!r}: {unknown[0]}: unknown; expected {', '.join(valid)} or enabled")
@@ -314,7 +152,7 @@ def _changed(name: str, known: Rule | None, own: Mapping[str, Any]) -> Rule | No
         return replace(known, **own)
     missing = [key for key in ("kind", "figure") if key not in own]
     if missing:
-        alike = get_close_matches(name, [rule.name for rule in DEFAULT_RULES], n=1)
+        alike = get_close_matches(name, [rule.name for rule in default_rules()], n=1)
         meant = f"; did you mean {alike[0]!r}?" if alike else ""
         raise ValueError(f"rule {name!r}: not a default rule, so it needs {' and '.join(missing)}{meant}")
     return Rule(name=name, **own)

@@ -23,8 +23,9 @@ from ..families.family import Family
 from ..families.registry import find_family
 from ..figures.observation import Observation, maps_of
 from ..figures.record import Evaluation
-from ..figures.scores import IMACSSettings, reference_lines
-from ..figures.scoring import copying_layer, layers_of_further, score_further, score_pair
+from ..figures.registry import own_figures
+from ..figures.scores import IMACSSettings
+from ..figures.scoring import score
 from ..figures.values import Figure, Undefined, as_figure
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
@@ -127,48 +128,19 @@ class Evaluator:
         """Scores all pairs' observations, in order. `baseline` holds "i/r2g", "i/g2r", … of pair i, unified maps."""
         started = time.monotonic()
         layers = observations[0].maps.layers
-        names = []
-        copying = copying_layer([observation.maps for observation in observations])
-        known, further = baseline or {}, layers_of_further(observations)
-        columns: dict[str, list[Figure]] = {}
-        errors: dict[str, list[Figure]] = {}
-        lines: dict[str, list[dict[str, float]]] = {"imacs_g": [], "imacs_r": []}
-        for observation in observations:
-            pair = self.pairs[observation.index]
-            names.append(pair.name)
-            figures, own_errors = score_pair(
-                observation,
-                pair,
-                copying,
-                settings=self.imacs,
-                population=self._population(observation),
-                baseline=known,
-            )
-            figures.update(score_further(observation, pair, further, settings=self.imacs, baseline=known))
-            for tag, value in figures.items():
-                columns.setdefault(tag, []).append(value)
-            for tag, value in own_errors.items():
-                errors.setdefault(tag, []).append(value)
-            for tag, mask, found in (
-                ("imacs_g", pair.mask, observation.maps.r2g),
-                ("imacs_r", pair.reference_mask, None if observation.maps.undefined_place else observation.maps.g2r),
-            ):
-                if mask is not None and found is not None:
-                    lines[tag].append(reference_lines(mask, found.unified.shape, self.imacs))
+        pairs = [self.pairs[observation.index] for observation in observations]
+        scored = score(observations, pairs, settings=self.imacs, population=self._population, baseline=baseline or {})
         return Evaluation(
             global_step=global_step,
-            pairs=tuple(names),
-            figures={tag: tuple(values) for tag, values in columns.items()},
-            errors={tag: tuple(values) for tag, values in errors.items()},
+            pairs=tuple(pair.name for pair in pairs),
+            figures=scored.figures,
+            errors=scored.errors,
             layers=layers,
-            copying_layer=copying,
-            reference_lines={
-                tag: {name: float(np.mean([one[name] for one in each])) for name in each[0]}
-                for tag, each in lines.items()
-                if each
-            },
+            copying_layer=scored.copying_layer,
+            reference_lines=scored.reference_lines,
             fingerprint=self.fingerprint(pipeline, layers),
             heads=self.heads,
+            declared={figure.tag: figure for figure in own_figures()},
             seconds=time.monotonic() - started,
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .declaration import DeclaredFigure
 from .estimates import Estimate, estimates
 from .values import OF_FURTHER, Figure, Undefined, figure_from_json, figure_to_json
 
@@ -43,7 +44,9 @@ class Evaluation:
     heads: Mapping[str, Mapping[int, float]] | None = None
     """The (layer, head) pairs that a pilot chose, with weights; None where all were looked at."""
     margins: Mapping[str, float | str] = field(default_factory=dict)
-    """Of a calibrated baseline: figure → how far it may fall (`rules.Margin`)."""
+    """Of a calibrated baseline: figure → how far it may fall (`margin.Margin`)."""
+    declared: Mapping[str, DeclaredFigure] = field(default_factory=dict, compare=False)
+    """What the program that made it had registered: tag → what is said of a figure that this package does not know."""
     seconds: float = field(default=0.0, compare=False)
     """Wall time it took."""
 
@@ -114,6 +117,7 @@ class Evaluation:
             else {layer: {str(h): w for h, w in heads.items()} for layer, heads in self.heads.items()},
             "margins": dict(self.margins),
             "seconds": self.seconds,
+            **({"declared": [figure.to_json() for figure in self.declared.values()]} if self.declared else {}),
         }
 
     @classmethod
@@ -132,6 +136,7 @@ class Evaluation:
             fingerprint=row["fingerprint"],
             heads=None if heads is None else {la: {int(h): w for h, w in hs.items()} for la, hs in heads.items()},
             margins=row.get("margins", {}),
+            declared={figure.tag: figure for figure in map(DeclaredFigure.from_json, row.get("declared", ()))},
             seconds=row["seconds"],
         )
 

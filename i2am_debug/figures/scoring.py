@@ -1,23 +1,35 @@
-"""The figures of one pair: what its maps score, and why some can't be computed. Knows no model and no training."""
+"""Scores what was seen of all pairs: every declared figure of every pair, or why it has no value. Knows no model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..capture.maps import AttributionMaps, unified_form
+from ..capture.maps import AttributionMaps
 from ..errors import UndefinedFigure
 from ..pairs.pair import ValidationPair
-from .distances import js_distance
+from .declaration import DeclaredFigure
 from .observation import Observation
-from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, score_imacs
+from .pair_view import NOT_FINITE, PairView
+from .registry import LAYER, all_figures, own_figures
+from .scores import IMACSSettings
 from .values import Figure, Undefined, as_figure, reference_tag
 
-_NOT_FINITE = "the attention is not finite"
+Columns = dict[str, tuple[Figure, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What `score` found; the fields are those of `record.Evaluation`."""
+
+    figures: Columns
+    errors: Columns
+    reference_lines: dict[str, dict[str, float]]
+    copying_layer: str | Undefined
 
 
 def copying_layer(maps: Sequence[AttributionMaps]) -> str | Undefined:
@@ -26,190 +38,122 @@ def copying_layer(maps: Sequence[AttributionMaps]) -> str | Undefined:
     finite = {la: value for la, value in bits.items() if math.isfinite(value)}
     undefined = maps[0].undefined_g2r
     if undefined is not None or not finite:
-        return Undefined(undefined or _NOT_FINITE)
+        return Undefined(undefined or NOT_FINITE)
     return max(finite, key=lambda la: finite[la])
 
 
-def score_pair(
-    observation: Observation,
-    pair: ValidationPair,
-    copying: str | Undefined,
+def score(
+    observations: Sequence[Observation],
+    pairs: Sequence[ValidationPair],
     *,
     settings: IMACSSettings,
-    population: int,
+    population: Callable[[Observation], int],
     baseline: Mapping[str, Any],
-) -> tuple[dict[str, Figure], dict[str, Figure]]:
-    """Every figure of a pair's own reference by its tag, and the standard errors of those that have one.
+) -> Scored:
+    """Every declared figure of every observation and its pair.
 
     Args:
+        pairs: of the observations, in their order.
         population: how many sampler steps those that were looked at stand for.
-        baseline: "i/r2g" and "i/g2r" of pair i, unified maps to measure distance from; empty without one.
+        baseline: "0/r2g", "0/g2r", …: unified maps to measure distance from; empty without a baseline.
     """
-    maps = observation.maps
-    # Without a place for its tokens a reference's mask can't be laid over them.
-    no_object = maps.undefined_place or "no reference mask"
-    object_mask = None if maps.undefined_place else pair.reference_mask
-    figures: dict[str, Figure] = {}
-    errors: dict[str, Figure] = {}
+    copying = copying_layer([observation.maps for observation in observations])
+    further = _copying_layers_of_further(observations)
+    figures: dict[str, list[Figure]] = {}
+    errors: dict[str, list[Figure]] = {}
+    lines: dict[str, list[Mapping[str, float]]] = {}
 
-    def imacs_of(tag: str, get: Callable[[], Any], mask: np.ndarray | None, without: str) -> None:
-        def value() -> float:
-            return score_imacs(get().unified, _given(mask, without), settings)
+    def view(observation: Observation, pair: ValidationPair, number: int, layer: str | Undefined) -> PairView:
+        return PairView(
+            observation=observation,
+            pair=pair,
+            reference=number,
+            copying_layer=layer,
+            settings=settings,
+            population=population(observation),
+            baseline=baseline,
+        )
 
-        def chance() -> float:
-            return imacs_chance(get().unified, _given(mask, without), settings).z(value())
-
-        def error() -> float:
-            return jackknife_error(lambda m: score_imacs(m, mask, settings), list(get().by_step), population)
-
-        figures[tag], figures[f"{tag}_z"] = _figure(value), _figure(chance)
-        errors[tag] = figures[tag] if isinstance(figures[tag], Undefined) else _figure(error)
-
-    def of_object(score: Callable[..., float], get: Callable[[], np.ndarray], *more: Any) -> Figure:
-        return _figure(lambda: score(get(), _given(object_mask, no_object), *more))
-
-    imacs_of("imacs_g", lambda: maps.r2g, pair.mask, "no mask")
-    imacs_of("imacs_r", lambda: maps.g2r, object_mask, no_object)
-    imacs_of("imacs_r_hole", lambda: maps.g2r_region, object_mask, no_object)
-    figures["imacs_g_centred"] = _of_hole(lambda: maps.r2g_centred.unified, pair, settings)
-    figures["imacs_g_object_mass"] = _of_hole(lambda: maps.r2g_object_mass.unified, pair, settings)
-    figures["energy_r_hole"] = of_object(energy, lambda: maps.g2r_region.unified)
-    for layer in maps.layers:
-        all_queries, hole_queries = (partial(_by_layer, maps, which, layer) for which in ("g2r", "g2r_region"))
-        figures[f"layer/{layer}/imacs_r"] = of_object(score_imacs, all_queries, settings)
-        figures[f"layer/{layer}/imacs_r_hole"] = of_object(score_imacs, hole_queries, settings)
-        figures[f"layer/{layer}/energy_r_hole"] = of_object(energy, hole_queries)
-        figures[f"layer/{layer}/attention_information"] = _information(maps, layer)
-    figures["attention_information"] = _information(maps, copying)
-    errors["attention_information"] = (
-        copying
-        if isinstance(copying, Undefined)
-        else _figure(lambda: jackknife_error(float, list(maps.information_by_step[copying]), population))
+    for observation, pair in zip(observations, pairs, strict=True):
+        own = view(observation, pair, 0, copying)
+        _append(figures, figures_of(own))
+        _append(errors, errors_of(own))
+        _append(lines, _lines_of(own))
+        for number, layer in further.items():
+            has = number in observation.further
+            values = further_figures_of(view(observation, pair, number, layer) if has else None, number)
+            _append(figures, {f"{reference_tag(number)}/{tag}": value for tag, value in values.items()})
+    return Scored(
+        figures=_columns(figures),
+        errors=_columns(errors),
+        reference_lines={
+            tag: {name: float(np.mean([one[name] for one in each])) for name in each[0]} for tag, each in lines.items()
+        },
+        copying_layer=copying,
     )
-    figures["reference_mass"], figures["branch_share"] = _shares(maps)
-    figures["loss"], figures["reference_gap"] = observation.loss, _gap(observation)
-    for tag in ("r2g", "g2r"):
-        figures[f"drift/js_{tag}"] = _figure(partial(_distance, maps, tag, baseline, f"{observation.index}/{tag}"))
-    return figures, errors
 
 
-def layers_of_further(observations: Sequence[Observation]) -> dict[int, str | Undefined]:
-    """Number of each further reference that any pair has → its own `copying_layer`."""
-    numbers = sorted({number for observation in observations for number in observation.further})
+def figures_of(view: PairView) -> dict[str, Figure]:
+    """Every figure of a pair's own reference by its tag; those of layers come last, layer by layer."""
+    out = {f.tag: _value(f, f.compute, view) for f in all_figures() if f.compute is not None}
+    of_layer = [f for f in all_figures() if f.compute_of_layer is not None]
+    for layer in view.maps.layers:
+        out.update({f"{LAYER}{layer}/{f.tag}": _value(f, f.compute_of_layer, view, layer) for f in of_layer})
+    return out
+
+
+def errors_of(view: PairView) -> dict[str, Figure]:
+    """The standard errors of those figures that have one."""
+    return {f.tag: _value(f, f.standard_error, view) for f in all_figures() if f.standard_error is not None}
+
+
+def further_figures_of(view: PairView | None, number: int) -> dict[str, Figure]:
+    """The figures of a further reference, which has no mask of its own; `view` is None where the pair has none."""
+    missing = Undefined(f"this pair has no reference {number}")
     return {
-        n: copying_layer([observation.further[n] for observation in observations if n in observation.further])
-        for n in numbers
+        f.tag: missing if view is None else _value(f, f.compute, view)
+        for f in all_figures()
+        if f.of_further_references and f.compute is not None
     }
 
 
-def score_further(
-    observation: Observation,
-    pair: ValidationPair,
-    layers: Mapping[int, str | Undefined],
-    *,
-    settings: IMACSSettings,
-    baseline: Mapping[str, Any],
-) -> dict[str, Figure]:
-    """Figures of references 1, 2, … under tags such as "reference_1/imacs_g".
-
-    They have no masks of their own, so nothing is said of where in them the model looks. `layers` from `layers_of_further`;
-    `baseline` as for `score_pair`, with "i/reference_1/r2g" and so on.
-    """
-    figures = {}
-    for number, layer in layers.items():
-        name = reference_tag(number)
-        if number in observation.further:
-            own = _of_reference(
-                observation.further[number], f"{observation.index}/{name}", pair, layer, settings, baseline
-            )
-        else:
-            own = dict.fromkeys(_OF_FURTHER, Undefined(f"this pair has no reference {number}"))
-        figures.update({f"{name}/{tag}": value for tag, value in own.items()})
-    return figures
+def _lines_of(view: PairView) -> dict[str, Mapping[str, float]]:
+    out = {}
+    for figure in all_figures():
+        if figure.reference_lines is not None:
+            try:
+                out[figure.tag] = figure.reference_lines(view)
+            except UndefinedFigure:  # without a mask there is nothing to read the chart by
+                continue
+    return out
 
 
-_OF_FURTHER = (
-    "imacs_g",
-    "imacs_g_centred",
-    "attention_information",
-    "reference_mass",
-    "branch_share",
-    "drift/js_r2g",
-    "drift/js_g2r",
-)
-
-
-def _of_reference(
-    maps: AttributionMaps,
-    place: str,
-    pair: ValidationPair,
-    layer: str | Undefined,
-    settings: IMACSSettings,
-    baseline: Mapping[str, Any],
-) -> dict[str, Figure]:
-    values = (
-        _of_hole(lambda: maps.r2g.unified, pair, settings),
-        _of_hole(lambda: maps.r2g_centred.unified, pair, settings),
-        _information(maps, layer),
-        *_shares(maps),
-        _figure(partial(_distance, maps, "r2g", baseline, f"{place}/r2g")),
-        _figure(partial(_distance, maps, "g2r", baseline, f"{place}/g2r")),
-    )
-    return dict(zip(_OF_FURTHER, values, strict=True))
-
-
-def _of_hole(get: Callable[[], np.ndarray], pair: ValidationPair, settings: IMACSSettings) -> Figure:
-    return _figure(lambda: score_imacs(get(), _given(pair.mask, "no mask"), settings))
-
-
-def _information(maps: AttributionMaps, layer: str | Undefined) -> Figure:
-    if isinstance(layer, Undefined):
-        return layer
-    if maps.undefined_g2r is not None:
-        return Undefined(maps.undefined_g2r)
-    return as_figure(maps.layer_information[layer], _NOT_FINITE)
-
-
-def _shares(maps: AttributionMaps) -> tuple[Figure, Figure]:
-    """Reference mass and branch share."""
-    return (
-        _mean(maps.reference_mass, "no joint attention: 1 by construction"),
-        _mean(maps.branch_share, "no decoupled cross-attention"),
-    )
-
-
-def _mean(by_layer: Mapping[str, float], without: str) -> Figure:
-    return as_figure(float(np.mean(list(by_layer.values())))) if by_layer else Undefined(without)
-
-
-def _gap(observation: Observation) -> Figure:
-    if isinstance(observation.loss, Undefined):
-        return observation.loss
-    return (
-        observation.wrong_reference_loss
-        if isinstance(observation.wrong_reference_loss, Undefined)
-        else observation.wrong_reference_loss - observation.loss
-    )
-
-
-def _distance(maps: AttributionMaps, tag: str, baseline: Mapping[str, Any], name: str) -> float:
-    before = _given(baseline.get(name), "no baseline")
-    return js_distance(unified_form(getattr(maps, tag).unified), before)
-
-
-def _by_layer(maps: AttributionMaps, which: str, layer: str) -> np.ndarray:
-    return getattr(maps, which).by_layer[layer]
-
-
-def _figure(compute: Callable[[], float]) -> Figure:
+def _value(figure: DeclaredFigure, compute: Any, *arguments: Any) -> Figure:
     try:
-        value = compute()
+        value = compute(*arguments)
     except UndefinedFigure as error:
         return Undefined(error.reason)
-    return as_figure(value) if not math.isnan(value) else Undefined("not a number")
+    except Exception as error:
+        if figure not in own_figures():
+            raise
+        return Undefined(
+            f"its own function raised {type(error).__name__}: {error}"
+        )  # the others are still worth having
+    if math.isnan(value):
+        return Undefined("not a number")
+    return as_figure(value)
 
 
-def _given(value: Any, reason: str) -> Any:
-    if value is None:
-        raise UndefinedFigure(reason)
-    return value
+def _copying_layers_of_further(observations: Sequence[Observation]) -> dict[int, str | Undefined]:
+    """Number of each further reference that any pair has → its own `copying_layer`."""
+    numbers = sorted({number for one in observations for number in one.further})
+    return {n: copying_layer([one.further[n] for one in observations if n in one.further]) for n in numbers}
+
+
+def _append(columns: dict[str, list[Any]], values: Mapping[str, Any]) -> None:
+    for tag, value in values.items():
+        columns.setdefault(tag, []).append(value)
+
+
+def _columns(lists: Mapping[str, Sequence[Figure]]) -> Columns:
+    return {tag: tuple(values) for tag, values in lists.items()}

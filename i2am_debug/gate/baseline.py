@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..figures.record import Evaluation, differences
+from ..figures.registry import all_figures
 from ..figures.values import Undefined, reference_tag
 from ..store.evaluation_file import pairs_file_name, read_arrays, read_figures, write_evaluation
 from ..store.run_store import RunStore, Stored
@@ -121,17 +122,17 @@ def describe(evaluation: Evaluation, *, layers: bool = False) -> str:
 
 
 def compare(old: Evaluation, new: Evaluation) -> str:
-    """What an update changes: the figures that rules look at, before and after."""
+    """What an update changes: the figures that rules know a margin for, before and after."""
     unlike = differences(new, old)
     lines = [f"step {old.global_step} → step {new.global_step}"]
     if unlike:
         lines.append(
             f"not comparable with the old one, they differ in {', '.join(unlike)}; calibrated margins are dropped"
         )
-    for tag in ("imacs_g", "imacs_r", "imacs_r_hole", "attention_information", "reference_gap", "reference_mass"):
-        before, after = old.estimate(tag), new.estimate(tag)
-        if not (isinstance(before, Undefined) and isinstance(after, Undefined)):
-            lines.append(f"  {tag}: {before} → {after}")
+    for figure in all_figures():
+        before, after = old.estimate(figure.tag), new.estimate(figure.tag)
+        if figure.margin is not None and not (isinstance(before, Undefined) and isinstance(after, Undefined)):
+            lines.append(f"  {figure.tag}: {before} → {after}")
     return "\n".join(lines)
 
 

@@ -15,9 +15,10 @@ from itertools import permutations
 import numpy as np
 
 from ..alerts.judge import SMOOTHING, Judged, best_window, resolve
-from ..alerts.rules import DEFAULT_MARGINS, RISING_IS_WORSE
+from ..figures.declaration import DeclaredFigure
 from ..figures.margin import Margin
 from ..figures.record import Evaluation
+from ..figures.registry import all_figures
 from ..figures.values import Undefined
 
 FACTOR = 3.0
@@ -53,11 +54,11 @@ def margins_from_runs(runs: Sequence[Sequence[Judged]], baselines: Sequence[Eval
         )
     falls: dict[str, list[float]] = {}
     for run, baseline in zip(runs, baselines, strict=True):
-        for figure in DEFAULT_MARGINS:
-            tag = resolve(figure, baseline)
+        for figure in _with_margins(baseline):
+            tag = resolve(figure.tag, baseline)
             if not isinstance(tag, Undefined):
-                falls.setdefault(figure, []).extend(_falls_of_run([seen.mean(tag) for seen in run], figure))
-    return _margins(falls)
+                falls.setdefault(figure.tag, []).extend(_falls_of_run([seen.mean(tag) for seen in run], figure))
+    return _margins(falls, baselines[0])
 
 
 def margins_from_repeats(evaluations: Sequence[Evaluation]) -> dict[str, Calibrated]:
@@ -69,14 +70,24 @@ def margins_from_repeats(evaluations: Sequence[Evaluation]) -> dict[str, Calibra
     if len(evaluations) < FEWEST:
         raise ValueError(f"{len(evaluations)} repeated evaluations are too few to calibrate with; at least {FEWEST}")
     falls: dict[str, list[float]] = {}
-    for figure in DEFAULT_MARGINS:
-        tag = resolve(figure, evaluations[0])
+    for figure in _with_margins(evaluations[0]):
+        tag = resolve(figure.tag, evaluations[0])
         values = [] if isinstance(tag, Undefined) else _numbers([e.mean(tag) for e in evaluations])
-        falls[figure] = [_fall(a, b, figure) for a, b in permutations(values, 2)]
-    return _margins(falls)
+        falls[figure.tag] = [_fall(a, b, figure) for a, b in permutations(values, 2)]
+    return _margins(falls, evaluations[0])
 
 
-def _falls_of_run(means: Sequence, figure: str) -> list[float]:
+def _with_margins(evaluation: Evaluation) -> list[DeclaredFigure]:
+    """The figures that drop rules know a margin for, also those that another program registered."""
+    known = {figure.tag: figure for figure in (*evaluation.declared.values(), *all_figures())}
+    return [figure for figure in known.values() if figure.margin is not None]
+
+
+def _is_relative(figure: DeclaredFigure) -> bool:
+    return Margin.parse(figure.margin).relative
+
+
+def _falls_of_run(means: Sequence, figure: DeclaredFigure) -> list[float]:
     if isinstance(means[0], Undefined):
         return []
     out = []
@@ -84,16 +95,16 @@ def _falls_of_run(means: Sequence, figure: str) -> list[float]:
         if isinstance(means[i], Undefined):
             continue
         levels = [means[0]]
-        start = best_window(means[:i], figure in RISING_IS_WORSE)
+        start = best_window(means[:i], figure.worse == "up")
         if start is not None:
             levels.append(float(np.mean(_numbers(means[start : start + SMOOTHING]))))
         out.append(max(_fall(level, means[i], figure) for level in levels))
     return out
 
 
-def _fall(before: float, after: float, figure: str) -> float:
-    worse = after - before if figure in RISING_IS_WORSE else before - after
-    if not DEFAULT_MARGINS[figure].relative:
+def _fall(before: float, after: float, figure: DeclaredFigure) -> float:
+    worse = after - before if figure.worse == "up" else before - after
+    if not _is_relative(figure):
         return worse
     return worse / abs(before) if before else float("nan")
 
@@ -102,19 +113,19 @@ def _numbers(means: Sequence) -> list[float]:
     return [m for m in means if not isinstance(m, Undefined)]
 
 
-def _margins(falls: Mapping[str, Sequence[float]]) -> dict[str, Calibrated]:
+def _margins(falls: Mapping[str, Sequence[float]], evaluation: Evaluation) -> dict[str, Calibrated]:
     out = {}
-    for figure, seen in falls.items():
-        usable = [f for f in seen if np.isfinite(f)]
+    for figure in _with_margins(evaluation):
+        usable = [f for f in falls.get(figure.tag, ()) if np.isfinite(f)]
         if len(usable) < FEWEST:
             continue
-        relative = DEFAULT_MARGINS[figure].relative
+        relative = _is_relative(figure)
         largest = max(0.0, *usable)
-        if relative and figure not in RISING_IS_WORSE and FACTOR * largest >= 1:
-            raise ValueError(f"{figure} fell by {largest:.0%}: that is no healthy run, and no margin would be left")
+        if relative and figure.worse == "down" and FACTOR * largest >= 1:
+            raise ValueError(f"{figure.tag} fell by {largest:.0%}: that is no healthy run, and no margin would be left")
         smallest = _SMALLEST_RELATIVE if relative else _SMALLEST_ABSOLUTE
         value = max(smallest, _two_digits_up(FACTOR * largest))
-        out[figure] = Calibrated(margin=Margin(value=value, relative=relative), largest=largest, count=len(usable))
+        out[figure.tag] = Calibrated(margin=Margin(value=value, relative=relative), largest=largest, count=len(usable))
     return out
 
 

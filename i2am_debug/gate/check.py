@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..alerts.default_rules import default_rules
 from ..alerts.judge import Finding, Judged, findings, refuse_idle_rules
-from ..alerts.rules import DEFAULT_RULES, Rule, Rules, Severity, at_least
+from ..alerts.rule import Rule, Severity, at_least
+from ..alerts.rules import Rules
 from ..errors import StoreError, UndefinedFigure
+from ..figures.declared import JS_G2R, JS_R2G
 from ..figures.distances import js_distance
 from ..figures.record import Evaluation, differences
 from ..figures.values import Figure, Undefined, of_any_reference
@@ -27,7 +30,8 @@ _EXIT_CODES: Mapping[Status, ExitCode] = {
     "regression": ExitCode.FAILED,
     "not comparable": ExitCode.NOT_COMPARABLE,
 }
-_DISTANCE = "drift/js_"
+_DISTANCES = {JS_R2G.tag: "r2g", JS_G2R.tag: "g2r"}
+"""Figure → the map whose distance to the baseline's it is."""
 _SHORT = 60
 
 
@@ -123,7 +127,8 @@ def check(
             raise StoreError(f"{rules.too_few(len(base.pairs))} (--min-pairs, --alpha)")
         history = [_Rebased(seen, path, base_maps) for seen, path in found.history]
         every = findings(rules, base, history)
-        asked = {*asked_for, *(rule.name for rule in rules.rules if rule not in DEFAULT_RULES)}
+        defaults = default_rules()
+        asked = {*asked_for, *(rule.name for rule in rules.rules if rule not in defaults)}
         problems = tuple(_problems(every, rules, asked, base, history[-1]))
         failing = [f for f in every if is_regression(f, fail_on)]
         return replace(
@@ -193,7 +198,7 @@ def _to_blame(
     excess: dict[str, float] = {}
     for finding in failing:
         before, after = base.values(finding.figure), now.values(finding.figure)
-        worse = _worse(finding, rules[finding.rule], before, after)
+        worse = _worse(finding, rules[finding.rule].higher_is_worse(base.declared), before, after)
         for number, pair in enumerate(base.pairs):
             if worse[number] > 0 or pair in finding.pairs:
                 was = "" if finding.before is None else f"{before[number]:.3g} → "
@@ -205,13 +210,13 @@ def _to_blame(
     return {pair: tuple(told[pair].values()) for pair in sorted(told, key=lambda p: -excess[p])}
 
 
-def _worse(finding: Finding, rule: Rule, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _worse(finding: Finding, higher_is_worse: bool, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """(pairs,) how much worse than allowed each pair is by itself, in shares of what is allowed; NaN where unknown."""
     allowed = finding.allowed
     if allowed is None or finding.kind == "drop_from_best":  # of the best, the finding names the pairs
         return np.full(len(before), np.nan)
     if finding.kind == "drop":
-        return (after - before if rule.higher_is_worse else before - after) / allowed - 1
+        return (after - before if higher_is_worse else before - after) / allowed - 1
     return (after - allowed if finding.kind == "ceiling" else allowed - after) / max(abs(allowed), 1e-12)
 
 
@@ -271,13 +276,16 @@ class _Rebased:
         return read_evaluation(self._path)[1] if self._path is not None else {}
 
     def _distances(self, tag: str) -> list[float | str]:
-        name = tag.replace(_DISTANCE, "")  # "reference_1/drift/js_r2g" is of the maps "reference_1/r2g"
+        plain = of_any_reference(tag)
+        name = (
+            tag.removesuffix(plain) + _DISTANCES[plain]
+        )  # "reference_1/drift/js_r2g" is of the maps "reference_1/r2g"
         count = len(self._seen.values(tag))
         return [_distance(self._maps.get(f"{i}/{name}"), self._base_maps.get(f"{i}/{name}")) for i in range(count)]
 
 
 def _is_distance(tag: str) -> bool:
-    return of_any_reference(tag).startswith(_DISTANCE)
+    return of_any_reference(tag) in _DISTANCES
 
 
 def _distance(ours: np.ndarray | None, theirs: np.ndarray | None) -> float | str:

@@ -1,4 +1,4 @@
-"""From an evaluation to what a person reads: the log line, and which pictures are drawn of which maps."""
+"""Which pictures are drawn of which maps of an evaluation: panels, strips and the panels of an alert."""
 
 from __future__ import annotations
 
@@ -13,29 +13,11 @@ from ..alerts.alert import Alert
 from ..capture.maps import AttributionMaps
 from ..figures.observation import Observation
 from ..figures.record import Evaluation
+from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Figure, Undefined
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
 from .render import choose_patches, panel, specific_grid, strip
-
-
-def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
-    """One line with the figures that alerts look at, with their 95 % intervals over pairs."""
-
-    def shown(tag: str, unit: str = "") -> str:
-        estimate = evaluation.estimate(tag)
-        return str(estimate) if isinstance(estimate, Undefined) else f"{estimate}{unit}"
-
-    parts = [f"IMACS_g {shown('imacs_g')}", f"IMACS_r {shown('imacs_r')}"]
-    if not isinstance(copying_layer, Undefined):
-        parts.append(f"of the hole in {copying_layer} {shown(f'layer/{copying_layer}/imacs_r_hole')}")
-    parts.append(f"attention information {shown('attention_information', ' bit')}")
-    parts.append(f"reference gap {shown('reference_gap')}")
-    parts.append(f"JS to baseline {shown('drift/js_r2g')} R2G {shown('drift/js_g2r')} G2R")
-    return (
-        f"i2am step {evaluation.global_step}: {', '.join(parts)} "
-        f"({len(evaluation.pairs)} pairs, {evaluation.seconds:.1f} s)"
-    )
 
 
 def pictures_of(
@@ -74,12 +56,12 @@ def alert_panels(
 
 def figures_of_pair(evaluation: Evaluation, number: int) -> dict[str, str]:
     """What stands on one pair's panel: name → text."""
-    shown = [("IMACS_g", "imacs_g", ""), ("IMACS_r", "imacs_r", "")]
-    layer = evaluation.copying_layer
-    if not isinstance(layer, Undefined):
-        shown.append(("of the hole in the copying layer", f"layer/{layer}/imacs_r_hole", ""))
-    shown.append(("attention information", "attention_information", " bit"))
-    return {title: _short(evaluation.figures[tag][number], unit) for title, tag, unit in shown}
+    out = {}
+    for figure in all_figures():
+        tag = of_copying_layer(figure.tag, evaluation.copying_layer)
+        if figure.on_panel and isinstance(tag, str) and tag in evaluation.figures:
+            out[figure.title] = _short(evaluation.figures[tag][number], figure.unit)
+    return out
 
 
 def pair_panel(observation: Observation, pair: ValidationPair, figures: dict[str, str], subtitle: str) -> Image.Image:
@@ -159,4 +141,4 @@ def _cut_out(pair: ValidationPair) -> Image.Image | None:
 
 
 def _short(value: Figure, unit: str = "") -> str:
-    return str(value) if isinstance(value, Undefined) else f"{value:.3f}{unit}"
+    return str(value) if isinstance(value, Undefined) else f"{value:.3f} {unit}".rstrip()

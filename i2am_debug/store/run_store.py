@@ -173,6 +173,7 @@ def _index_line(evaluation: Evaluation, path: Path) -> dict[str, Any]:
         "watched_layer": evaluation.watched_layer,
         "comparable_id": evaluation.comparable_id,
         "seconds": evaluation.seconds,
+        **({"declared": [figure.to_json() for figure in evaluation.declared.values()]} if evaluation.declared else {}),
         # mean, low, high, pairs; short of the digits that no chart shows
         "means": {
             tag: figure_to_json(e) if isinstance(e, Undefined) else [e.mean, *map(_digits, (e.low, e.high)), e.pairs]

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ..alerts.alert import Alert
-from ..alerts.rules import COPYING
+from ..figures.declaration import COPYING_LAYER, DeclaredFigure
+from ..figures.declared import FIGURES, JS_R2G
 from ..figures.record import FORMAT
+from ..figures.registry import LAYER
 from .refusal import Refusal
 
 T = TypeVar("T")
@@ -23,8 +25,8 @@ LINE_BYTES = 2**22
 CELLS = 4_000_000
 """Values a timeline answer may hold; 1000 evaluations of 57 layers take a quarter of a million."""
 
-_LAYERS = "layer/"
-_COPYING_FIGURE = "imacs_r_hole"
+_LAYERS = LAYER
+_OF_COPYING_LAYER = tuple(f.tag.removeprefix(COPYING_LAYER) for f in FIGURES if f.tag.startswith(COPYING_LAYER))
 _NO_BASELINE = "no baseline"
 _NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
@@ -38,6 +40,8 @@ class Row(NamedTuple):
     comparable_id: str
     means: Mapping[str, Any]
     is_baseline: bool
+    declared: tuple[DeclaredFigure, ...]
+    """Of figures that this package does not know."""
 
 
 def summary(file: BinaryIO, name: str) -> tuple[int, int | None]:
@@ -59,18 +63,18 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
 
     def wanted(tag: str) -> bool:
         if kind is None:  # which layer is the copying layer is known when all lines are read
-            return not tag.startswith(_LAYERS) or tag.endswith(f"/{_COPYING_FIGURE}")
+            return not tag.startswith(_LAYERS) or tag.rpartition("/")[2] in _OF_COPYING_LAYER
         return tag.startswith(_LAYERS) and tag.endswith(f"/{kind}")
 
     def parse(line: Mapping[str, Any]) -> Row:
         watched, copying = (line.get(key) for key in ("watched_layer", "copying_layer"))
         kept = {tag: mean for tag, mean in line["means"].items() if wanted(tag)}
-        # Not js_g2r: where all evaluations lack G2R, each says that the baseline has none.
-        distance = line["means"].get("drift/js_r2g")
+        # Not that of G2R: where all evaluations lack G2R, each says that the baseline has none.
+        distance = line["means"].get(JS_R2G.tag)
         is_baseline = isinstance(distance, dict) and distance.get("undefined") == _NO_BASELINE
-        return Row(
-            int(line["global_step"]), _name(watched), _name(copying), str(line["comparable_id"]), kept, is_baseline
-        )
+        declared = tuple(map(DeclaredFigure.from_json, line.get("declared", ())))
+        step, comparable = int(line["global_step"]), str(line["comparable_id"])
+        return Row(step, _name(watched), _name(copying), comparable, kept, is_baseline, declared)
 
     found = _counting(file, name, parse)
     rows = [found[step] for step in sorted(found)]
@@ -79,8 +83,8 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
     # What was not written by a callback names no watched layer; its first evaluation stands in for a baseline.
     first = next((row.watched_layer for row in rows if row.watched_layer), rows[0].copying_layer if rows else None)
     if kind is None and first is not None:
-        watched = [f"{_LAYERS}{row.watched_layer or first}/{_COPYING_FIGURE}" for row in rows]
-        columns[COPYING + _COPYING_FIGURE] = watched
+        for figure in _OF_COPYING_LAYER:
+            columns[COPYING_LAYER + figure] = [f"{_LAYERS}{row.watched_layer or first}/{figure}" for row in rows]
     if len(columns) * len(rows) > CELLS:
         raise Refusal(404, f"{name} has {len(columns)} figures at {len(rows)} steps, more than the tab shows at once.")
     try:
@@ -95,6 +99,7 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         "copying_layer": [row.watched_layer or first for row in rows],
         "comparable": [row.comparable_id for row in rows],
         "figures": figures,
+        "declared": {f.tag: f.to_json() for f in (*(f for row in rows[-1:] for f in row.declared), *FIGURES)},
         # With a baseline from another run, no evaluation of this one is it.
         "baseline_step": max((row.global_step for row in rows if row.is_baseline), default=None),
     }

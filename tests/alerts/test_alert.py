@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from i2am_debug.alerts.alert import Alert, headline, make_alert, usual_causes
 from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.judge import Finding
-from i2am_debug.alerts.rules import Rule, Rules
+from i2am_debug.alerts.rule import Rule
+from i2am_debug.alerts.rules import Rules
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 

@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from i2am_debug.alerts.default_rules import default_rules
 from i2am_debug.alerts.judge import Finding, best_window, findings, refuse_idle_rules, resolve
-from i2am_debug.alerts.rules import DEFAULT_RULES, KINDS, Rule, Rules
+from i2am_debug.alerts.rule import KINDS, Rule
+from i2am_debug.alerts.rules import Rules
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 
+DEFAULT_RULES = default_rules()
 pytestmark = pytest.mark.filterwarnings("error")  # numpy's, of means over nothing
 
 COPYING = "layer/up/imacs_r_hole"

@@ -15,18 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am_debug.alerts.rules import (
-    ANY_FIGURE,
-    COPYING,
-    DEFAULT_MARGINS,
-    DEFAULT_RULES,
-    KINDS,
-    SEVERITIES,
-    Rule,
-    Rules,
-    at_least,
-)
+from i2am_debug.alerts.default_rules import default_rules
+from i2am_debug.alerts.rule import ANY_FIGURE, KINDS, SEVERITIES, Rule, at_least
+from i2am_debug.alerts.rules import Rules
+from i2am_debug.figures.declaration import COPYING_LAYER
 from i2am_debug.figures.margin import Margin
+from i2am_debug.figures.registry import all_figures
+
+DEFAULT_RULES = default_rules()
+DEFAULT_MARGINS = {f.tag: Margin.parse(f.margin) for f in all_figures() if f.margin is not None}
 
 steady = settings(max_examples=150, deadline=None, derandomize=True)
 positive = st.floats(1e-6, 1e6)
@@ -151,7 +148,7 @@ def test_a_margin_reads_as_it_would_be_written(value: float, relative: bool) -> 
     [("imacs_r", "down"), ("reference_gap", "down"), ("loss", "up"), ("drift/js_r2g", "up"), ("drift/js_g2r", "up")],
 )
 def test_losses_and_distances_are_worse_when_they_rise(figure: str, direction: str) -> None:
-    assert rule(figure=figure).higher_is_worse is (direction == "up")
+    assert rule(figure=figure).higher_is_worse() is (direction == "up")
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -290,7 +287,7 @@ def test_every_figure_with_a_drop_rule_is_held_against_the_best_too() -> None:
     figures = {kind: {r.figure for r in DEFAULT_RULES if r.kind == kind} for kind in KINDS}
     assert figures["drop"] == figures["drop_from_best"]
     assert figures["collapse"] <= figures["drop"]
-    assert f"{COPYING}imacs_r_hole" in figures["drop"]
+    assert f"{COPYING_LAYER}imacs_r_hole" in figures["drop"]
     assert figures["undefined"] == {ANY_FIGURE}
 
 
@@ -371,7 +368,7 @@ def test_asking_for_a_largest_drop_takes_the_place_of_the_drop_rules_of_that_fig
     )
     gap, loss, floor = (by_name(rules)[name] for name in names)
     assert (gap.kind, gap.figure, gap.margin) == ("drop", "reference_gap", Margin(value=0.05, relative=True))
-    assert (loss.kind, loss.higher_is_worse, loss.margin) == ("drop", True, Margin(value=0.1))
+    assert (loss.kind, loss.higher_is_worse(), loss.margin) == ("drop", True, Margin(value=0.1))
     assert (floor.kind, floor.figure, floor.limit) == ("floor", "imacs_r", 0.2)
     kept = tuple(r for r in DEFAULT_RULES if r.figure not in ("reference_gap", "loss") or r.kind == "collapse")
     assert rules == Rules(rules=(*kept, gap, loss, floor), alpha=0.01, min_pairs=4)
@@ -440,7 +437,7 @@ def test_a_default_rule_is_changed_in_its_place_and_keeps_the_rest(tmp_path: Pat
 
 def test_a_changed_figure_brings_its_own_direction() -> None:
     (changed,) = (r for r in Rules.from_table({"gap-drop": {"figure": "loss"}}).rules if r.name == "gap-drop")
-    assert changed.higher_is_worse  # a loss is worse when it rises, whatever the gap is
+    assert changed.higher_is_worse()  # a loss is worse when it rises, whatever the gap is
     (kept,) = (
         r for r in Rules.from_table({"gap-drop": {"figure": "loss", "direction": "down"}}).rules if r.name == "gap-drop"
     )
@@ -686,7 +683,7 @@ def test_any_of_the_default_rules_can_be_dropped_together(dropped: set[str]) -> 
 def test_a_further_reference_has_the_margins_and_directions_of_the_first() -> None:
     for figure in ("reference_mass", "imacs_g", "drift/js_r2g"):
         first, second = (Rule(name="r", kind="drop", figure=f"{who}{figure}") for who in ("", "reference_12/"))
-        assert second.higher_is_worse == first.higher_is_worse == figure.startswith("drift")
+        assert second.higher_is_worse() == first.higher_is_worse() == figure.startswith("drift")
         assert second.margin_for({}) == first.margin_for({})
     calibrated = {"reference_1/imacs_g": 0.5}
     assert Rule(name="r", kind="drop", figure="reference_1/imacs_g").margin_for(calibrated) == Margin(value=0.5)

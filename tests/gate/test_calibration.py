@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_runs import COPYING, evaluation
 
-from i2am_debug.alerts.rules import DEFAULT_MARGINS
 from i2am_debug.errors import InvalidPair, NotComparable
 from i2am_debug.figures.margin import Margin
 from i2am_debug.figures.record import Evaluation
+from i2am_debug.figures.registry import all_figures
 from i2am_debug.figures.values import Undefined
 from i2am_debug.gate.calibration import margins_from_repeats, margins_from_runs
 
+DEFAULT_MARGINS = {f.tag: Margin.parse(f.margin) for f in all_figures() if f.margin is not None}
 NAN = Undefined("not a finite number")
 LEVELS = st.floats(0.02, 1.0).map(lambda x: round(x, 3))
 RELATIVE = {figure for figure, margin in DEFAULT_MARGINS.items() if margin.relative}

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_runs import COPYING, COUNT, column, evaluation, maps, sick, write_baseline, write_run
 
-from i2am_debug.alerts.rules import Rule, Rules
+from i2am_debug.alerts.rule import Rule
+from i2am_debug.alerts.rules import Rules
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 from i2am_debug.gate.check import Verdict, check, in_words

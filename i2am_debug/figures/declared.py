@@ -1,0 +1,265 @@
+"""Every figure of this package, declared once. To add one, add it to `FIGURES`, and its test.
+
+Scoring, the rules' margins and directions, TensorBoard's tags and charts, the log, panels, `baseline show`, the tab's names
+and hints and docs/figures.md are read off this list, and off what `registry.register_figure` was given. Sources: Park &
+Jang 2025 for IMACS_g and IMACS_r; the others say what they measure. Imports no torch: the functions are called with a
+`PairView`, which does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .declaration import COPYING_LAYER, DeclaredFigure, Need
+
+if TYPE_CHECKING:
+    from .pair_view import PairView
+
+_SCORE = (None, 1.0)  # from minus the penalty, which a run may choose
+_SHARE = (0.0, 1.0)
+_ABOVE_CHANCE = "standard deviations above what masks score that know nothing of the map"
+
+
+def _layer_imacs_r(v: PairView, layer: str) -> float:
+    return v.imacs(v.maps.g2r.by_layer[layer], v.object)
+
+
+def _layer_imacs_r_hole(v: PairView, layer: str) -> float:
+    return v.imacs(v.maps.g2r_region.by_layer[layer], v.object)
+
+
+def _layer_energy_r_hole(v: PairView, layer: str) -> float:
+    return v.energy(v.maps.g2r_region.by_layer[layer], v.object)
+
+
+IMACS_G = DeclaredFigure(
+    tag="imacs_g",
+    title="IMACS_g",
+    meaning="How far the regions of the generated picture that the reference influences (R2G) lie in the hole: mean of the "
+    "map inside minus penalty × mean outside.",
+    range=_SCORE,
+    margin=0.05,
+    needs=(Need.HOLE,),
+    compute=lambda v: v.imacs(v.maps.r2g.unified, v.hole),
+    standard_error=lambda v: v.imacs_error(v.maps.r2g, v.hole),
+    reference_lines=lambda v: v.imacs_lines(v.maps.r2g, v.hole),
+    of_further_references=True,
+    chart="IMACS_g",
+    band=True,
+    in_log=True,
+    on_panel=True,
+    prominence=1,
+)
+IMACS_R = DeclaredFigure(
+    tag="imacs_r",
+    title="IMACS_r",
+    meaning="How far what the generated picture draws on (G2R) lies on the object in the reference, scored as IMACS_g; over "
+    "all generated tokens, which can hide what happens in the hole.",
+    range=_SCORE,
+    margin=0.05,
+    needs=(Need.OBJECT, Need.SEVERAL_TOKENS),
+    compute=lambda v: v.imacs(v.maps.g2r.unified, v.object),
+    compute_of_layer=_layer_imacs_r,
+    standard_error=lambda v: v.imacs_error(v.maps.g2r, v.object),
+    reference_lines=lambda v: v.imacs_lines(v.maps.g2r, v.object),
+    chart="IMACS_r",
+    band=True,
+    in_log=True,
+    on_panel=True,
+)
+IMACS_R_HOLE = DeclaredFigure(
+    tag="imacs_r_hole",
+    title="IMACS_r of the hole",
+    meaning="IMACS_r of what the hole's tokens alone draw on (of all tokens where a pair has no hole).",
+    range=_SCORE,
+    margin=0.15,
+    needs=(Need.OBJECT, Need.SEVERAL_TOKENS),
+    compute=lambda v: v.imacs(v.maps.g2r_region.unified, v.object),
+    compute_of_layer=_layer_imacs_r_hole,
+    standard_error=lambda v: v.imacs_error(v.maps.g2r_region, v.object),
+    lines_of="imacs_r",
+    chart="IMACS_r",
+)
+COPYING_LAYER_IMACS_R_HOLE = DeclaredFigure(
+    tag=COPYING_LAYER + IMACS_R_HOLE.tag,
+    title="IMACS_r of the hole in the copying layer",
+    meaning="The same in the layer that had the highest attention information at the baseline: the one to watch.",
+    range=_SCORE,
+    margin=0.15,
+    needs=IMACS_R_HOLE.needs,
+    lines_of="imacs_r",
+    watched_as="copying-layer",
+    chart="IMACS_r",
+    band=True,
+    in_log=True,
+    on_panel=True,
+    prominence=4,
+)
+ATTENTION_INFORMATION = DeclaredFigure(
+    tag="attention_information",
+    title="attention information",
+    meaning="What a generated token's place in the hole tells about where it looks in the reference, in the layer where that "
+    "is most (without a hole: any generated token's place).",
+    unit="bit",
+    range=(0.0, None),
+    margin="10%",
+    needs=(Need.SEVERAL_TOKENS,),
+    compute=lambda v: v.information(),
+    compute_of_layer=lambda v, layer: v.information(layer),
+    standard_error=lambda v: v.information_error(),
+    of_further_references=True,
+    watched_as="information",
+    band=True,
+    in_log=True,
+    on_panel=True,
+    prominence=2,
+)
+REFERENCE_GAP = DeclaredFigure(
+    tag="reference_gap",
+    title="reference gap",
+    meaning="Loss with another pair's reference minus loss with the right one, same noise and timesteps: towards 0 the "
+    "reference is ignored.",
+    margin="20%",
+    needs=(Need.LOSS, Need.SECOND_PAIR),
+    compute=lambda v: v.wrong_reference_loss - v.loss,
+    watched_as="gap",
+    band=True,
+    in_log=True,
+    prominence=3,
+)
+LOSS = DeclaredFigure(
+    tag="loss",
+    title="loss",
+    meaning="The loss with the pair's own reference, at fixed noise and timesteps.",
+    worse="up",
+    margin="20%",
+    needs=(Need.LOSS,),
+    compute=lambda v: v.loss,
+    tells_of_use=False,
+    watched_as="loss",
+)
+REFERENCE_MASS = DeclaredFigure(
+    tag="reference_mass",
+    title="reference mass",
+    meaning="Share of the generated tokens' attention, over all keys, that falls on the reference; mean over layers.",
+    unit="share of the attention",
+    range=_SHARE,
+    margin="25%",  # not measured: the tiny model has none
+    needs=(Need.JOINT_ATTENTION,),
+    compute=lambda v: v.reference_mass(),
+    of_further_references=True,
+    watched_as="mass",
+    band=True,
+)
+BRANCH_SHARE = DeclaredFigure(
+    tag="branch_share",
+    title="branch share",
+    meaning="Norm of the reference's branch over that of all branches together; mean over layers.",
+    unit="share of the branches",
+    range=_SHARE,
+    margin="25%",  # not measured: the tiny model has none
+    needs=(Need.DECOUPLED_ATTENTION,),
+    compute=lambda v: v.branch_share(),
+    of_further_references=True,
+    watched_as="branch",
+)
+IMACS_G_CENTRED = DeclaredFigure(
+    tag="imacs_g_centred",
+    title="IMACS_g, centred",
+    meaning="IMACS_g of the softmax of the logits minus their mean over the reference, which no shift of a generated token's "
+    "logits can move.",
+    range=_SCORE,
+    margin=0.15,
+    needs=(Need.HOLE,),
+    compute=lambda v: v.imacs(v.maps.r2g_centred.unified, v.hole),
+    lines_of="imacs_g",
+    of_further_references=True,
+    watched_as="imacs-g",
+)
+IMACS_G_OBJECT_MASS = DeclaredFigure(
+    tag="imacs_g_object_mass",
+    title="IMACS_g, object mass",
+    meaning="IMACS_g of each generated token's share of attention on the reference's object, which such a shift can't move "
+    "either.",
+    range=_SCORE,
+    needs=(Need.HOLE, Need.OBJECT, Need.SEVERAL_TOKENS),
+    compute=lambda v: v.imacs(v.maps.r2g_object_mass.unified, v.hole),
+    lines_of="imacs_g",
+)
+ENERGY_R_HOLE = DeclaredFigure(
+    tag="energy_r_hole",
+    title="energy on the object",
+    meaning="Share of what the hole's tokens draw on that lies on the object in the reference; chance is the object's share "
+    "of the picture.",
+    unit="share of the map",
+    range=_SHARE,
+    needs=(Need.OBJECT, Need.SEVERAL_TOKENS),
+    compute=lambda v: v.energy(v.maps.g2r_region.unified, v.object),
+    compute_of_layer=_layer_energy_r_hole,
+)
+IMACS_G_Z = DeclaredFigure(
+    tag="imacs_g_z",
+    title="IMACS_g above chance",
+    meaning=f"IMACS_g in {_ABOVE_CHANCE}; comparable between masks of different size.",
+    needs=(Need.HOLE,),
+    compute=lambda v: v.imacs_z(v.maps.r2g.unified, v.hole),
+)
+IMACS_R_Z = DeclaredFigure(
+    tag="imacs_r_z",
+    title="IMACS_r above chance",
+    meaning=f"IMACS_r in {_ABOVE_CHANCE}.",
+    needs=IMACS_R.needs,
+    compute=lambda v: v.imacs_z(v.maps.g2r.unified, v.object),
+)
+IMACS_R_HOLE_Z = DeclaredFigure(
+    tag="imacs_r_hole_z",
+    title="IMACS_r of the hole above chance",
+    meaning=f"IMACS_r of the hole in {_ABOVE_CHANCE}.",
+    needs=IMACS_R_HOLE.needs,
+    compute=lambda v: v.imacs_z(v.maps.g2r_region.unified, v.object),
+)
+JS_R2G = DeclaredFigure(
+    tag="drift/js_r2g",
+    title="JS distance of R2G to the baseline",
+    meaning="Square root of the Jensen-Shannon divergence between this evaluation's R2G map and the baseline's.",
+    range=_SHARE,
+    worse="up",
+    needs=(Need.BASELINE,),
+    compute=lambda v: v.distance_to_baseline("r2g"),
+    of_further_references=True,
+    tells_of_use=False,
+    in_log=True,
+)
+JS_G2R = DeclaredFigure(
+    tag="drift/js_g2r",
+    title="JS distance of G2R to the baseline",
+    meaning="The same of the G2R maps.",
+    range=_SHARE,
+    worse="up",
+    needs=(Need.BASELINE, Need.SEVERAL_TOKENS),
+    compute=lambda v: v.distance_to_baseline("g2r"),
+    of_further_references=True,
+    tells_of_use=False,
+    in_log=True,
+)
+
+FIGURES: tuple[DeclaredFigure, ...] = (
+    IMACS_G,
+    IMACS_G_Z,
+    IMACS_R,
+    IMACS_R_Z,
+    IMACS_R_HOLE,
+    IMACS_R_HOLE_Z,
+    COPYING_LAYER_IMACS_R_HOLE,
+    IMACS_G_CENTRED,
+    IMACS_G_OBJECT_MASS,
+    ENERGY_R_HOLE,
+    ATTENTION_INFORMATION,
+    REFERENCE_GAP,
+    LOSS,
+    REFERENCE_MASS,
+    BRANCH_SHARE,
+    JS_R2G,
+    JS_G2R,
+)
+"""In the order in which they are stored, listed and judged."""

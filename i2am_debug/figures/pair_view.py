@@ -1,0 +1,137 @@
+"""What the figures of one pair are computed from: its maps, masks, losses and baseline, and the scores of them.
+
+What a pair or a model lacks is raised as `UndefinedFigure` with its reason at the moment it is asked for, so that a figure
+need not know what may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..capture.maps import AttributionMaps, DirectionMaps, unified_form
+from ..errors import UndefinedFigure
+from ..pairs.pair import ValidationPair
+from .distances import js_distance
+from .observation import Observation
+from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, reference_lines, score_imacs
+from .values import Figure, Undefined, reference_tag
+
+NOT_FINITE = "the attention is not finite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairView:
+    """One pair in one evaluation, and which of its references is meant."""
+
+    observation: Observation
+    pair: ValidationPair
+    reference: int
+    """0 is the pair's own; 1, 2, … are further ones, which have no masks."""
+    copying_layer: str | Undefined
+    """Of this reference: the layer with the highest attention information, mean over pairs."""
+    settings: IMACSSettings
+    population: int
+    """How many sampler steps those that were looked at stand for."""
+    baseline: Mapping[str, np.ndarray]
+    """"0/r2g", "0/g2r", "0/reference_1/r2g", …: unified maps to measure distance from; empty without a baseline."""
+
+    @property
+    def maps(self) -> AttributionMaps:
+        """Of the reference that is meant."""
+        return self.observation.maps if self.reference == 0 else self.observation.further[self.reference]
+
+    @property
+    def hole(self) -> np.ndarray:
+        """(H, W) bool of the generated picture."""
+        return _given(self.pair.mask, "no mask")
+
+    @property
+    def object(self) -> np.ndarray:
+        """(H, W) bool of the reference. Without a place for its tokens a reference's mask can't be laid over them."""
+        own = self.pair.reference_mask if self.reference == 0 else None
+        return _given(None if self.maps.undefined_place else own, self.maps.undefined_place or "no reference mask")
+
+    @property
+    def loss(self) -> float:
+        """With the pair's own reference."""
+        return _number(self.observation.loss)
+
+    @property
+    def wrong_reference_loss(self) -> float:
+        """The same noise and timesteps with another pair's reference."""
+        return _number(self.observation.wrong_reference_loss)
+
+    def imacs(self, map: np.ndarray, mask: np.ndarray) -> float:
+        """`scores.score_imacs` with the run's settings."""
+        return score_imacs(map, mask, self.settings)
+
+    def imacs_z(self, map: np.ndarray, mask: np.ndarray) -> float:
+        """How many standard deviations the map's IMACS lies above that of masks that know nothing of it."""
+        return imacs_chance(map, mask, self.settings).z(self.imacs(map, mask))
+
+    def imacs_error(self, maps: DirectionMaps, mask: np.ndarray) -> float:
+        """Standard error of the unified map's IMACS."""
+        return self.jackknife(lambda map: self.imacs(map, mask), maps.by_step)
+
+    def imacs_lines(self, maps: DirectionMaps, mask: np.ndarray) -> dict[str, float]:
+        """What maps without a model score on this mask."""
+        return reference_lines(mask, maps.unified.shape, self.settings)
+
+    def energy(self, map: np.ndarray, mask: np.ndarray) -> float:
+        """Share of the map's mass inside the mask."""
+        return energy(map, mask)
+
+    def information(self, layer: str | None = None) -> float:
+        """Attention information in bits, of a layer, by default of the copying layer."""
+        if self.maps.undefined_g2r is not None:
+            raise UndefinedFigure(self.maps.undefined_g2r)
+        bits = self.maps.layer_information[layer or self._copying_layer]
+        return _given(bits if np.isfinite(bits) else None, NOT_FINITE)
+
+    def information_error(self) -> float:
+        """Standard error of the copying layer's information."""
+        return self.jackknife(float, list(self.maps.information_by_step[self._copying_layer]))
+
+    def reference_mass(self) -> float:
+        """Mean over layers."""
+        return _mean(self.maps.reference_mass, "no joint attention: 1 by construction")
+
+    def branch_share(self) -> float:
+        """Mean over layers."""
+        return _mean(self.maps.branch_share, "no decoupled cross-attention")
+
+    def distance_to_baseline(self, direction: str) -> float:
+        """JS distance of the unified map, "r2g" or "g2r", to the baseline's."""
+        own = "" if self.reference == 0 else f"{reference_tag(self.reference)}/"
+        before = _given(self.baseline.get(f"{self.observation.index}/{own}{direction}"), "no baseline")
+        return js_distance(unified_form(getattr(self.maps, direction).unified), before)
+
+    def jackknife(self, score: Callable[[Any], float], samples: Sequence[Any]) -> float:
+        """`scores.jackknife_error` over the sampler steps looked at."""
+        return jackknife_error(score, list(samples), self.population)
+
+    @property
+    def _copying_layer(self) -> str:
+        if isinstance(self.copying_layer, Undefined):
+            raise UndefinedFigure(self.copying_layer.reason)
+        return self.copying_layer
+
+
+def _given(value: Any, reason: str) -> Any:
+    if value is None:
+        raise UndefinedFigure(reason)
+    return value
+
+
+def _number(value: Figure) -> float:
+    if isinstance(value, Undefined):
+        raise UndefinedFigure(value.reason)
+    return value
+
+
+def _mean(by_layer: Mapping[str, float], without: str) -> float:
+    return float(np.mean(list(_given(by_layer or None, without).values())))

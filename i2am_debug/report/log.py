@@ -1,0 +1,24 @@
+"""One evaluation as one line of the log."""
+
+from __future__ import annotations
+
+from ..figures.record import Evaluation
+from ..figures.registry import all_figures, of_copying_layer
+from ..figures.values import Undefined
+
+
+def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
+    """The figures that are declared to stand in the log, with their 95 % intervals over pairs."""
+    parts = []
+    for figure in all_figures():
+        tag = of_copying_layer(figure.tag, copying_layer)
+        if not figure.in_log or isinstance(tag, Undefined):
+            continue
+        where = f" ({copying_layer})" if tag != figure.tag else ""
+        estimate = evaluation.estimate(tag)
+        unit = f" {figure.unit}" if figure.unit and not isinstance(estimate, Undefined) else ""
+        parts.append(f"{figure.title}{where} {estimate}{unit}")
+    return (
+        f"i2am step {evaluation.global_step}: {', '.join(parts)} "
+        f"({len(evaluation.pairs)} pairs, {evaluation.seconds:.1f} s)"
+    )
