@@ -135,7 +135,7 @@ def _make(plan: Plan, folder: Path) -> Plan:
     for step, _ in training:
         for callback in callbacks:
             callback.on_step_end(step)
-        if step % callbacks[0].every_n_steps == 0:
+        if step % callbacks[0].monitor.settings.every_n_steps == 0:
             psnr[step] = hole_psnr(pipeline, pairs)
     for callback in callbacks:
         callback.on_train_end(plan.steps)

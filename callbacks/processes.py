@@ -1,4 +1,4 @@
-"""Work shared by the processes of a run, so that all of them run the same forwards and none waits for ever."""
+"""The processes of an Accelerate run, so that all of them run the same forwards and none waits for ever."""
 
 from __future__ import annotations
 
@@ -13,44 +13,65 @@ from i2am_debug.errors import I2AMError
 T = TypeVar("T")
 
 
-def share(accelerator: Accelerator, work: list[Any]) -> list[Any]:
-    """This process's part of the work, padded with repetitions so that all parts are of one length."""
-    if not work:
-        return []
-    with accelerator.split_between_processes(work, apply_padding=True) as mine:
-        return mine
+class AccelerateProcesses:
+    """What a `monitor.Monitor` needs to know of the processes (`monitor.Processes`)."""
 
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
 
-def gather(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
-    """What `work` returns on each process, on every process; an error on one is an error on all."""
-    found: list[T] = []
-    error: Exception | None = None
-    try:
-        found = [work()]
-    except Exception as raised:
-        error = raised
-    if accelerator.num_processes > 1:
-        told = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
-        if error is None and any(told):
-            raise I2AMError(f"another process failed: {next(t for t in told if t)}")
-    if error is not None:
-        raise error
-    return gather_object(found) if accelerator.num_processes > 1 else found
+    @property
+    def is_main(self) -> bool:
+        return self._accelerator.is_main_process
 
+    @property
+    def _several(self) -> bool:
+        return self._accelerator.num_processes > 1
 
-def from_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """What `work` returns on the main process, on every process; its error too."""
-    outcome: list[Any] = [None, None]
-    error: Exception | None = None
-    if accelerator.is_main_process:
+    def share(self, work: list[Any]) -> list[Any]:
+        """This process's part of the work, padded with repetitions so that all parts are of one length."""
+        if not work:
+            return []
+        with self._accelerator.split_between_processes(work, apply_padding=True) as mine:
+            return mine
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this process; an error on one is an error on all."""
+        found: list[T] = []
+        error: Exception | None = None
         try:
-            outcome = [work(), None]
+            found = [work()]
         except Exception as raised:
-            error, outcome = raised, [None, f"{type(raised).__name__}: {raised}"]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        raise I2AMError(f"the main process failed: {outcome[1]}")
-    return outcome[0]
+            error = raised
+        if self._several:
+            told = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+            if error is None and any(told):
+                raise I2AMError(f"another process failed: {next(t for t in told if t)}")
+        if error is not None:
+            raise error
+        return found[0]
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each process, on every process; an error on one is an error on all."""
+        found = [self.agree(work)]
+        return gather_object(found) if self._several else found
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the main process, on every process; its error too."""
+        outcome: list[Any] = [None, None]
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                outcome = [work(), None]
+            except Exception as raised:
+                error, outcome = raised, [None, f"{type(raised).__name__}: {raised}"]
+        if self._several:
+            broadcast_object_list(outcome)
+        if error is not None:
+            raise error
+        if outcome[1] is not None:
+            raise I2AMError(f"the main process failed: {outcome[1]}")
+        return outcome[0]
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        self._accelerator.wait_for_everyone()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from i2am_debug.capture.trace import find_denoiser
 from i2am_debug.errors import I2AMError
 
 
@@ -52,6 +53,18 @@ class StateGuard(AbstractContextManager["StateGuard"]):
                 self._attributes.append((thing, copy.deepcopy(thing.__dict__)))
             elif hasattr(thing, "_progress_bar_config"):
                 self._attributes.append((thing, {"_progress_bar_config": dict(thing._progress_bar_config)}))
+
+    def pipeline(self, given: Any) -> Any:
+        """The pipeline given, or what the function given builds, with all of its parts watched."""
+        is_built = isinstance(given, nn.Module) or any(hasattr(given, n) for n in ("unet", "transformer", "components"))
+        pipeline = given if is_built else given()
+        self.watch([pipeline, find_denoiser(pipeline), *getattr(pipeline, "components", {}).values()])
+        if hasattr(pipeline, "set_progress_bar_config"):
+            if not hasattr(pipeline, "_progress_bar_config"):
+                pipeline.set_progress_bar_config()
+                self.watch([pipeline])
+            pipeline.set_progress_bar_config(disable=True)  # one bar over the pairs says more than one per sampling
+        return pipeline
 
     def _watch_module(self, root: nn.Module) -> None:
         for name, parameter in root.named_parameters():

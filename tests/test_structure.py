@@ -54,6 +54,8 @@ ROOMS = (
     "alerts",
     "store",
     "report",
+    "settings",
+    "monitor",
     "gate",
     "pytest_plugin",
     "tab",

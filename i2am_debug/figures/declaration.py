@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import UndefinedFigure
 from .margin import Margin
 
 if TYPE_CHECKING:
@@ -132,8 +133,17 @@ class DeclaredFigure:
         Raises:
             ValueError, TypeError, KeyError: it is none that `to_json` made.
         """
-        words = {key: str(row[key]) for key in ("tag", "title", "meaning", "unit")}
+        words: dict[str, Any] = {key: str(row[key]) for key in ("tag", "title", "meaning", "unit", "lines_of")}
         low, high = row["range"]
         return cls(
-            **words, range=(low, high), worse=row["worse"], margin=row["margin"], prominence=int(row["prominence"])
+            compute_of_layer=_elsewhere if row["of_layer"] else None,
+            **words,
+            range=(low, high),
+            worse=row["worse"],
+            margin=row["margin"],
+            prominence=int(row["prominence"]),
         )
+
+
+def _elsewhere(view: PairView, layer: str) -> float:
+    raise UndefinedFigure("another program knows how it is computed")

@@ -18,6 +18,8 @@ from .values import OF_FURTHER, Figure, Undefined, figure_from_json, figure_to_j
 FORMAT = 1
 """Version of the stored form. A reader refuses a higher one."""
 
+_SHORT = 60  # characters of a value in an error
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -146,6 +148,28 @@ def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, An
     a, b = _flat(ours.fingerprint), _flat(theirs.fingerprint)
     unlike = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) or (k in a) != (k in b)]
     return {k: (a.get(k), b.get(k)) for k in unlike}
+
+
+def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
+    """`differences` as text; long values, such as the hashes of all pairs, shortened."""
+
+    def short(ours: Any, theirs: Any) -> tuple[str, str]:
+        texts = repr(ours), repr(theirs)
+        if max(map(len, texts)) <= _SHORT:
+            return texts
+        begin = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+        begin = max(0, begin - _SHORT // 2)  # around the first difference
+        one, other = (
+            f"{'…' if begin else ''}{t[begin : begin + _SHORT]}{'…' if len(t) > begin + _SHORT else ''}" for t in texts
+        )
+        return one, other
+
+    told = {name: short(*pair) for name, pair in unlike.items()}
+    if "pairs" in unlike and all(isinstance(hashes, list) for hashes in unlike["pairs"]):
+        ours, theirs = unlike["pairs"]
+        same = len(set(ours) & set(theirs))
+        told["pairs"] = f"{len(ours)}", f"{len(theirs)}, {same} of them the same"
+    return "; ".join(f"{name} ({ours}, was {theirs})" for name, (ours, theirs) in told.items())
 
 
 def _one_kind_of_number(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ..alerts.rules import Rules
 from ..errors import StoreError, UndefinedFigure
 from ..figures.declared import JS_G2R, JS_R2G
 from ..figures.distances import js_distance
-from ..figures.record import Evaluation, differences
+from ..figures.record import Evaluation, differences, in_words
 from ..figures.values import Figure, Undefined, of_any_reference
 from ..store.evaluation_file import read_evaluation
 from ..store.find_run import find_evaluations, find_store
@@ -32,7 +32,6 @@ _EXIT_CODES: Mapping[Status, ExitCode] = {
 }
 _DISTANCES = {JS_R2G.tag: "r2g", JS_G2R.tag: "g2r"}
 """Figure → the map whose distance to the baseline's it is."""
-_SHORT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,28 +144,6 @@ def check(
 def is_regression(finding: Finding, fail_on: Severity) -> bool:
     """Whether it makes a verdict fail. A figure without a value is no regression: nothing is known of it."""
     return finding.fired and finding.kind != "undefined" and at_least(finding.severity, fail_on)
-
-
-def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
-    """`record.differences` as text; long values, such as the hashes of all pairs, shortened."""
-
-    def short(ours: Any, theirs: Any) -> tuple[str, str]:
-        texts = repr(ours), repr(theirs)
-        if max(map(len, texts)) <= _SHORT:
-            return texts
-        begin = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
-        begin = max(0, begin - _SHORT // 2)  # around the first difference
-        one, other = (
-            f"{'…' if begin else ''}{t[begin : begin + _SHORT]}{'…' if len(t) > begin + _SHORT else ''}" for t in texts
-        )
-        return one, other
-
-    told = {name: short(*pair) for name, pair in unlike.items()}
-    if "pairs" in unlike and all(isinstance(hashes, list) for hashes in unlike["pairs"]):
-        ours, theirs = unlike["pairs"]
-        same = len(set(ours) & set(theirs))
-        told["pairs"] = f"{len(ours)}", f"{len(theirs)}, {same} of them the same"
-    return "; ".join(f"{name} ({ours}, was {theirs})" for name, (ours, theirs) in told.items())
 
 
 def _problems(

@@ -194,7 +194,7 @@ def test_an_evaluation_that_fails_does_not_end_training_unless_asked_to(tmp_path
 
     callback = run.callback(on_error="warn")
     callback.on_train_begin(0)
-    callback._trackers._writer.add_image = broken  # a tracker that fails while pictures are written
+    callback.monitor._trackers._writer.add_image = broken  # a tracker that fails while pictures are written
     with caplog.at_level(logging.WARNING, "i2am_debug"):
         callback.on_step_end(10)
     assert "evaluation at step 10 failed" in caplog.text
@@ -299,7 +299,7 @@ def test_a_pilot_looks_at_the_chosen_heads_only_and_is_kept(tmp_path):
     assert callback.evaluate(2).heads == evaluation.heads
     resumed = run.callback(plan=CapturePlan(sampler_steps=1, heads=8))
     resumed.load_state_dict(callback.state_dict())
-    assert resumed.evaluator.heads == evaluation.heads
+    assert resumed.monitor.evaluator.heads == evaluation.heads
 
 
 def test_the_callback_is_importable_where_it_is_packaged():

@@ -1,0 +1,338 @@
+"""One run under watch: when it is evaluated, and what becomes of an evaluation. Knows no training loop.
+
+A loop tells the monitor which step it is. What differs from loop to loop is handed in: the processes there are, the trackers,
+and how to get at a pipeline of the current weights while the training stays untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .alerts.alert import Alert
+from .alerts.alert_state import AlertState
+from .alerts.judge import refuse_idle_rules
+from .alerts.rule import at_least
+from .errors import I2AMError, IMACSRegression
+from .figures.declared import ATTENTION_INFORMATION
+from .figures.observation import Observation, merge_observations
+from .figures.record import Evaluation, differences, in_words
+from .figures.values import Undefined
+from .report.log import log_line
+from .report.pictures import alert_panels, pictures_of
+from .settings import MonitorSettings
+from .store.evaluation_file import read_evaluation
+from .store.packing import pack_observations, unified_maps
+from .store.run_store import RunStore
+
+logger = logging.getLogger("i2am_debug")
+
+T = TypeVar("T")
+_Observed = tuple[list[Observation], dict[int, Image.Image]]  # of pairs, and pictures sampled apart from them
+
+
+class Processes(Protocol):
+    """The processes that train together; all of them call the same methods in the same order."""
+
+    @property
+    def is_main(self) -> bool: ...
+
+    def share(self, work: list[Any]) -> list[Any]:
+        """This process's part of the work; all parts are of one length, padded with repetitions."""
+        ...
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this process; an error on one is an error on all."""
+        ...
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each process, on every process; an error on one is an error on all."""
+        ...
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the main process, on every process; its error too."""
+        ...
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        ...
+
+
+class Trackers(Protocol):
+    """Where a run's figures and pictures are written, on its main process."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, in which its evaluations are stored."""
+        ...
+
+    def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None: ...
+    def alert(self, alert: Alert | None, global_step: int) -> None: ...
+    def pictures(self, pictures: Mapping[str, Callable[[], Image.Image]], global_step: int) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Monitor:
+    """Evaluates a run every so many steps, writes, compares and reports.
+
+    Args:
+        pipeline: a context that yields a pipeline of the current weights and leaves everything as it found it.
+        trackers: opens the run's trackers; called once, on the main process, when something is first written.
+    """
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        *,
+        pipeline: Callable[[], AbstractContextManager[Any]],
+        processes: Processes,
+        trackers: Callable[[], Trackers],
+    ) -> None:
+        self.settings = settings
+        self.evaluator = settings.evaluator()
+        self.should_stop = False
+        """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
+        self._pipeline, self._processes, self._open_trackers = pipeline, processes, trackers
+        self._alert_state = AlertState(settings.rules)
+        self._trackers: Trackers | None = None
+        self._store: RunStore | None = None
+        self._baseline: Evaluation | None = None
+        self._baseline_maps: dict[str, Any] = {}
+        self._newest: Evaluation | None = None
+        self._last_step: int | None = None
+        self._resumed_at: int | None = None
+        self._told: set[str] = set()
+        if settings.baseline is not None:
+            self._baseline, self._baseline_maps = read_evaluation(settings.baseline)
+
+    # -- the steps of a run ------------------------------------------------------------------------------------------
+
+    def begin(self, global_step: int) -> None:
+        """Checks pairs, pipeline and settings, and makes the baseline evaluation unless there is one.
+
+        Raises:
+            I2AMError, ValueError: something can't work; raised whatever `on_error` says, before training time is spent.
+        """
+        with ExitStack() as stack:
+            self._processes.agree(lambda: self.evaluator.check(stack.enter_context(self._pipeline())))
+        if self._resumed_at is None and self._processes.is_main:
+            self._resumed_at = global_step  # whatever the folder holds beyond this step is of an abandoned attempt
+        # Only the main process has this run's own baseline, so it decides for all.
+        if self._processes.from_main(lambda: self._is_due_at_the_beginning(global_step)):
+            self._evaluate_or_warn(global_step)
+        self._processes.from_main(self._check_rules)
+
+    def step(self, global_step: int) -> None:
+        """Evaluates when `global_step` is a multiple of `every_n_steps`; once a step, however often it is called."""
+        if self._is_multiple(global_step) and global_step != self._last_step:
+            self._evaluate_or_warn(global_step)
+
+    def end(self, global_step: int) -> None:
+        """Evaluates the final weights unless just done, and closes what was opened."""
+        if global_step != self._last_step:
+            self._evaluate_or_warn(global_step)
+        if self._trackers is not None:
+            self._trackers.close()
+        # A script that ends now frees its process group while gloo's thread may still hold our last gather's tensors;
+        # both then wait for the interpreter's lock for ever (torch 2.13, CPU). A barrier gives that thread time.
+        self._processes.wait()
+
+    def evaluate(self, global_step: int) -> Evaluation:
+        """Evaluates now, writes and compares; returns the figures on every process.
+
+        Raises:
+            IMACSRegression: an alert as severe as `fail_on`, on every process.
+            Exception: what went wrong, whatever `on_error` says.
+        """
+        evaluation, alert = self._observe_and_write(global_step)
+        self._act_on(alert)
+        return evaluation
+
+    def history(self) -> list[Evaluation]:
+        """The run's evaluations so far, by step; on the main process."""
+        return [] if self._store is None else [stored.evaluation for stored in self._store.evaluations()]
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs: plain values, and the baseline's maps as arrays."""
+        return {
+            "last_step": self._last_step,
+            "baseline": None if self._baseline is None else json.dumps(self._baseline.to_json()),
+            "baseline_maps": dict(self._baseline_maps),
+            "alerting": {figure: list(known) for figure, known in self._alert_state.alerting.items()},
+            "should_stop": self.should_stop,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave; evaluations after it, if the folder has any, are superseded."""
+        self._last_step = self._resumed_at = state["last_step"]
+        if state["baseline"] is not None:
+            self._baseline = Evaluation.from_json(json.loads(state["baseline"]))
+            self.evaluator.heads = self._baseline.heads
+        self._baseline_maps = dict(state["baseline_maps"])
+        self._alert_state = AlertState(self.settings.rules, state["alerting"])
+        self.should_stop = state["should_stop"]
+
+    # -- one evaluation ----------------------------------------------------------------------------------------------
+
+    def _is_multiple(self, global_step: int) -> bool:
+        return global_step % self.settings.every_n_steps == 0
+
+    def _is_due_at_the_beginning(self, global_step: int) -> bool:
+        saved_before_it_was_evaluated = self._is_multiple(global_step) and global_step != self._last_step
+        return self._baseline is None or self._last_step is None or saved_before_it_was_evaluated
+
+    def _evaluate_or_warn(self, global_step: int) -> None:
+        alert = None
+        try:
+            _, alert = self._observe_and_write(global_step)
+        except Exception as error:
+            if self.settings.on_error == "raise":
+                raise
+            self._last_step = global_step
+            logger.warning(
+                "i2am: the evaluation at step %d failed and is skipped; training goes on: %s",
+                global_step,
+                error,
+                exc_info=not isinstance(error, I2AMError),
+            )
+        self._act_on(alert)  # outside the try: an on_alert that raises, and fail_on, mean to end the training
+
+    def _observe_and_write(self, global_step: int) -> tuple[Evaluation, Alert | None]:
+        started = time.monotonic()
+        with ExitStack() as stack:
+            pipeline = self._processes.agree(lambda: stack.enter_context(self._pipeline()))
+            everyones = self._processes.gather(lambda: self._observe(pipeline))
+            pictures = {i: picture for _, some in everyones for i, picture in some.items()}
+            observations = [observation for some, _ in everyones for observation in some]
+            observations = merge_observations(observations, pictures, len(self.settings.pairs))
+            outcome = self._processes.from_main(
+                lambda: self._score_and_write(pipeline, observations, global_step, started)
+            )
+        self._last_step = global_step
+        return outcome
+
+    def _observe(self, pipeline: Any) -> _Observed:
+        """This process's share of the pairs and pictures; every process runs the same number of forwards."""
+        evaluator, processes = self.evaluator, self._processes
+        evaluator.pilot(pipeline)
+        batches, apart = processes.share(evaluator.batches), processes.share(evaluator.sampled_apart)
+        no_bar = self.settings.disable_progress_bar or not processes.is_main
+        observations, pictures = [], {}
+        with tqdm(total=len(batches) + len(apart), desc="i2am", leave=False, disable=no_bar) as bar:
+            for batch in batches:
+                observations += evaluator.observe(pipeline, batch)
+                bar.update()
+            for index in apart:
+                pictures[index] = evaluator.sample(pipeline, index)
+                bar.update()
+        return observations, pictures
+
+    def _score_and_write(
+        self, pipeline: Any, observations: list[Observation], global_step: int, started: float
+    ) -> tuple[Evaluation, Alert | None]:
+        """On the main process: score, store, judge, report."""
+        trackers, store = self._open()
+        evaluation = self.evaluator.score(
+            observations, global_step=global_step, pipeline=pipeline, baseline=self._baseline_maps
+        )
+        copying = (self._baseline or evaluation).copying_layer
+        watched = None if isinstance(copying, Undefined) else copying
+        self._newest = evaluation = replace(evaluation, watched_layer=watched, seconds=time.monotonic() - started)
+        if self._baseline is None:
+            self._baseline, self._baseline_maps = evaluation, unified_maps(observations)
+        store.write(evaluation, *pack_observations(observations, watched))
+        store.write_pairs(evaluation, self.settings.pairs)
+        alert = self._judge(evaluation, store)
+        trackers.scalars(evaluation, copying)
+        logger.info(log_line(evaluation, copying))
+        if alert is not None:
+            alert = self._keep_panels(alert, evaluation, observations, store)
+            store.write_alert(alert)
+            logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
+        trackers.alert(alert, global_step)
+        settings = self.settings
+        drawn = pictures_of(evaluation, observations, settings.pairs, panels=settings.panels, strips=settings.pictures)
+        trackers.pictures(drawn, global_step)
+        trackers.flush()
+        store.thin(settings.keep_matrices, self._protected(store))
+        return evaluation, alert
+
+    def _open(self) -> tuple[Trackers, RunStore]:
+        if self._trackers is None or self._store is None:
+            self._trackers = self._open_trackers()
+            self._store = RunStore(self._trackers.folder)
+        if self._resumed_at is not None:
+            self._store.resume(self._resumed_at)
+            self._resumed_at = None
+        return self._trackers, self._store
+
+    def _judge(self, evaluation: Evaluation, store: RunStore) -> Alert | None:
+        """An alert for what has newly fallen."""
+        baseline = self._baseline
+        assert baseline is not None
+        unlike = differences(evaluation, baseline)
+        if unlike:
+            self._tell_once("no fall is looked for, the baseline is not comparable: %s", in_words(unlike))
+            return None
+        rules, count = self.settings.rules, len(baseline.pairs)
+        if not rules.can_test(count):
+            self._tell_once("too few to tell a fall from noise, only limits and margins act: %s", rules.too_few(count))
+        comparable = [s for s in store.evaluations() if s.comparable_id == evaluation.comparable_id]
+        return self._alert_state.judge(baseline, [stored for stored in comparable if stored.path.is_file()])
+
+    def _act_on(self, alert: Alert | None) -> None:
+        """What an alert does, the same on every process but for `on_alert`."""
+        if alert is None:
+            return
+        settings = self.settings
+        if settings.stop_on is not None and at_least(alert.severity, settings.stop_on):
+            self.should_stop = True
+        if settings.on_alert is not None and self._processes.is_main:
+            settings.on_alert(alert)
+        if settings.fail_on is not None and at_least(alert.severity, settings.fail_on):
+            raise IMACSRegression(alert.text, alert)
+
+    def _check_rules(self) -> None:
+        if self._baseline is None:
+            return  # no evaluation has succeeded yet
+        refuse_idle_rules(self.settings.rules, self._baseline)
+        if self.settings.baseline is not None and self._newest is not None:
+            unlike = differences(self._newest, self._baseline)
+            if unlike:
+                raise I2AMError(f"baseline= is not comparable with this run, they differ in {in_words(unlike)}")
+
+    def _tell_once(self, text: str, *values: Any) -> None:
+        if text not in self._told:
+            logger.warning("i2am: " + text, *values)
+            self._told.add(text)
+
+    def _keep_panels(
+        self, alert: Alert, evaluation: Evaluation, observations: list[Observation], store: RunStore
+    ) -> Alert:
+        """With the panels of the pairs most to blame as files, which outlast TensorBoard's last ten pictures."""
+        drawn = alert_panels(alert, evaluation, observations, self.settings.pairs)
+        files = {
+            evaluation.pairs[number]: store.write_panel(alert.global_step, number, panel)
+            for number, panel in drawn.items()
+        }
+        return replace(alert, panels=files)
+
+    def _protected(self, store: RunStore) -> set[int]:
+        """Evaluations whose rows are kept: the baseline, the one with the most attention information, alerted ones."""
+        assert self._baseline is not None
+        steps = {self._baseline.global_step, *(a.global_step for a in store.alerts())}
+        scored = [(s.mean(ATTENTION_INFORMATION.tag), s.global_step) for s in store.evaluations()]
+        best = max(((v, step) for v, step in scored if not isinstance(v, Undefined)), default=None)
+        return steps if best is None else steps | {best[1]}
