@@ -23,6 +23,8 @@ _HOME = {
     "ValidationPairs": "pairs.collection",
     "Evaluation": "figures.record",
     "Undefined": "figures.values",
+    "DeclaredFigure": "figures.declaration",
+    "register_figure": "figures.registry",
     "Alert": "alerts.alert",
     "Rule": "alerts.rule",
     "Rules": "alerts.rules",
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
     from .capture.plan import CapturePlan
     from .capture.trace import trace
     from .errors import IMACSRegression
+    from .figures.declaration import DeclaredFigure
     from .figures.distances import js_distance
     from .figures.record import Evaluation
+    from .figures.registry import register_figure
     from .figures.scores import IMACSSettings, imacs
     from .figures.values import Undefined
     from .pairs.collection import ValidationPairs

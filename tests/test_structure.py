@@ -32,13 +32,24 @@ PUBLIC = {
     "ValidationPairs": "pairs.collection",
     "Evaluation": "figures.record",
     "Undefined": "figures.values",
+    "DeclaredFigure": "figures.declaration",
+    "register_figure": "figures.registry",
     "Alert": "alerts.alert",
     "Rule": "alerts.rule",
     "Rules": "alerts.rules",
     "IMACSRegression": "errors",
 }
 WITHOUT_TORCH = {name for name, home in PUBLIC.items() if home.split(".")[0] in ("pairs", "alerts", "errors")} | {
-    *("CapturePlan", "Evaluation", "Undefined", "js_distance", "AttributionMaps", "Direction")
+    *(
+        "CapturePlan",
+        "Evaluation",
+        "Undefined",
+        "DeclaredFigure",
+        "register_figure",
+        "js_distance",
+        "AttributionMaps",
+        "Direction",
+    )
 }
 
 # From what knows nothing to what knows all, the way of the data: a room (a folder, or a module of the root) imports only
