@@ -13,7 +13,8 @@ from .alerts.rule import SEVERITIES, Severity
 from .alerts.rules import Rules
 from .capture.plan import CapturePlan
 from .evaluation.calls import PipelineCall
-from .evaluation.evaluator import Evaluator, LossFunction
+from .evaluation.evaluator import Evaluator
+from .evaluation.loss_function import LossFunction
 from .families.family import Family
 from .figures.scores import IMACSSettings
 from .pairs.collection import ValidationPairs
@@ -37,7 +38,7 @@ class MonitorSettings:
     plan: CapturePlan = field(default_factory=CapturePlan)
     """Which layers, heads and sampler steps."""
     loss_fn: LossFunction | None = None
-    """The teacher-forced way (`evaluator.LossFunction`): figures from a few noised-truth forwards instead of a whole
+    """The teacher-forced way (`loss_function.LossFunction`): figures from a few noised-truth forwards instead of a whole
     sampling, and the reference gap. Without it every pair is sampled."""
     call: PipelineCall | None = None
     """`call(pipeline, pair, generator)` → output; by default as the pipeline's class wants it."""

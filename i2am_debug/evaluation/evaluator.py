@@ -1,4 +1,4 @@
-"""Runs validation pairs through a pipeline or a loss function, and turns what was captured into an `Evaluation`.
+"""What stays the same over all evaluations of a run, and turns what was seen of the pairs into an `Evaluation`.
 
 Looking (`Evaluator.observe`, on every process) is apart from scoring (`Evaluator.score`, on one). Knows no training loop.
 """
@@ -6,7 +6,7 @@ Looking (`Evaluator.observe`, on every process) is apart from scoring (`Evaluato
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,31 +18,26 @@ from PIL import Image
 from .. import __version__
 from ..capture.plan import CapturePlan, HeadChoice, choose_heads
 from ..capture.trace import Trace, find_denoiser, trace
-from ..errors import NothingCaptured, UnsupportedModel
+from ..errors import UnsupportedModel
 from ..families.family import Family
 from ..families.registry import find_family
-from ..figures.observation import Observation, maps_of
+from ..figures.observation import Observation
 from ..figures.record import Evaluation
 from ..figures.registry import own_figures
 from ..figures.scores import IMACSSettings
 from ..figures.scoring import score
-from ..figures.values import Figure, Undefined, as_figure
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
 from .calls import PipelineCall, default_call, picture_of, references_of
-
-LossFunction = Callable[..., torch.Tensor]
-"""`loss_fn(pairs, timesteps, generator, reference=None)` → loss of each pair, shape (B,).
-
-`pairs` is a list of B `ValidationPair`; `timesteps` (B,) int64 on the CPU; `generator` a CPU generator for the noise;
-`reference`, when given, a list of B pictures to use in place of each pair's own. It must run the pipeline's own denoiser."""
+from .loss_function import LossFunction, observe_by_loss
+from .sampling import observe_by_sampling
 
 _PILOT_PAIRS = 4
 
 
 @dataclass(kw_only=True)
 class Evaluator:
-    """What stays the same over all evaluations of a run."""
+    """Looks at the pairs of a run, always in the same way."""
 
     pairs: ValidationPairs
     plan: CapturePlan = field(default_factory=CapturePlan)
@@ -75,7 +70,7 @@ class Evaluator:
             I2AMError: the pairs, the pipeline or the arguments can't be used; the text says what to do.
         """
         denoiser = find_denoiser(pipeline)
-        family = self.family or find_family(pipeline, denoiser)
+        family = self.family_of(pipeline)
         if not any(self.plan.looks_at(name) for name in family.layers(denoiser)):
             raise UnsupportedModel(
                 f"no attention module of {type(denoiser).__name__} is looked at: the family {family.name!r} finds "
@@ -108,8 +103,8 @@ class Evaluator:
         """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""
         with torch.no_grad():
             if self.loss_fn is None:
-                return [self._observe_while_sampling(pipeline, i) for i in batch]
-            return self._observe_while_denoising(pipeline, batch)
+                return [observe_by_sampling(self, pipeline, i) for i in batch]
+            return observe_by_loss(self, self.loss_fn, pipeline, batch)
 
     def sample(self, pipeline: Any, index: int) -> Image.Image:
         """The picture the pipeline makes of a pair. Changes no state but the pipeline scheduler's."""
@@ -158,95 +153,13 @@ class Evaluator:
             "scheduler": type(scheduler).__name__ if scheduler is not None else None,
             "plan": self.plan.to_dict(),
             "imacs": self.imacs.to_dict(),
-            "family": (self.family or find_family(pipeline, find_denoiser(pipeline))).name,
+            "family": self.family_of(pipeline).name,
             "layers": list(layers),
             "version": __version__,
         }
 
-    # -- looking -----------------------------------------------------------------------------------------------------
-
-    def _observe_while_sampling(self, pipeline: Any, index: int) -> Observation:
-        pair = self.pairs[index]
-        with self._trace(pipeline, [pair]) as t:
-            generated = self.sample(pipeline, index)
-        none = Undefined("no loss_fn")
-        maps, further = maps_of(t, 0)
-        return Observation(
-            index=index, maps=maps, generated=generated, loss=none, wrong_reference_loss=none, further=further
-        )
-
-    def _observe_while_denoising(self, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
-        assert self.loss_fn is not None
-        pairs = [self.pairs[i] for i in batch]
-        others = [self.pairs[(i + 1) % len(self.pairs)].reference for i in batch]
-        times = self._noise_times(pipeline)
-        own, other = [], []
-        # The denoiser alone is traced: the pipeline's scheduler has no part in these forwards.
-        with self._trace(find_denoiser(pipeline), pairs, family=self._family(pipeline)) as t:
-            for number, noise_time in enumerate(times):
-                own.append(self._losses(pairs, noise_time, number, batch, None))
-        if len(self.pairs) > 1:
-            for number, noise_time in enumerate(times):
-                other.append(self._losses(pairs, noise_time, number, batch, others))
-        try:
-            maps = [maps_of(t, row) for row in range(len(batch))]
-        except NothingCaptured as error:
-            raise NothingCaptured(
-                f"{error}. The loss_fn must run the pipeline's own denoiser, not a copy of it"
-            ) from None
-        except IndexError:
-            raise UnsupportedModel(
-                f"loss_fn got {len(batch)} pairs, but the denoiser's batch held {t.images} images; run all pairs in one "
-                "forward, without classifier-free guidance"
-            ) from None
-        observations = []
-        for row, index in enumerate(batch):
-            loss = as_figure(float(torch.stack(own)[:, row].mean()), "the loss is not finite")
-            wrong_reference_loss: Figure = Undefined("one pair")
-            if other:
-                wrong_reference_loss = as_figure(float(torch.stack(other)[:, row].mean()), "the loss is not finite")
-            observations.append(
-                Observation(
-                    index=index,
-                    maps=maps[row][0],
-                    generated=None,
-                    loss=loss,
-                    wrong_reference_loss=wrong_reference_loss,
-                    further=maps[row][1],
-                )
-            )
-        return observations
-
-    def _losses(
-        self, pairs: list[ValidationPair], noise_time: int, number: int, batch: Sequence[int], reference: Any
-    ) -> torch.Tensor:
-        """One forward's loss of each pair; the same noise for the same pairs and number whatever the reference."""
-        assert self.loss_fn is not None
-        generator = torch.Generator().manual_seed(self.seed + 7919 * number + 104729 * batch[0])
-        timesteps = torch.full((len(pairs),), noise_time, dtype=torch.int64)
-        loss = self.loss_fn(pairs, timesteps, generator, reference=reference)
-        if not isinstance(loss, torch.Tensor) or tuple(loss.shape) != (len(pairs),):
-            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise UnsupportedModel(
-                f"loss_fn must return one loss a pair, a tensor of shape ({len(pairs)},); got {got}. "
-                "Average over channels and pixels only: loss.mean((1, 2, 3))"
-            )
-        return loss.detach().float().cpu()
-
-    def _noise_times(self, pipeline: Any) -> list[int]:
-        """Evenly spread noise times, the noisiest first."""
-        total = self._training_times(pipeline)
-        count = self.plan.sampler_steps or 10
-        return [int((count - i - 0.5) / count * total) for i in range(count)]
-
-    def _training_times(self, pipeline: Any) -> int:
-        config = getattr(getattr(pipeline, "scheduler", None), "config", {})
-        return int(config.get("num_train_timesteps", 1000))
-
-    def _family(self, pipeline: Any) -> Family:
-        return self.family or find_family(pipeline, find_denoiser(pipeline))
-
-    def _trace(self, pipeline: Any, pairs: list[ValidationPair], family: Family | None = None) -> Trace:
+    def trace(self, pipeline: Any, pairs: Sequence[ValidationPair], family: Family | None = None) -> Trace:
+        """A trace of a pipeline or a denoiser that looks at what the plan says, at the masks of these pairs."""
         return trace(
             pipeline,
             plan=self.plan,
@@ -256,9 +169,13 @@ class Evaluator:
             heads=self.heads,
         )
 
+    def family_of(self, pipeline: Any) -> Family:
+        """The family given, or the one found from the model."""
+        return self.family or find_family(pipeline, find_denoiser(pipeline))
+
     def _heads_of(self, pipeline: Any) -> int | None:
         """How many (layer, head) pairs the plan's layers have, or None when the modules do not say."""
-        modules = self._family(pipeline).layers(find_denoiser(pipeline))
+        modules = self.family_of(pipeline).layers(find_denoiser(pipeline))
         counts = [getattr(m, "heads", None) for n, m in modules.items() if self.plan.looks_at(n)]
         known = [c for c in counts if c is not None]
         return sum(known) if len(known) == len(counts) else None
