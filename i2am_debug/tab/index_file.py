@@ -1,6 +1,6 @@
 """`index.jsonl` and `alerts.jsonl` as the timeline wants them: a column a figure. Keeps nothing between two calls.
 
-What counts is what `store.RunStore` counts: the last line of each step, without what a resume has superseded. Read line by
+What counts is what `RunStore` counts: the last line of each step, without what a resume has superseded. Read line by
 line and bounded, since the file may be large, may be growing, and may have been written by anybody.
 """
 

@@ -264,7 +264,7 @@ def test_the_generated_picture(side: int, form: str, stored: int) -> None:
 
 
 def look(index: int, further: dict[int, Any] | None = None, **changes: Any) -> Any:
-    """What is read of a `looks.Look`."""
+    """What is read of a `Observation`."""
     maps = maps_of(**{"generated": (8, 6), "reference": (4, 5), **changes})
     return SimpleNamespace(index=index, maps=maps, generated=noise(8 + index), further=further or {})
 
