@@ -34,7 +34,7 @@ class RunTrackers:
         | `i2am/<figure>`, `i2am/copying_layer/<figure>` | mean over pairs; docs/figures.md lists them |
         | `i2am/layer/<layer>/<figure>` | of each layer, those that are declared to be of layers |
         | `i2am/reference_1/<figure>`, … | of references 1, 2, … of a model that takes several |
-        | `i2am/interval/<figure>/low`, `…/high` | 95 % bootstrap interval over pairs of the figures charted with a band |
+        | `i2am/interval/<figure>/low`, `…/high` | 95 % interval over pairs of the figures charted with a band |
         | `i2am/reference_lines/<figure>/<line>` | what maps without a model score; the charts under Custom Scalars show them |
         | `i2am/alert` | 1 at an evaluation that raised an alert, else 0; `i2am/alert/text` its words |
         | `i2am/undefined` | figures without a value, and why (text) |

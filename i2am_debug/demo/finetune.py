@@ -85,7 +85,7 @@ class DemoResult:
                 f"ALERT ({alerted[step]})" if step in alerted else "",
             ]
             lines.append(f"{step:>6}  {text}  {'  '.join(filter(None, marks))}".rstrip())
-        return "\n".join([*lines, "", "means over the pairs with their 95 % bootstrap intervals"])
+        return "\n".join([*lines, "", "means over the pairs with their 95 % intervals"])
 
 
 class _NewPairs(Dataset):

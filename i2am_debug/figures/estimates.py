@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .resampling import bootstrap_intervals
+from .intervals import mean_intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Estimate:
 
     mean: float
     low: float | None
-    """Lower end of the 95 % bootstrap interval over pairs; None with fewer than two pairs."""
+    """Lower end of the 95 % interval over pairs; None with fewer than two pairs."""
     high: float | None
     pairs: int
     """How many pairs have a value."""
@@ -34,7 +34,7 @@ def estimates(columns: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     kept = {name: values for name, values in columns.items() if np.isfinite(values).any()}
     if not kept:
         return {}
-    lows, highs = bootstrap_intervals(np.stack(list(kept.values()), axis=1)).tolist()
+    lows, highs = mean_intervals(np.stack(list(kept.values()), axis=1)).tolist()
     return {
         name: Estimate(
             mean=float(np.mean(values[np.isfinite(values)])),

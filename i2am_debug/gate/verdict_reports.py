@@ -24,7 +24,7 @@ def as_text(verdict: Verdict) -> str:
         table = [_COLUMNS, *rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
         lines += ["", *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table)]
-        lines += ["", "  means over pairs with their 95 % bootstrap intervals; p: one-sided paired sign-flip test"]
+        lines += ["", "  means over pairs with their 95 % intervals; p: one-sided paired sign-flip test"]
     happened = [f"{f.figure} {f.words}" for f in verdict.regressions if f.words]
     for title, told in (
         ("", happened),
@@ -94,7 +94,7 @@ def as_markdown(verdict: Verdict, pictures: Mapping[str, str] | None = None) -> 
     if rows:
         lines += [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
         lines += [f"| {' | '.join(_marked(row))} |" for row in rows]
-        lines += ["", "Means over pairs with their 95 % bootstrap intervals; p: one-sided paired sign-flip test.", ""]
+        lines += ["", "Means over pairs with their 95 % intervals; p: one-sided paired sign-flip test.", ""]
     lines += [line for f in verdict.regressions if f.words for line in (f"{_code(f.figure)} {_cell(f.words)}", "")]
     if verdict.problems:
         lines += ["**Not comparable**", "", *(f"- {_cell(problem)}" for problem in verdict.problems), ""]
