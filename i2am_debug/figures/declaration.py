@@ -122,6 +122,7 @@ class DeclaredFigure:
             "margin": self.margin.to_json() if isinstance(self.margin, Margin) else None,
             "needs": [need.value for need in self.needs],
             "of_layer": self.compute_of_layer is not None,
+            "of_further_references": self.of_further_references,
             "lines_of": self.lines_of or self.tag,
             "prominence": self.prominence,
         }
@@ -141,6 +142,7 @@ class DeclaredFigure:
             range=(low, high),
             worse=row["worse"],
             margin=row["margin"],
+            of_further_references=bool(row["of_further_references"]),
             prominence=int(row["prominence"]),
         )
 

@@ -22,10 +22,13 @@ T = TypeVar("T")
 
 FILE_BYTES = 2**28
 LINE_BYTES = 2**22
+DECLARED = 200
+"""Figures of its own that a run may say something of."""
 CELLS = 4_000_000
 """Values a timeline answer may hold; 1000 evaluations of 57 layers take a quarter of a million."""
 
 _LAYERS = LAYER
+_WORDS = {"title": 200, "meaning": 1000, "unit": 60, "lines_of": 500}  # characters
 _OF_COPYING_LAYER = tuple(f.tag.removeprefix(COPYING_LAYER) for f in FIGURES if f.tag.startswith(COPYING_LAYER))
 _NO_BASELINE = "no baseline"
 _NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
@@ -72,7 +75,7 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         # Not that of G2R: where all evaluations lack G2R, each says that the baseline has none.
         distance = line["means"].get(JS_R2G.tag)
         is_baseline = isinstance(distance, dict) and distance.get("undefined") == _NO_BASELINE
-        declared = tuple(map(DeclaredFigure.from_json, line.get("declared", ())))
+        declared = tuple(map(DeclaredFigure.from_json, line.get("declared", ())[:DECLARED]))
         step, comparable = int(line["global_step"]), str(line["comparable_id"])
         return Row(step, _name(watched), _name(copying), comparable, kept, is_baseline, declared)
 
@@ -99,7 +102,7 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         "copying_layer": [row.watched_layer or first for row in rows],
         "comparable": [row.comparable_id for row in rows],
         "figures": figures,
-        "declared": {f.tag: f.to_json() for f in (*(f for row in rows[-1:] for f in row.declared), *FIGURES)},
+        "declared": {f.tag: _bounded(f.to_json()) for f in (*(f for row in rows[-1:] for f in row.declared), *FIGURES)},
         # With a baseline from another run, no evaluation of this one is it.
         "baseline_step": max((row.global_step for row in rows if row.is_baseline), default=None),
     }
@@ -134,6 +137,11 @@ def short(value: Any) -> Any:
 def undefined_reason(value: Any) -> str:
     """Why a figure has no value, from {"undefined": reason}."""
     return str(value["undefined"])[:500]
+
+
+def _bounded(declared: dict[str, Any]) -> dict[str, Any]:
+    """A declaration as a page can show it: whoever wrote the run chose its words."""
+    return short({**declared, **{key: declared[key][:most] for key, most in _WORDS.items()}})
 
 
 def _name(value: Any) -> str | None:

@@ -222,8 +222,8 @@ def test_the_timeline_has_alert_marks_and_steps(tab: Tab, logdir: Path) -> None:
     shown = tab.page.locator(".alert-now").inner_text()
     assert all(line in shown for line in alert.text.splitlines()), "all of it, where it can be copied"
     figure = alert.findings[0].figure
-    tab.page.locator(".alert-buttons").get_by_role("button", name=figure).click()
-    tab.page.wait_for_function("tag => document.querySelector('.timeline h2').textContent === tag", arg=figure)
+    tab.page.locator(f".alert-buttons [title$='({figure})']").click()
+    tab.page.wait_for_function("tag => document.querySelector('.timeline .tag').textContent === tag", arg=figure)
     (pair, *_) = alert.panels or ["demo_00"]
     if alert.panels:
         tab.page.locator(".alert-buttons").get_by_role("button", name=pair).click()

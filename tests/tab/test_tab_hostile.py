@@ -385,9 +385,9 @@ def address(logdir: Path) -> Iterator[str]:
 # -- the page --------------------------------------------------------------------------------------------------------
 
 _STRANGE = """(routes) => {
-  const known = new Set(('html head base link title body h1 h2 h3 header main aside section div p span button select option ' +
-    'label input output figure figcaption canvas ul li img table thead tbody tr td th svg line polyline polygon circle text ' +
-    'details summary pre').split(' '));
+  const known = new Set(('html head base link title body code h1 h2 h3 header main aside section div p span button select ' +
+    'option label input output figure figcaption canvas ul li img table thead tbody tr td th svg line polyline polygon ' +
+    'circle text details summary pre').split(' '));
   const found = [];
   for (const node of document.querySelectorAll('*')) {
     const isOwn = known.has(node.localName) || (node.localName === 'script' && node.parentNode === document.head);
@@ -550,7 +550,7 @@ def test_planted_figures_alerts_and_lines_are_text_in_the_timeline(tab: Watched)
     tab.shows(PLANTED)
     for at, name in enumerate([*NAMES, LONE]):
         tab.page.locator(".small").nth(tab.texts(".small-name").index(tab.page.evaluate("x => x", name))).click()
-        tab.reads(".timeline h2", tab.page.evaluate("x => x", name))
+        tab.reads(".timeline .tag", tab.page.evaluate("x => x", name))
         assert any(words.startswith(f"{MARKUP[:13]}… ") for words in tab.texts(".line-name")), at
     tab.page.get_by_role("button", name="without a value").first.click()
     tab.page.wait_for_function("() => /^Undefined: /.test(document.querySelector('.plot .undefined').textContent)")
@@ -617,7 +617,7 @@ def test_a_planted_view_can_be_compared_linked_and_saved(tab: Watched, browser: 
         again.open_hash(tab.page.evaluate("location.hash.slice(1)"))
         again.shows(PLANTED)
         again.says(f"Step 8 of {RUN_NAMES[2]} has no pair ")
-        again.reads(".timeline h2", MARKUP)
+        again.reads(".timeline .tag", MARKUP)
 
 
 @pytest.mark.parametrize("name", RUN_NAMES, ids=lambda name: ascii(name)[:30])
@@ -714,7 +714,7 @@ def test_a_hostile_link_opens_the_tab(tab: Watched, kind: str) -> None:
 def test_a_figure_named_like_a_method_may_be_missing_in_another_run(tab: Watched) -> None:
     tab.open(run=PLANTED, overlay=json.dumps([GOOD]), figure="constructor")
     tab.shows(PLANTED)
-    tab.reads(".timeline h2", "constructor")
+    tab.reads(".timeline .tag", "constructor")
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

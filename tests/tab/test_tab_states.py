@@ -573,7 +573,7 @@ def test_reference_tokens_without_a_grid_are_bars(tab: Tab) -> None:
 
 def test_what_has_no_value_is_undefined_with_its_reason_and_never_0(tab: Tab) -> None:
     choose(tab.page, "undefined")
-    assert tab.page.locator(".timeline h2").inner_text() == "reference_gap", "the first score that has values"
+    assert tab.page.locator(".timeline .tag").inner_text() == "reference_gap", "the first score that has values"
     tab.page.get_by_label("Score", exact=True).select_option("copying_layer/imacs_r_hole")
     tab.says(f"Undefined: {LONG_REASON}")
     panels = tab.page.locator(".views .panel")
@@ -725,12 +725,12 @@ def test_a_score_that_a_run_lacks_comes_back_with_a_run_that_has_it(tab: Tab) ->
     score, default = tab.page.get_by_label("Score", exact=True), "copying_layer/imacs_r_hole"
     assert score.input_value() == default
     choose(tab.page, "one token")  # without a copying layer
-    assert score.input_value() == words(tab.page, ".timeline h2") != default
+    assert score.input_value() == words(tab.page, ".timeline .tag") != default
     choose(tab.page, "good")
-    assert score.input_value() == words(tab.page, ".timeline h2") == default
+    assert score.input_value() == words(tab.page, ".timeline .tag") == default
     choose(tab.page, "one token")
     score.select_option("loss")
-    tab.page.wait_for_function("document.querySelector('.timeline h2').innerText === 'loss'")
+    tab.page.wait_for_function("document.querySelector('.timeline .tag').innerText === 'loss'")
     choose(tab.page, "good")
     assert score.input_value() == "loss", "chosen by hand, so kept"
 

@@ -2,6 +2,7 @@
 
 import {COLOUR_MAPS} from './colour.js';
 import {el, field, setOptions} from './dom.js';
+import {titleOf} from './figures.js';
 import {G2R_VARIANTS, headsOf, LEVELS, layerOf, layersOf, R2G_VARIANTS, within} from './levels.js';
 import {readPins} from './patches.js';
 import {change, state} from './state.js';
@@ -135,7 +136,7 @@ export function makeSidePanel() {
 
   // `shown` is the figure of the timeline.
   function load(evaluation, figures, shown) {
-    setOptions(figure, [...new Set([shown, ...figures])].map((tag) => [tag, tag]), shown);
+    setOptions(figure, [...new Set([shown, ...figures])].map((tag) => [tag, titleOf(tag)]), shown);
     setOptions(level, LEVELS, state.level);
     setOptions(time, numbered(evaluation.times, (i) => `${i}${i === 0 ? ', noisiest' : ''}`), String(within(state.time, evaluation.times)));
     const layers = layersOf(state, evaluation).map((name) => [name, name]);

@@ -2,12 +2,10 @@
 
 import {fetchEvaluation, fetchIndex, fetchInformation} from './api.js';
 import {own} from './dom.js';
+import {declare, isOfLayer, kindOf, layerKinds, mostTelling} from './figures.js';
 import {referenceOf} from './levels.js';
 import {emptyMessage, problemMessage, unreadableMessage, waitingMessage} from './messages.js';
 import {loadScene} from './scene.js';
-
-// Of these the first that has values is shown until a person chooses: not every run has masks, or a loss.
-const PREFERRED = ['copying_layer/imacs_r_hole', 'reference_gap', 'attention_information', 'imacs_g'];
 
 // What the backend says no to is not there; that it does not answer may pass.
 const refused = (problem) => {
@@ -31,7 +29,8 @@ export async function loadView(state, listing, wantsLayers) {
   if (evaluation.refusal) return unreadable(evaluation);
   const reference = referenceOf(state, evaluation);
   const figure = figureOf(state, index);
-  const kind = isOfLayer(figure) ? kindOf(figure) : state.layerScore;
+  declare(index);
+  const kind = isOfLayer(figure) ? kindOf(figure) : layerScoreOf(state, index);
   const [scene, bits, before, overlaid, layers] = await Promise.all([
     loadScene(state, state.run, step).catch(refused),
     fetchInformation(state.run, step, reference).catch(() => null),
@@ -57,16 +56,19 @@ export function loadNeighbours(state, {index, step, scene}) {
   }
 }
 
-// Scores of single layers are called "layer/<name>/<kind>".
-export const isOfLayer = (figure) => figure.startsWith('layer/');
-export const kindOf = (figure) => figure.slice(figure.lastIndexOf('/') + 1);
-
-// The chosen score, if the run has it.
+// The chosen score, if the run has it; else the most telling one that has values: not every run has masks, or a loss.
 function figureOf(state, index) {
   if (isOfLayer(state.figure) || Object.hasOwn(index.figures, state.figure)) return state.figure;
   const hasValues = (tag) => own(index.figures, tag)?.mean.some(Number.isFinite);
   const tags = Object.keys(index.figures);
-  return [...PREFERRED, ...tags].find(hasValues) ?? tags[0] ?? PREFERRED[0];
+  return [...mostTelling(index), ...tags].find(hasValues) ?? tags[0] ?? '';
+}
+
+// The chosen score of single layers, if there is such a one; else the most telling.
+function layerScoreOf(state, index) {
+  const kinds = layerKinds().map(([tag]) => tag);
+  const wanted = [state.layerScore, ...mostTelling(index).map(kindOf), ...kinds];
+  return wanted.find((kind) => kinds.includes(kind)) ?? state.layerScore;
 }
 
 // What was lost is told against the baseline, or against the first evaluation where the baseline came from a file.

@@ -2,11 +2,9 @@
 
 import {pictureAddress} from './api.js';
 import {arrange, el, mayBeMissing, number, own, retry, setOptions} from './dom.js';
+import {hintOf, isWorseHigher, titleOf} from './figures.js';
 import {pairOf} from './levels.js';
 import {change, state} from './state.js';
-
-// Of these a rise is the bad direction.
-const RISE_IS_BAD = /^(reference_\d+\/)?(loss$|drift\/)/;
 
 const SORTS = [
   ['fall', 'Lost most first'],
@@ -27,7 +25,7 @@ export function makePairs() {
     const baseline = before.evaluation;
     setOptions(sort, SORTS, state.sort);
     const storedIn = (one) => tag.replace(/^copying_layer\//, `layer/${one?.copying_layer}/`);
-    const bad = RISE_IS_BAD.test(tag) ? -1 : 1;
+    const bad = isWorseHigher(tag) ? -1 : 1;
     const rows = evaluation.pairs.map(({name, figures}, index) => {
       const earlier = own(baseline?.pairs.find((pair) => pair.name === name)?.figures, storedIn(baseline));
       const value = own(figures, storedIn(evaluation));
@@ -41,9 +39,11 @@ export function makePairs() {
       rows.sort((a, b) => badness(b) - badness(a));
     }
     const reason = rows.map(({value}) => value?.undefined).find(Boolean);
-    if (rows.some((row) => row.lost !== null)) note.textContent = `${tag}, and its change since ${before.words}`;
-    else if (rows.some((row) => Number.isFinite(row.value))) note.textContent = `${tag}, not known at ${before.words}`;
-    else note.textContent = reason ? `${tag} is undefined: ${reason}` : `${tag} is not known pair by pair`;
+    note.title = hintOf(tag);
+    const title = titleOf(tag);
+    if (rows.some((row) => row.lost !== null)) note.textContent = `${title}, and its change since ${before.words}`;
+    else if (rows.some((row) => Number.isFinite(row.value))) note.textContent = `${title}, not known at ${before.words}`;
+    else note.textContent = reason ? `${title} is undefined: ${reason}` : `${title} is not known pair by pair`;
     arrange(list, rows.map((row) => item(run, evaluation, row)));
   }
 

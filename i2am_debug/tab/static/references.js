@@ -1,16 +1,10 @@
 // Which of a pair's references is shown, where a model takes several.
 
 import {pictureAddress} from './api.js';
-import {arrange, el, mayBeMissing, number, own, retry} from './dom.js';
+import {arrange, el, mayBeMissing, own, retry} from './dom.js';
+import {measured, measuresOfReferences} from './figures.js';
 import {prefixOf, referenceName} from './levels.js';
 import {change} from './state.js';
-
-// What says how much a reference is used, with its words; the first that has a value.
-const MEASURES = [
-  ['reference_mass', (value) => `${(100 * value).toFixed(1)} % of the attention`],
-  ['branch_share', (value) => `${(100 * value).toFixed(1)} % of the branches`],
-  ['attention_information', (value) => `${number(value)} bits`],
-];
 
 export function makeReferences() {
   const element = el('div', {class: 'references', role: 'group', 'aria-label': 'References', hidden: true});
@@ -49,9 +43,9 @@ export function makeReferences() {
 }
 
 function measureOf(figures, reference) {
-  for (const [tag, words] of MEASURES) {
+  for (const tag of measuresOfReferences()) {
     const value = own(figures, prefixOf(reference) + tag);
-    if (Number.isFinite(value)) return words(value);
+    if (Number.isFinite(value)) return measured(tag, value);
   }
   return '';
 }

@@ -14,7 +14,7 @@ const DEFAULTS = {
   pair: 0,
   reference: 0, // of models that take several
   figure: '', // empty: the first that has values
-  layerScore: 'imacs_r_hole', // of single layers
+  layerScore: '', // of single layers; empty: the most telling
   level: 'unified', // copying, time, layer, head, cell
   time: 0,
   layer: '',

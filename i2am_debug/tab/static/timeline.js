@@ -2,16 +2,10 @@
 
 import {RUN_COLOURS} from './colour.js';
 import {arrange, el, field, number, own, setOptions, svg} from './dom.js';
+import {hintOf, isOfLayer, kindOf, layerKinds, layerNameOf, linesOf as linesBeside, titleOf} from './figures.js';
 import {shortLayer} from './levels.js';
-import {isOfLayer, kindOf} from './load.js';
 import {change, state} from './state.js';
 
-const LAYER_SCORES = [
-  ['imacs_r_hole', 'imacs_r_hole'],
-  ['imacs_r', 'imacs_r'],
-  ['energy_r_hole', 'energy_r_hole'],
-  ['attention_information', 'attention_information'],
-];
 const HEIGHT = 240;
 const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
 
@@ -19,6 +13,7 @@ const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
 export function makeTimeline(opened) {
   let data = null; // {names, runs: [{name, index, layers}], step, figure, kind, lines, layerNames, pairs, alertsProblem}
   const title = el('h2', {});
+  const tagName = el('code', {class: 'tag'});
   const fitLines = el('input', {type: 'checkbox', onchange: () => change({lines: fitLines.checked})});
   const chart = svg('svg', {class: 'chart', role: 'img', height: HEIGHT});
   const marks = el('div', {class: 'marks'});
@@ -34,7 +29,7 @@ export function makeTimeline(opened) {
   const more = el('details', {class: 'by-layer'}, el('summary', {}, 'Scores of single layers'), kindField, layers);
   more.addEventListener('toggle', () => more.open && !data?.runs[0].layers && opened());
   const lines = el('label', {class: 'check'}, fitLines, 'Fit reference lines');
-  const head = el('div', {class: 'section-head'}, title, lines);
+  const head = el('div', {class: 'section-head'}, title, tagName, lines);
   const element = el('section', {class: 'timeline', 'aria-label': 'Timeline'}, head, key, plot, now, small, more);
   chart.addEventListener('click', (event) => {
     if (!data) return;
@@ -50,7 +45,7 @@ export function makeTimeline(opened) {
   const right = () => Math.max(240, plot.clientWidth) - (linesOf().length ? namesRoom() : ROOM.right);
   const namesRoom = () => parseFloat(getComputedStyle(plot).getPropertyValue('--line-names')); // depends on the font
   const linesOf = () =>
-    Object.entries(own(data.lines, data.figure) ?? own(data.lines, lineTag(data.figure)) ?? {})
+    Object.entries(own(data.lines, data.figure) ?? own(data.lines, linesBeside(data.figure)) ?? {})
       .filter(([, value]) => Number.isFinite(value));
   const keys = new Map(); // run → its entry in the key
   const marksOf = new Map(); // run and step → mark of its alert
@@ -70,7 +65,7 @@ export function makeTimeline(opened) {
     draw();
     drawSmall(small, data.runs[0].index.figures);
     more.open = more.open || isOfLayer(data.figure);
-    setOptions(kind, LAYER_SCORES, data.kind);
+    setOptions(kind, layerKinds(), data.kind);
     drawSmall(layers, data.runs[0].layers?.figures ?? {});
   }
 
@@ -105,7 +100,9 @@ export function makeTimeline(opened) {
     const main = data.runs[0];
     const figureOf = (run) => own(run.index.figures, data.figure) ?? own(run.layers?.figures, data.figure);
     const reference = linesOf();
-    title.textContent = data.figure;
+    title.textContent = titleOf(data.figure);
+    title.title = hintOf(data.figure);
+    tagName.textContent = data.figure;
     lines.hidden = !reference.length;
     fitLines.checked = state.lines;
     const values = data.runs.flatMap((run) => spread(figureOf(run))).concat(state.lines ? reference.map(([, v]) => v) : []);
@@ -118,7 +115,7 @@ export function makeTimeline(opened) {
       const reason = Object.values(figureOf(main)?.undefined ?? {})[0] ?? 'it was not recorded';
       missing.textContent = `Undefined: ${reason}`;
       chart.replaceChildren();
-      chart.setAttribute('aria-label', `${data.figure} is undefined: ${reason}`);
+      chart.setAttribute('aria-label', `${titleOf(data.figure)} is undefined: ${reason}`);
       return;
     }
     const y = scaleY(values);
@@ -130,7 +127,7 @@ export function makeTimeline(opened) {
     chart.replaceChildren(...parts);
     const {steps} = main.index;
     const words = summary(figureOf(main), steps);
-    chart.setAttribute('aria-label', `${data.figure} over ${steps.length} evaluations of ${main.name}, ${words}`);
+    chart.setAttribute('aria-label', `${titleOf(data.figure)} over ${steps.length} evaluations of ${main.name}, ${words}`);
   }
 
   function referenceLines(reference, x, y) {
@@ -223,7 +220,7 @@ export function makeTimeline(opened) {
     const isNow = alert.global_step === data.step;
     const go = el('button', {type: 'button', onclick: () => change({step: alert.global_step})}, `Go to step ${alert.global_step}`);
     const figures = [...new Set(alert.findings.map(({figure}) => figure))].filter((tag) => own(main.index.figures, tag));
-    const choose = figures.map((tag) => el('button', {type: 'button', onclick: () => change({figure: tag})}, tag));
+    const choose = figures.map((tag) => el('button', {type: 'button', onclick: () => change({figure: tag}), title: hintOf(tag)}, titleOf(tag)));
     const blamed = data.pairs.map((name, pair) => [name, pair]).filter(([name]) => Object.hasOwn(alert.panels, name));
     choose.push(...blamed.map(([name, pair]) => el('button', {type: 'button', onclick: () => change({pair})}, name)));
     const more = [el('p', {class: 'alert-text'}, rest.join('\n').trim()), el('p', {class: 'alert-buttons'}, ...choose)];
@@ -246,7 +243,7 @@ export function makeTimeline(opened) {
     const value = figures[0]?.mean[main.index.steps.indexOf(data.step)];
     const text = Number.isFinite(value) ? number(value) : 'undefined';
     const reason = Object.values(figures[0]?.undefined ?? {})[0];
-    button.title = reason && !Number.isFinite(value) ? `${tag}, undefined: ${reason}` : tag;
+    button.title = reason && !Number.isFinite(value) ? `${hintOf(tag)}, undefined: ${reason}` : hintOf(tag);
     // Only the value changes from one evaluation to the next.
     const theme = document.documentElement.dataset.theme;
     const drawn = drawnOf.get(button);
@@ -278,8 +275,7 @@ export function makeTimeline(opened) {
 
   // That of a layer is short: all of them are of the same kind.
   function nameOf(tag) {
-    if (!isOfLayer(tag)) return tag;
-    return shortLayer(tag.slice('layer/'.length, -kindOf(tag).length - 1), data.layerNames);
+    return isOfLayer(tag) ? shortLayer(layerNameOf(tag), data.layerNames) : titleOf(tag);
   }
 
   const redraw = () => data && load(data);
@@ -290,9 +286,6 @@ const colourAt = (place) => {
   const found = RUN_COLOURS[document.documentElement.dataset.theme] ?? RUN_COLOURS.light;
   return found[Math.max(0, place) % found.length];
 };
-
-// The scores of the hole and of the copying layer stand beside IMACS_r's lines.
-const lineTag = (tag) => (/(^|\/)imacs_r(_hole)?$/.test(tag) ? 'imacs_r' : tag);
 
 const spread = (figure) => (figure ? [...figure.mean, ...figure.low, ...figure.high].filter(Number.isFinite) : []);
 
