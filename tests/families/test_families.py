@@ -1,4 +1,4 @@
-"""The registry: the right family is found for every model, and the table in the README is the registry's."""
+"""The registry: the right family is found for every model, and the table in the docs is the registry's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from i2am_debug.errors import UnsupportedModel
 from i2am_debug.families.__main__ import table
 from i2am_debug.families.registry import find_family, register_family, registered
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 
-def test_the_readme_has_the_table_that_the_registry_prints():
-    text = README.read_text(encoding="utf-8")
+def test_the_docs_have_the_table_that_the_registry_prints():
+    text = PAGE.read_text(encoding="utf-8")
     begin, end = "<!-- families: python -m i2am_debug.families -->\n", "<!-- /families -->"
     assert text[text.index(begin) + len(begin) : text.index(end)].strip() == table()
 
