@@ -9,10 +9,10 @@ import contextlib
 
 import pytest
 import torch
+from builders.flux_kontext import KEYS, QUERIES, blocks, denoise, inputs, tiny_transformer
 from oracle import assert_maps_equal, recorded_products
 from peft import LoraConfig
 from test_capture import left_behind, small_unet
-from test_family_flux_kontext import KEYS, QUERIES, blocks, denoise, inputs, tiny_transformer
 
 from i2am_debug import trace
 from i2am_debug.errors import NothingCaptured

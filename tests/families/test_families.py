@@ -56,32 +56,34 @@ def test_a_family_of_ones_own_is_asked_first(monkeypatch):
 def models() -> dict[str, torch.nn.Module]:
     """Family → a model of it, made by that family's own tests."""
     import test_capture
-    import test_family_added_key_value
-    import test_family_bria_fibo_edit
-    import test_family_flux2
-    import test_family_flux_kontext
-    import test_family_ip_adapter
-    import test_family_ldm_cross_attention
-    import test_family_longcat_edit
-    import test_family_omnigen
-    import test_family_qwen_image_edit
-    import test_family_sd3_ip_adapter
-    import test_family_wan_image_to_video
+    from builders import (
+        added_key_value,
+        bria_fibo_edit,
+        flux2,
+        flux_kontext,
+        ip_adapter,
+        ldm_cross_attention,
+        longcat_edit,
+        omnigen,
+        qwen_image_edit,
+        sd3_ip_adapter,
+        wan_image_to_video,
+    )
 
     return {
         "unet_cross_attention": test_capture.small_unet(),
-        "ip_adapter": test_family_ip_adapter.unet_with("full"),
-        "flux_kontext": test_family_flux_kontext.tiny_transformer(),
-        "flux2": test_family_flux2.tiny_transformer(),
-        "qwen_image_edit": test_family_qwen_image_edit.small_transformer(),
-        "omnigen": test_family_omnigen.small_transformer(),
-        "sd3_ip_adapter": test_family_sd3_ip_adapter.small_transformer(),
-        "wan_image_to_video": test_family_wan_image_to_video.small(),
-        "ldm_cross_attention": test_family_ldm_cross_attention.small(),
+        "ip_adapter": ip_adapter.unet_with("full"),
+        "flux_kontext": flux_kontext.tiny_transformer(),
+        "flux2": flux2.tiny_transformer(),
+        "qwen_image_edit": qwen_image_edit.small_transformer(),
+        "omnigen": omnigen.small_transformer(),
+        "sd3_ip_adapter": sd3_ip_adapter.small_transformer(),
+        "wan_image_to_video": wan_image_to_video.small(),
+        "ldm_cross_attention": ldm_cross_attention.small(),
         "key_concatenation": garment_unet(),
-        "added_key_value": test_family_added_key_value.small_unet(),
-        "longcat_edit": test_family_longcat_edit.tiny_transformer(),
-        "bria_fibo_edit": test_family_bria_fibo_edit.tiny_transformer(),
+        "added_key_value": added_key_value.small_unet(),
+        "longcat_edit": longcat_edit.tiny_transformer(),
+        "bria_fibo_edit": bria_fibo_edit.tiny_transformer(),
     }
 
 

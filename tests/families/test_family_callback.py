@@ -7,18 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_family_flux2 as flux2
-import test_family_flux_kontext as kontext
 import torch
+from builders import flux2 as flux2
+from builders import flux_kontext as kontext
+from builders.ip_adapter import TEXT, pictures, unet_with
+from cases import CASES
+from diffusers import Flux2KleinPipeline, FluxKontextPipeline
 from i2am_debug.callbacks import I2AMCallback
 from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_family_ip_adapter import TEXT, pictures, unet_with
-from test_family_variants import CASES
 from training import new_accelerator
 
 from i2am_debug import CapturePlan, ValidationPair, ValidationPairs, imacs, js_distance, trace
+from i2am_debug.capture.trace import find_denoiser
 from i2am_debug.errors import InvalidPair
 from i2am_debug.evaluation.calls import default_call
 from i2am_debug.figures.values import Undefined
@@ -107,7 +109,7 @@ def test_tokens_without_a_grid_have_information_and_no_place(tmp_path):
 def test_a_joint_attention_pipeline_is_sampled_with_its_default_call(tmp_path):
     """FluxKontextPipeline: the reference is its `image`; the map has its own grid, and its share of the attention."""
     accelerator = new_accelerator(tmp_path)
-    pipeline = kontext.kontext_pipeline(kontext.FluxKontextPipeline)
+    pipeline = kontext.kontext_pipeline(FluxKontextPipeline)
     pipeline.transformer.train()
     before = {n: p.clone() for n, p in pipeline.transformer.named_parameters()}
     callback = I2AMCallback(
@@ -159,7 +161,7 @@ def klein_pair(number: int, further: int) -> ValidationPair:
 def test_every_reference_of_a_pair_has_its_figures_maps_and_picture(tmp_path):
     """Flux2KleinPipeline with its default call: one pair has two references, the other has one."""
     accelerator = new_accelerator(tmp_path)
-    pipeline = flux2.flux2_pipeline(flux2.Flux2KleinPipeline, flux2.Flux2())
+    pipeline = flux2.flux2_pipeline(Flux2KleinPipeline, flux2.Flux2())
     both = ValidationPairs([klein_pair(0, 1), klein_pair(1, 0)])
     callback = I2AMCallback(
         accelerator,
@@ -251,7 +253,7 @@ def test_a_layer_that_reads_only_a_further_reference_has_its_share_of_the_sample
 
 def test_references_that_the_pipeline_cannot_take_are_refused_before_the_training(tmp_path):
     accelerator = new_accelerator(tmp_path)
-    pipeline = kontext.kontext_pipeline(kontext.FluxKontextPipeline)
+    pipeline = kontext.kontext_pipeline(FluxKontextPipeline)
     one = kontext_pair(0)
     two = replace(one, name="two", further_references=[one.reference])
     callback = I2AMCallback(accelerator, pipeline=pipeline, pairs=ValidationPairs([one, two]), every_n_steps=5)
@@ -265,15 +267,17 @@ def test_the_callback_works_on_every_family(name, tmp_path):
     """Teacher-forced, with the family's own way of calling its model; every figure is a number or says why not."""
     accelerator = new_accelerator(tmp_path)
     case = CASES[name]()
-    case.model.train()
-    before = {n: p.clone() for n, p in case.model.named_parameters()}
+    model = case.model()
+    denoiser = find_denoiser(model)
+    denoiser.train()
+    before = {n: p.clone() for n, p in denoiser.named_parameters()}
 
     def loss_fn(batch, timesteps, generator, reference=None):
-        return torch.stack([output.float().square().mean() for output in case.call(case.model)]).mean()[None]
+        return torch.stack([output.float().square().mean() for output in case.run(model, 1, case.ways[0])]).mean()[None]
 
     callback = I2AMCallback(
         accelerator,
-        pipeline=case.model,
+        pipeline=model,
         family=case.family,
         pairs=pairs(2),
         every_n_steps=1,
@@ -294,4 +298,4 @@ def test_the_callback_works_on_every_family(name, tmp_path):
     assert placed or evaluation.mean("imacs_r") == Undefined("the reference tokens have no grid")
     images, scalars = images_and_scalars(tmp_path / "run")
     assert {"i2am/pair_00", "i2am/pair_01"} <= images and {"i2am/imacs_g", "i2am/attention_information"} <= scalars
-    assert case.model.training and all(torch.equal(p, before[n]) for n, p in case.model.named_parameters())
+    assert denoiser.training and all(torch.equal(p, before[n]) for n, p in denoiser.named_parameters())

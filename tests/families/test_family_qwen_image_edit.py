@@ -3,105 +3,22 @@
 The transformer is called as `QwenImageEditPipeline`, `QwenImageEditPlusPipeline` and `QwenImageLayeredPipeline` call it
 (the pipelines themselves need a Qwen2.5-VL text encoder): latents and reference latents in one sequence, the noise time
 divided by 1000, `img_shapes` and `return_dict=False`; the conditional forward first, then the negative prompt's at the same
-noise time.
-"""
+noise time."""
 
 from __future__ import annotations
-
-import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import QwenImageTransformer2DModel, UNet2DConditionModel
-from oracle import assert_maps_equal, recorded_products, sharpened
+from builders.qwen_image_edit import FAMILY, GENERATED, REFERENCES, TEXT, edit, modules, small_transformer, spans
+from diffusers import UNet2DConditionModel
+from oracle import assert_maps_equal, recorded_products
 
 from i2am_debug import trace
 from i2am_debug.errors import NothingCaptured, UnsupportedModel
 from i2am_debug.families.family import Product
 from i2am_debug.families.qwen_image_edit import QwenImageEdit
-
-TEXT, GENERATED, REFERENCES = 6, (3, 5), [(4, 2), (2, 7)]
-FAMILY = QwenImageEdit()
-
-
-def small_transformer(**changes) -> QwenImageTransformer2DModel:
-    torch.manual_seed(0)
-    settings = dict(
-        in_channels=8,
-        out_channels=2,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=3,
-        joint_attention_dim=12,
-        axes_dims_rope=(4, 6, 6),
-    )
-    model = QwenImageTransformer2DModel(**{**settings, **changes}).eval()
-    return sharpened(
-        model, "norm_q", "norm_k", "norm_added_q", "norm_added_k", factor=2
-    )  # to_q, to_k are normalised away
-
-
-def edit(model, images=1, grids=(GENERATED, *REFERENCES), *, guidance=False, masked=True, **more) -> list[torch.Tensor]:
-    """Two sampler steps of the edit pipelines, on random latents and prompts; the denoiser's outputs."""
-    draw = torch.Generator().manual_seed(1)
-    tokens = sum(math.prod(g) for g in grids)
-    prompt, negative = (torch.randn(images, n, 12, generator=draw) for n in (TEXT, TEXT - 2))
-    mask = torch.arange(TEXT) < torch.arange(TEXT, TEXT - images, -1)[:, None] - 1  # prompts of unequal length
-    prompts = [(prompt, mask.long() if masked else None)] + [(negative, None)] * guidance
-    outputs = []
-    for time in (900.0, 300.0):
-        latents = torch.randn(images, tokens, 8, generator=draw)
-        for states, states_mask in prompts:
-            with torch.no_grad():
-                output = model(
-                    hidden_states=latents,
-                    timestep=torch.full((images,), time) / 1000,
-                    guidance=None,
-                    encoder_hidden_states_mask=states_mask,
-                    encoder_hidden_states=states,
-                    img_shapes=[[(1, *g) for g in grids]] * images,
-                    attention_kwargs={},
-                    return_dict=False,
-                    **more,
-                )[0]
-            outputs.append(output)
-    return outputs
-
-
-def modules(model) -> dict[str, torch.nn.Module]:
-    return {f"transformer_blocks.{i}": block.attn for i, block in enumerate(model.transformer_blocks)}
-
-
-def spans(grids) -> list[slice]:
-    """Where the pictures sit in the joint sequence."""
-    ends = itertools.accumulate([TEXT, *(h * w for h, w in grids)])
-    return [slice(a, b) for a, b in itertools.pairwise(ends)]
-
-
-@pytest.mark.parametrize("guidance", [False, True], ids=["conditional only", "two forwards"])
-@pytest.mark.parametrize("images", [1, 3])
-def test_maps_and_reference_mass_equal_a_materialised_softmax_for_each_reference(images, guidance):
-    model = small_transformer()
-    with recorded_products(modules(model)) as products:
-        edit(model, images, guidance=guidance)
-    with trace(model, family=FAMILY) as t:
-        edit(model, images, guidance=guidance)
-    assert t.images == images and t.references == (0, 1)
-    generated, *references = spans((GENERATED, *REFERENCES))
-    for number, reference in enumerate(references):
-        for image in range(images):
-            maps = t.maps(image, number)
-            conditional = {name: each[:: 1 + guidance] for name, each in products.items()}
-            logits = {n: [p.logits([image], generated, reference)[0] for p in e] for n, e in conditional.items()}
-            assert_maps_equal(maps, logits)
-            assert maps.steps == (0, 1)
-            assert maps.r2g.unified.shape == GENERATED and maps.g2r.unified.shape == REFERENCES[number]
-            for name, each in conditional.items():
-                share = [p.weights([image], generated)[..., reference].sum(-1).mean() for p in each]
-                assert maps.reference_mass[name] == pytest.approx(float(sum(share)) / 2, rel=1e-5)
 
 
 def test_padding_in_the_prompt_changes_the_reference_mass():
@@ -113,43 +30,6 @@ def test_padding_in_the_prompt_changes_the_reference_mass():
             edit(model, 3, masked=masked)
         masses.append(t.maps(2).reference_mass["transformer_blocks.0"])
     assert abs(masses[0] - masses[1]) > 1e-3
-
-
-@pytest.mark.parametrize("guidance", [False, True])
-def test_output_is_bit_identical(guidance):
-    model = small_transformer(zero_cond_t=True)  # as Edit-2511 has it: the references are modulated at time 0
-    plain = edit(model, guidance=guidance)
-    with trace(model, family=FAMILY):
-        looked_at = edit(model, guidance=guidance)
-    assert len(plain) == 2 + 2 * guidance and all(map(torch.equal, plain, looked_at))
-
-
-@pytest.mark.parametrize(
-    ("patch", "reference", "key"), [((2, 3), 0, (3, 0)), ((2, 3), 1, (0, 5)), ((0, 4), 1, (1, 2)), ((1, 0), 0, (0, 1))]
-)
-def test_the_specific_map_of_a_planted_copy_peaks_at_its_key(patch, reference, key):
-    """One generated token's query is made the key of one reference token, seen through both tokens' rotary embedding."""
-    model = small_transformer()
-    grids = (GENERATED, *REFERENCES)
-    rotary = model.pos_embed([[(1, *g) for g in grids]], max_txt_seq_len=TEXT, device=torch.device("cpu"))[0]
-    generated, *references = (slice(s.start - TEXT, s.stop - TEXT) for s in spans(grids))
-    ours = generated.start + patch[0] * GENERATED[1] + patch[1]
-    theirs = references[reference].start + key[0] * REFERENCES[reference][1] + key[1]
-    keys = 2 * F.normalize(torch.randn(1, len(rotary), 3, 16), dim=-1)
-    queries = 0.1 * torch.randn(1, len(rotary), 3, 16)
-    turned = torch.view_as_complex(keys[0, theirs].unflatten(-1, (-1, 2))) * rotary[theirs] / rotary[ours]
-    queries[0, ours] = 6 * torch.view_as_real(turned).flatten(-2)
-    attention = model.transformer_blocks[1].attn
-    attention.norm_q.register_forward_hook(lambda *_: queries)
-    attention.norm_k.register_forward_hook(lambda *_: keys)
-    with trace(model, family=FAMILY) as t:
-        edit(model)
-    maps = t.maps(reference=reference)
-    row = maps.specific(*patch, layer="transformer_blocks.1")
-    assert row.shape == REFERENCES[reference]
-    assert np.unravel_index(row.argmax(), row.shape) == key
-    other = maps.specific((patch[0] + 1) % GENERATED[0], patch[1], layer="transformer_blocks.1")
-    assert other.max() < 0.5 * row.max()
 
 
 @pytest.mark.parametrize("picture", [0, 2])
