@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..figures.record import Evaluation, differences
-from ..figures.registry import all_figures
+from ..figures.registry import all_figures, declaration_of
 from ..figures.values import Undefined, reference_tag
 from ..store.evaluation_file import pairs_file_name, read_arrays, read_figures, write_evaluation
 from ..store.run_store import RunStore, Stored
@@ -108,7 +108,10 @@ def describe(evaluation: Evaluation, *, layers: bool = False) -> str:
         if layers or not t.startswith("layer/") or copying in t.split("/")
     }
     width = max(map(len, shown), default=0)
-    lines += [f"  {tag:<{width}}  {estimate}" for tag, estimate in shown.items() if not isinstance(estimate, Undefined)]
+    for tag, estimate in shown.items():
+        if not isinstance(estimate, Undefined):
+            declared = declaration_of(tag, evaluation.declared)
+            lines.append(f"  {tag:<{width}}  {estimate}{f'  {declared.unit}' if declared and declared.unit else ''}")
     undefined: dict[str, list[str]] = {}
     for tag, estimate in shown.items():
         if isinstance(estimate, Undefined):
