@@ -103,7 +103,10 @@ class DeclaredFigure:
         if self.worse not in ("down", "up"):
             raise ValueError(f"figure {self.tag!r}: worse={self.worse!r}: expected 'down' or 'up'")
         if self.margin is not None:
-            object.__setattr__(self, "margin", Margin.parse(self.margin))
+            try:
+                object.__setattr__(self, "margin", Margin.parse(self.margin))
+            except ValueError as error:
+                raise ValueError(f"figure {self.tag!r}: {error}") from None
 
     @property
     def label(self) -> str:

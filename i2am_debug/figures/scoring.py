@@ -125,12 +125,15 @@ def _lines_of(view: PairView) -> dict[str, Mapping[str, float]]:
                 out[figure.tag] = figure.reference_lines(view)
             except UndefinedFigure:  # without a mask there is nothing to read the chart by
                 continue
+            except Exception:
+                if figure not in own_figures():
+                    raise
     return out
 
 
 def _value(figure: DeclaredFigure, compute: Any, *arguments: Any) -> Figure:
     try:
-        value = compute(*arguments)
+        value = float(compute(*arguments))
     except UndefinedFigure as error:
         return Undefined(error.reason)
     except Exception as error:

@@ -24,7 +24,7 @@ from i2am_debug.figures.declaration import COPYING_LAYER, Need
 from i2am_debug.figures.declared import FIGURES
 from i2am_debug.figures.pair_view import PairView
 from i2am_debug.figures.scores import IMACSSettings
-from i2am_debug.figures.scoring import errors_of, figures_of, further_figures_of
+from i2am_debug.figures.scoring import errors_of, figures_of, further_figures_of, score
 from i2am_debug.gate.check import check
 from i2am_debug.store.run_store import RunStore
 from i2am_debug.tab import index_file
@@ -153,7 +153,7 @@ def test_what_is_known_of_a_figure_stands_in_few_files() -> None:
         ({"tag": "reference_1/x"}, "mean something else"),
         ({"tag": "alert"}, "mean something else"),
         ({"worse": "sideways"}, "'sharpness'.*sideways.*expected 'down' or 'up'"),
-        ({"margin": "lots"}, "margin 'lots'"),
+        ({"margin": "lots"}, "figure 'sharpness': margin 'lots'"),
         ({"compute": None, "compute_of_layer": None}, "'sharpness' computes nothing"),
         ({"tag": "imacs_g"}, "figure 'imacs_g' already"),
     ],
@@ -271,6 +271,14 @@ def test_its_own_reason_and_its_own_error_are_recorded(own: DeclaredFigure, full
     found = figures_of(full)
     assert found["sharpness"] == Undefined("its own function raised RuntimeError: half done")
     assert not isinstance(found["imacs_g"], Undefined)
+    registry._REGISTERED[:] = [dataclasses.replace(own, compute=lambda view: "much", reference_lines=broken)]
+    scored = score(
+        [full.observation], [full.pair], settings=full.settings, population=lambda _: 9, baseline=full.baseline
+    )
+    assert scored.figures["sharpness"][0] == Undefined(
+        "its own function raised ValueError: could not convert string to float: 'much'"
+    )
+    assert set(scored.reference_lines) == {"imacs_g", "imacs_r"}
 
 
 def test_the_default_rules_take_it_in(own: DeclaredFigure) -> None:
