@@ -102,7 +102,8 @@ class I2AMCallback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up a checkpoint; evaluations after it, if the folder has any, are superseded."""
-        self.monitor.resume({**state, "baseline_maps": {k: v.numpy() for k, v in state["baseline_maps"].items()}})
+        maps = {name: tensor.numpy() for name, tensor in state.get("baseline_maps", {}).items()}
+        self.monitor.resume({**state, "baseline_maps": maps})
 
     @contextmanager
     def _pipeline(self) -> Iterator[Any]:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class AccelerateProcesses:
-    """What a `monitor.Monitor` needs to know of the processes (`monitor.Processes`)."""
+    """What a `monitor.Monitor` needs to know of the processes (`loop.Processes`)."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -27,6 +27,7 @@ from .figures.declared import ATTENTION_INFORMATION
 from .figures.observation import Observation, merge_observations
 from .figures.record import Evaluation, differences, in_words
 from .figures.values import Undefined
+from .loop import Processes, Trackers
 from .report.log import log_line
 from .report.pictures import alert_panels, pictures_of
 from .settings import MonitorSettings
@@ -37,49 +38,8 @@ from .store.run_store import RunStore
 logger = logging.getLogger("i2am_debug")
 
 T = TypeVar("T")
+_Outcome = tuple[Evaluation, "Alert | None", list[str]]  # what was found, and what could not be reported
 _Observed = tuple[list[Observation], dict[int, Image.Image]]  # of pairs, and pictures sampled apart from them
-
-
-class Processes(Protocol):
-    """The processes that train together; all of them call the same methods in the same order."""
-
-    @property
-    def is_main(self) -> bool: ...
-
-    def share(self, work: list[Any]) -> list[Any]:
-        """This process's part of the work; all parts are of one length, padded with repetitions."""
-        ...
-
-    def agree(self, work: Callable[[], T]) -> T:
-        """What `work` returns on this process; an error on one is an error on all."""
-        ...
-
-    def gather(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returns on each process, on every process; an error on one is an error on all."""
-        ...
-
-    def from_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns on the main process, on every process; its error too."""
-        ...
-
-    def wait(self) -> None:
-        """Until all have come here."""
-        ...
-
-
-class Trackers(Protocol):
-    """Where a run's figures and pictures are written, on its main process."""
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder, in which its evaluations are stored."""
-        ...
-
-    def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None: ...
-    def alert(self, alert: Alert | None, global_step: int) -> None: ...
-    def pictures(self, pictures: Mapping[str, Callable[[], Image.Image]], global_step: int) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class Monitor:
@@ -112,6 +72,7 @@ class Monitor:
         self._last_step: int | None = None
         self._resumed_at: int | None = None
         self._told: set[str] = set()
+        self._unwritten: list[Alert] = []  # alerts that the disk did not take; tried again at every evaluation
         if settings.baseline is not None:
             self._baseline, self._baseline_maps = read_evaluation(settings.baseline)
 
@@ -141,11 +102,19 @@ class Monitor:
         """Evaluates the final weights unless just done, and closes what was opened."""
         if global_step != self._last_step:
             self._evaluate_or_warn(global_step)
-        if self._trackers is not None:
-            self._trackers.close()
+        failure = None
+        try:
+            if self._trackers is not None:
+                self._trackers.close()
+        except Exception as error:  # the other processes must not wait for ever, nor the script's last save be lost
+            failure = error
         # A script that ends now frees its process group while gloo's thread may still hold our last gather's tensors;
         # both then wait for the interpreter's lock for ever (torch 2.13, CPU). A barrier gives that thread time.
         self._processes.wait()
+        if failure is not None and self.settings.on_error == "raise":
+            raise failure
+        if failure is not None:
+            logger.warning("i2am: the trackers could not be closed: %s; training goes on", failure)
 
     def evaluate(self, global_step: int) -> Evaluation:
         """Evaluates now, writes and compares; returns the figures on every process.
@@ -154,8 +123,10 @@ class Monitor:
             IMACSRegression: an alert as severe as `fail_on`, on every process.
             Exception: what went wrong, whatever `on_error` says.
         """
-        evaluation, alert = self._observe_and_write(global_step)
+        evaluation, alert, failed = self._observe_and_write(global_step)
         self._act_on(alert)
+        if failed:
+            raise self._what_failed(global_step, failed)
         return evaluation
 
     def history(self) -> list[Evaluation]:
@@ -175,14 +146,17 @@ class Monitor:
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave; evaluations after it, if the folder has any, are superseded."""
-        self._last_step = self._resumed_at = state["last_step"]
-        if state["baseline"] is not None:
+        """Takes up what `state` gave, or as much of it as an older version did.
+
+        Evaluations after it, if the folder has any, are superseded.
+        """
+        self._last_step = self._resumed_at = state.get("last_step")
+        if state.get("baseline") is not None:
             self._baseline = Evaluation.from_json(json.loads(state["baseline"]))
             self.evaluator.heads = self._baseline.heads
-        self._baseline_maps = dict(state["baseline_maps"])
-        self._alert_state = AlertState(self.settings.rules, state["alerting"])
-        self.should_stop = state["should_stop"]
+        self._baseline_maps = dict(state.get("baseline_maps", {}))
+        self._alert_state = AlertState(self.settings.rules, state.get("alerting"))
+        self.should_stop = state.get("should_stop", False)
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
@@ -194,9 +168,9 @@ class Monitor:
         return self._baseline is None or self._last_step is None or saved_before_it_was_evaluated
 
     def _evaluate_or_warn(self, global_step: int) -> None:
-        alert = None
+        alert, failed = None, None
         try:
-            _, alert = self._observe_and_write(global_step)
+            _, alert, failed = self._observe_and_write(global_step)
         except Exception as error:
             if self.settings.on_error == "raise":
                 raise
@@ -208,8 +182,18 @@ class Monitor:
                 exc_info=not isinstance(error, I2AMError),
             )
         self._act_on(alert)  # outside the try: an on_alert that raises, and fail_on, mean to end the training
+        if failed and self.settings.on_error == "raise":
+            raise self._what_failed(global_step, failed)
+        if failed:
+            logger.warning("i2am: %s; training goes on", self._what_failed(global_step, failed))
 
-    def _observe_and_write(self, global_step: int) -> tuple[Evaluation, Alert | None]:
+    @staticmethod
+    def _what_failed(global_step: int, failed: Sequence[str]) -> I2AMError:
+        return I2AMError(
+            f"of the evaluation at step {global_step} not everything could be reported: {'; '.join(failed)}"
+        )
+
+    def _observe_and_write(self, global_step: int) -> _Outcome:
         started = time.monotonic()
         with ExitStack() as stack:
             pipeline = self._processes.agree(lambda: stack.enter_context(self._pipeline()))
@@ -241,7 +225,7 @@ class Monitor:
 
     def _score_and_write(
         self, pipeline: Any, observations: list[Observation], global_step: int, started: float
-    ) -> tuple[Evaluation, Alert | None]:
+    ) -> _Outcome:
         """On the main process: score, store, judge, report."""
         trackers, store = self._open()
         evaluation = self.evaluator.score(
@@ -249,25 +233,55 @@ class Monitor:
         )
         copying = (self._baseline or evaluation).copying_layer
         watched = None if isinstance(copying, Undefined) else copying
-        self._newest = evaluation = replace(evaluation, watched_layer=watched, seconds=time.monotonic() - started)
+        evaluation = replace(evaluation, watched_layer=watched, seconds=time.monotonic() - started)
+        store.write(evaluation, *pack_observations(observations, watched))
+        self._newest = evaluation  # only now: what is not stored is no baseline to compare with
         if self._baseline is None:
             self._baseline, self._baseline_maps = evaluation, unified_maps(observations)
-        store.write(evaluation, *pack_observations(observations, watched))
-        store.write_pairs(evaluation, self.settings.pairs)
         alert = self._judge(evaluation, store)
-        trackers.scalars(evaluation, copying)
+        return evaluation, *self._report(evaluation, alert, observations, trackers, store)
+
+    def _report(
+        self,
+        evaluation: Evaluation,
+        alert: Alert | None,
+        observations: list[Observation],
+        trackers: Trackers,
+        store: RunStore,
+    ) -> tuple[Alert | None, list[str]]:
+        """Tells of an evaluation wherever it is to be told; returns the alert with its panels, and what could not be told.
+
+        Each part is on its own: a tracker, a picture or a full disk must not keep an alert from anybody.
+        """
+        settings, step, copying = self.settings, evaluation.global_step, (self._baseline or evaluation).copying_layer
+        failed: list[str] = []
+
+        def attempt(what: str, work: Callable[[], T]) -> T | None:
+            try:
+                return work()
+            except Exception as error:
+                logger.debug("i2am: %s", what, exc_info=True)
+                failed.append(f"{what}: {type(error).__name__}: {error}")
+                return None
+
+        attempt("the figures in the trackers", lambda: trackers.scalars(evaluation, copying))
         logger.info(log_line(evaluation, copying))
         if alert is not None:
-            alert = self._keep_panels(alert, evaluation, observations, store)
-            store.write_alert(alert)
-            logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
-        trackers.alert(alert, global_step)
-        settings = self.settings
-        drawn = pictures_of(evaluation, observations, settings.pairs, panels=settings.panels, strips=settings.pictures)
-        trackers.pictures(drawn, global_step)
-        trackers.flush()
-        store.thin(settings.keep_matrices, self._protected(store))
-        return evaluation, alert
+            bare = alert
+            drawn = attempt("its panels", lambda: self._keep_panels(bare, evaluation, observations, store))
+            alert = told = drawn or bare
+            self._unwritten.append(told)
+            logger.log(getattr(logging, told.severity.upper()), "i2am ALERT: %s", told.text)
+        self._unwritten = [one for one in self._unwritten if not attempt("alerts.jsonl", partial(_written, store, one))]
+        attempt("the alert in the trackers", lambda: trackers.alert(alert, step))
+        attempt("the pairs' pictures", lambda: store.write_pairs(evaluation, settings.pairs))
+        pictures = pictures_of(
+            evaluation, observations, settings.pairs, panels=settings.panels, strips=settings.pictures
+        )
+        attempt("the panels in the trackers", lambda: trackers.pictures(pictures, step))
+        attempt("the trackers", trackers.flush)
+        attempt("thinning the stored rows", lambda: store.thin(settings.keep_matrices, self._protected(store)))
+        return alert, failed
 
     def _open(self) -> tuple[Trackers, RunStore]:
         if self._trackers is None or self._store is None:
@@ -336,3 +350,8 @@ class Monitor:
         scored = [(s.mean(ATTENTION_INFORMATION.tag), s.global_step) for s in store.evaluations()]
         best = max(((v, step) for v, step in scored if not isinstance(v, Undefined)), default=None)
         return steps if best is None else steps | {best[1]}
+
+
+def _written(store: RunStore, alert: Alert) -> bool:
+    store.write_alert(alert)
+    return True

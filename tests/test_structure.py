@@ -66,6 +66,7 @@ ROOMS = (
     "store",
     "report",
     "settings",
+    "loop",
     "monitor",
     "gate",
     "pytest_plugin",

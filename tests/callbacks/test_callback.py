@@ -197,9 +197,86 @@ def test_an_evaluation_that_fails_does_not_end_training_unless_asked_to(tmp_path
     callback.monitor._trackers._writer.add_image = broken  # a tracker that fails while pictures are written
     with caplog.at_level(logging.WARNING, "i2am_debug"):
         callback.on_step_end(10)
-    assert "evaluation at step 10 failed" in caplog.text
+    assert "the panels in the trackers: RuntimeError: planted" in caplog.text and "training goes on" in caplog.text
     assert left_behind(run.pipeline.unet) == []
     assert_same(run.state(), before)
+
+
+def test_a_step_is_evaluated_once_however_often_it_is_told(tmp_path):
+    run = Run(tmp_path)
+    seen = []
+    callback = run.callback()
+    callback.monitor.evaluator.score = lambda *args, score=callback.monitor.evaluator.score, **named: (
+        seen.append(named["global_step"]) or score(*args, **named)
+    )
+    callback.on_train_begin(0)
+    for step in (0, 9, 10, 10, 11, 20, 20):
+        callback.on_step_end(step)
+    callback.on_train_end(20)
+    assert seen == [0, 10, 20]
+
+
+@pytest.mark.parametrize("part", ["scalars", "alert", "pictures", "flush", "panels", "disk"])
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_no_part_of_the_report_keeps_an_alert_from_anybody(tmp_path, caplog, part, on_error):
+    """A tracker that fails, panels that can't be drawn, an alerts.jsonl that can't be written."""
+    run, told = Run(tmp_path), []
+    loud = Rule(name="loud", kind="ceiling", figure="loss", limit=0.0, severity="critical")
+    callback = run.callback(
+        rules=Rules(rules=(loud,)), on_alert=told.append, on_error=on_error, pictures=0, panels=1, every_n_steps=1
+    )
+    trackers, store = callback.monitor._open()
+
+    def broken(*args, **kwargs):
+        raise OSError(f"planted in {part}")
+
+    target, name = {"panels": (callback.monitor, "_keep_panels"), "disk": (store, "write_alert")}.get(
+        part, (trackers, part)
+    )
+    real = getattr(target, name)
+    setattr(target, name, broken)
+    with caplog.at_level(logging.WARNING, "i2am_debug"):
+        if on_error == "raise":
+            with pytest.raises(I2AMError, match=f"step 1 not everything could be reported.*planted in {part}"):
+                callback.on_step_end(1)
+        else:
+            callback.on_step_end(1)
+            assert f"planted in {part}" in caplog.text and "training goes on" in caplog.text
+    assert [alert.global_step for alert in told] == [1] and callback.should_stop
+    assert [one.global_step for one in store.evaluations()] == [1]
+    assert [alert.global_step for alert in store.alerts()] == ([] if part == "disk" else [1])
+    setattr(target, name, real)
+    callback.on_step_end(2)
+    assert [one.global_step for one in store.evaluations()] == [1, 2]
+    assert [alert.global_step for alert in store.alerts()] == [1], (
+        "what the disk did not take is written as soon as it does"
+    )
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_trackers_that_can_not_be_closed_are_told_as_on_error_says(tmp_path, caplog, on_error):
+    run = Run(tmp_path)
+    callback = run.callback(on_error=on_error)
+    callback.on_train_begin(0)
+    waited = []
+    callback.monitor._trackers.close = lambda: 1 / 0
+    callback.monitor._processes.wait = lambda: waited.append(True)
+    with caplog.at_level(logging.WARNING, "i2am_debug"):
+        if on_error == "raise":
+            with pytest.raises(ZeroDivisionError):
+                callback.on_train_end(0)
+        else:
+            callback.on_train_end(0)
+            assert "could not be closed: division by zero; training goes on" in caplog.text
+    assert waited, "the other processes are not left waiting"
+
+
+def test_a_state_with_less_in_it_is_taken_up(tmp_path):
+    callback = Run(tmp_path).callback()
+    callback.load_state_dict({"last_step": 40})
+    assert callback.state_dict() == {
+        **{"last_step": 40, "baseline": None, "baseline_maps": {}, "alerting": {}, "should_stop": False}
+    }
 
 
 def test_what_on_alert_raises_ends_the_training(tmp_path):

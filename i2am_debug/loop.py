@@ -1,0 +1,57 @@
+"""What a training loop hands to the monitor: the processes that train together, and where a run is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+
+from .alerts.alert import Alert
+from .figures.record import Evaluation
+from .figures.values import Undefined
+
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """The processes that train together; all of them call the same methods in the same order."""
+
+    @property
+    def is_main(self) -> bool: ...
+
+    def share(self, work: list[Any]) -> list[Any]:
+        """This process's part of the work; all parts are of one length, padded with repetitions."""
+        ...
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this process; an error on one is an error on all."""
+        ...
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each process, on every process; an error on one is an error on all."""
+        ...
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the main process, on every process; its error too."""
+        ...
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        ...
+
+
+class Trackers(Protocol):
+    """Where a run's figures and pictures are written, on its main process."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, in which its evaluations are stored."""
+        ...
+
+    def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None: ...
+    def alert(self, alert: Alert | None, global_step: int) -> None: ...
+    def pictures(self, pictures: Mapping[str, Callable[[], Image.Image]], global_step: int) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
