@@ -1,9 +1,9 @@
 """Every figure of this package, declared once: meaning, unit, direction, default margin, needs, chart and function.
 
-To add one, add it to `FIGURES`, and its test. Scoring, the rules' margins and directions, TensorBoard's tags and charts, the log, panels, `baseline show`, the tab's names
-and hints and docs/figures.md are read off this list, and off what `registry.register_figure` was given. Sources: Park &
-Jang 2025 for IMACS_g and IMACS_r; the others say what they measure. Imports no torch: the functions are called with a
-`PairView`, which does.
+To add one, add it to `FIGURES`, and its test. Scoring, the rules' margins and directions, TensorBoard's tags and charts, the
+log, panels, `baseline show`, the tab's names and hints and docs/figures.md are read off this list, and off what
+`registry.register_figure` was given. Sources: Park & Jang 2025 for IMACS_g and IMACS_r; the others say what they measure.
+Imports no torch: the functions are called with a `PairView`, which does.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from builders import (
@@ -28,6 +29,7 @@ from test_capture import run_twice as run_unet
 from test_capture import small_unet
 
 from i2am_debug.families.bria_fibo_edit import BriaFiboEdit
+from i2am_debug.families.family import Family
 from i2am_debug.families.flux2 import Flux2
 from i2am_debug.families.flux_kontext import FluxKontext
 from i2am_debug.families.ldm_cross_attention import LDMCrossAttention
@@ -89,17 +91,30 @@ def with_ip_adapter() -> Case:
     )
 
 
-def kontext() -> Case:
+def in_one_sequence(family: Family, builder: Any, keys: Sequence[slice], **changes: Any) -> Case:
+    """A Flux-like transformer over [text · generated · references]; its builder has inputs and calls of one form."""
     return Case(
-        family=FluxKontext(),
-        model=flux_kontext.tiny_transformer,
-        run=lambda model, images, guided: flux_kontext.denoise(model, flux_kontext.inputs(images), guidance=guided),
+        family=family,
+        model=builder.tiny_transformer,
+        run=lambda model, images, guided: builder.denoise(model, builder.inputs(images), guidance=guided),
         modules=flux_kontext.blocks,
-        queries=lambda product: flux_kontext.QUERIES,
-        keys=lambda product: (flux_kontext.KEYS,),
-        products=of_first_of_two_forwards,
+        queries=lambda product: builder.QUERIES,
+        keys=lambda product: keys,
         joint=True,
+        **changes,
     )
+
+
+def kontext() -> Case:
+    return in_one_sequence(FluxKontext(), flux_kontext, (flux_kontext.KEYS,), products=of_first_of_two_forwards)
+
+
+def longcat() -> Case:
+    return in_one_sequence(LongCatImageEdit(), longcat_edit, (longcat_edit.KEYS,), products=of_first_of_two_forwards)
+
+
+def bria() -> Case:
+    return in_one_sequence(BriaFiboEdit(), bria_fibo_edit, tuple(bria_fibo_edit.KEYS.values()), row=latent_rows)
 
 
 def flux_2() -> Case:
@@ -195,32 +210,6 @@ def garment() -> Case:
         modules=self_attention_reference.self_attention,
         queries=lambda product: slice(0, product.k.shape[2] // 2),
         keys=lambda product: (slice(product.k.shape[2] // 2, None),),
-        row=latent_rows,
-        joint=True,
-    )
-
-
-def longcat() -> Case:
-    return Case(
-        family=LongCatImageEdit(),
-        model=longcat_edit.tiny_transformer,
-        run=lambda model, images, guided: longcat_edit.denoise(model, longcat_edit.inputs(images), guidance=guided),
-        modules=flux_kontext.blocks,
-        queries=lambda product: longcat_edit.QUERIES,
-        keys=lambda product: (longcat_edit.KEYS,),
-        products=of_first_of_two_forwards,
-        joint=True,
-    )
-
-
-def bria() -> Case:
-    return Case(
-        family=BriaFiboEdit(),
-        model=bria_fibo_edit.tiny_transformer,
-        run=lambda model, images, guided: bria_fibo_edit.denoise(model, bria_fibo_edit.inputs(images), guidance=guided),
-        modules=flux_kontext.blocks,
-        queries=lambda product: bria_fibo_edit.QUERIES,
-        keys=lambda product: tuple(bria_fibo_edit.KEYS.values()),
         row=latent_rows,
         joint=True,
     )
