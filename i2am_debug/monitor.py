@@ -38,7 +38,7 @@ from .store.run_store import RunStore
 logger = logging.getLogger("i2am_debug")
 
 T = TypeVar("T")
-_Outcome = tuple[Evaluation, "Alert | None", list[str]]  # what was found, and what could not be reported
+_Outcome = tuple[Evaluation, Alert | None, list[str]]  # what was found, and what could not be reported
 _Observed = tuple[list[Observation], dict[int, Image.Image]]  # of pairs, and pictures sampled apart from them
 
 
