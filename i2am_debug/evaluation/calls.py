@@ -78,9 +78,19 @@ def default_call(pipeline: Any, num_inference_steps: int | None = None) -> Pipel
     return call
 
 
+def edits_its_reference(pipeline: Any) -> bool:
+    """Whether the pipeline edits or animates the picture it gets, so that this is the reference, and there is no other."""
+    return _is_one_of(pipeline, _IMAGE_IS_THE_REFERENCE)
+
+
+def _is_one_of(pipeline: Any, names: tuple[str, ...]) -> bool:
+    """Whether its class, or one that it is derived from, has one of these names."""
+    return any(c.__name__ in names for c in type(pipeline).__mro__)
+
+
 def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
     name = type(pipeline).__name__
-    if name in _IMAGE_IS_THE_REFERENCE:
+    if edits_its_reference(pipeline):
         return "image"
     found = next((p for p in _REFERENCE_PARAMETERS if p in parameters), None)
     if found is None and "image" in parameters and not {"mask_image", "prompt"} & set(parameters):
@@ -114,7 +124,7 @@ def references_of(pipeline: Any, pair: ValidationPair) -> Any:
         return pair.reference
     name = type(pipeline).__name__
     parameter = _reference_parameter(pipeline, inspect.signature(type(pipeline).__call__).parameters)
-    if parameter == "image" and name in _TAKES_SEVERAL:
+    if parameter == "image" and _is_one_of(pipeline, _TAKES_SEVERAL):
         return pictures
     adapters = 0
     if parameter == "ip_adapter_image":
