@@ -240,6 +240,7 @@ KEPT_PLACE = DeclaredFigure(
     needs=(Need.KEPT, Need.SEVERAL_TOKENS),
     compute=lambda v: v.kept_place(),
     compute_of_layer=lambda v, layer: v.kept_place(layer),
+    on_panel=True,
     tells_of_use=False,
 )
 JS_R2G = DeclaredFigure(

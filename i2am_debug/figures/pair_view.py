@@ -62,7 +62,7 @@ class PairView:
 
     def _without(self, reason: str) -> str:
         underived = self.pair.undefined_kept
-        return f"{reason}, and no kept region: {underived}" if underived else reason
+        return f"{reason} and no kept region ({underived})" if underived else reason
 
     @property
     def loss(self) -> float:
@@ -119,7 +119,7 @@ class PairView:
         """`places.share_at_own_place` of the kept patches in a layer, by default the copying layer."""
         if self.maps.undefined_place:
             raise UndefinedFigure(self.maps.undefined_place)
-        kept = _given(self.pair.kept, f"no kept region: {self.pair.undefined_kept or 'none was given or derived'}")
+        kept = _given(self.pair.kept, f"no kept region ({self.pair.undefined_kept or 'none was given or derived'})")
         layer = layer or self._copying_layer
         generated, reference = (maps.by_layer[layer].shape for maps in (self.maps.r2g, self.maps.g2r))
         of_rows = self.maps.rows.reference_grid

@@ -44,7 +44,7 @@ class KeptRegion:
 def kept_region(reference: Image.Image, target: Image.Image, threshold: float | None = None) -> KeptRegion:
     """Where |target − reference| lies below a threshold: in [0, 1], mean over channels, at the target's size.
 
-    Specks are dissolved by a majority over small squares (a hundredth of the shorter side, at least 3 pixels).
+    Specks are dissolved by a majority over small squares (a fortieth of the shorter side, 3 to 9 pixels).
 
     Args:
         threshold: in (0, 1); by default Otsu's, held between 1/32 and 0.1.
@@ -112,7 +112,7 @@ def brought_to(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _majority(inside: np.ndarray) -> np.ndarray:
-    side = max(3, min(inside.shape) // 100 | 1)
+    side = min(max(3, min(inside.shape) // 40 | 1), 9)  # blocks of JPEG stay 8 pixels wide
     if min(inside.shape) <= side:
         return inside
     return np.asarray(Image.fromarray(inside.astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(side))) > 127

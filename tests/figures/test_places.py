@@ -163,9 +163,9 @@ def test_a_pair_without_a_kept_region_says_why(view: PairView) -> None:
     why = "the target differs from the reference everywhere"
     bare = dataclasses.replace(view.pair, kept=None, undefined_kept=why)
     found = figures_of(dataclasses.replace(view, pair=bare))
-    assert found["imacs_g"] == Undefined(f"no mask, and no kept region: {why}")
-    assert found["imacs_r"] == Undefined(f"no reference mask, and no kept region: {why}")
-    assert found["kept_place"] == Undefined(f"no kept region: {why}")
+    assert found["imacs_g"] == Undefined(f"no mask and no kept region ({why})")
+    assert found["imacs_r"] == Undefined(f"no reference mask and no kept region ({why})")
+    assert found["kept_place"] == Undefined(f"no kept region ({why})")
     never = figures_of(dataclasses.replace(view, pair=dataclasses.replace(bare, undefined_kept=None)))
     assert (never["imacs_g"], never["edited_mass"]) == (Undefined("no mask"),) * 2
-    assert never["kept_place"] == Undefined("no kept region: none was given or derived")
+    assert never["kept_place"] == Undefined("no kept region (none was given or derived)")
