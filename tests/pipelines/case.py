@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ class PipelineCase:
     """The family to pass as family=, where it is not found by itself."""
     call: Callable[[], PipelineCall] | None = None
     """Makes what to pass as call=, where the pipeline's default call won't do."""
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What is entered before the pipeline is used."""
     encode: Callable[[Any, ValidationPair], torch.Tensor] | None = None
     """The truth of a pair in the layout of the pipeline's latents, by the pipeline's own methods."""
 

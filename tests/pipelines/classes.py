@@ -1,13 +1,8 @@
-"""Every case, most used first."""
+"""Every case."""
 
 from __future__ import annotations
 
-from . import flux, flux2
+from . import flux, flux2, qwen_image, stable_diffusion
 
-CASES = {
-    case.name: case
-    for case in (
-        *flux.CASES,
-        *flux2.CASES,
-    )
-}
+GROUPS = (flux, flux2, qwen_image, stable_diffusion)
+CASES = {case.name: case for group in GROUPS for case in group.CASES}

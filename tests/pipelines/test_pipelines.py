@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,9 @@ from pipelines.classes import CASES
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
-def case(request) -> PipelineCase:
-    return request.param
+def case(request) -> Iterator[PipelineCase]:
+    with request.param.around():
+        yield request.param
 
 
 def test_a_pipeline_makes_its_picture_and_is_looked_at(case: PipelineCase) -> None:
