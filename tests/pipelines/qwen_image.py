@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -42,14 +42,16 @@ SIDE = 128
 """Of a square picture, where the pipelines would make it 1024 (layers: 64 and 640)."""
 
 
+def smaller(calculate_dimensions: Callable[[float, float], Any]) -> Callable[[float, float], Any]:
+    return lambda area, ratio: calculate_dimensions(area / 64, ratio)
+
+
 @contextmanager
 def small_pictures() -> Iterator[None]:
     """The pipelines bring every picture to a megapixel, whatever is asked for; here to a 64th of that."""
     with ExitStack() as stack:
         for module in MODULES:
-            real = module.calculate_dimensions
-            smaller = lambda area, ratio, real=real: real(area / 64, ratio)
-            stack.enter_context(patch.object(module, "calculate_dimensions", smaller))
+            stack.enter_context(patch.object(module, "calculate_dimensions", smaller(module.calculate_dimensions)))
         yield
 
 
@@ -81,7 +83,7 @@ def qwen(kind: type) -> Any:
 
 def encode_target(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
     """(1, tokens, channels)."""
-    width, height = (128, 128)
+    width, height = SIDE, SIDE
     pixels = pipeline.image_processor.resize(pair.target, height, width)
     pixels = pipeline.image_processor.preprocess(pixels, height, width).unsqueeze(2)
     encoded = pipeline._encode_vae_image(pixels, torch.Generator().manual_seed(0))

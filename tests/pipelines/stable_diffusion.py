@@ -21,16 +21,20 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
-from transformers import CLIPVisionConfig
+from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline  # without sentencepiece no other way in
+from diffusers.pipelines.kolors.pipeline_kolors_img2img import KolorsImg2ImgPipeline
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+from transformers import BatchFeature, CLIPVisionConfig
 
 from i2am_debug import ValidationPair
 
 from .case import HEIGHT, WIDTH, PipelineCase, pair, quiet
 from .pictures import ENCODER, autoencoder, clip_image_encoder, clip_image_processor
-from .text import clip_text_encoder, clip_tokenizer
+from .text import byte_tokenizer, clip_text_encoder, clip_tokenizer
 
 TEXT = 12
 SMALL = dict(height=HEIGHT, width=WIDTH)
+KOLORS_TEXT = 10
 XL_TEXT = (4, 8)
 """Channels of SDXL's two text encoders, together those of the UNet's cross-attention."""
 
@@ -147,6 +151,59 @@ def sdxl(pipeline: type, in_channels: int = 4, kind: str = "base") -> Any:
     return load_ip_adapter(made, kind)
 
 
+class PositionedTokenizer:
+    """In place of ChatGLMTokenizer, which needs sentencepiece: bytes, and where each stands."""
+
+    def __init__(self) -> None:
+        self.bytes = byte_tokenizer()
+
+    def __call__(self, text: list[str], **settings: Any) -> BatchFeature:
+        read = self.bytes(text, **settings)
+        where = torch.arange(read["input_ids"].shape[1]).expand_as(read["input_ids"])
+        return BatchFeature({**read, "position_ids": where})
+
+
+def chatglm() -> ChatGLMModel:
+    torch.manual_seed(16)
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=272,
+        hidden_size=KOLORS_TEXT,
+        ffn_hidden_size=16,
+        kv_channels=8,
+        num_attention_heads=2,
+        multi_query_attention=True,
+        multi_query_group_num=1,
+        add_qkv_bias=True,
+        original_rope=True,
+        num_hidden_layers=2,
+    )
+    model = ChatGLMModel(config, empty_init=False)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+    return model
+
+
+def kolors(pipeline: type) -> Any:
+    size_embedding = dict(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + KOLORS_TEXT,
+        encoder_hid_dim=KOLORS_TEXT,
+        encoder_hid_dim_type="text_proj",
+    )
+    made = pipeline(
+        vae=autoencoder(scaling_factor=0.13025),
+        text_encoder=chatglm(),
+        tokenizer=PositionedTokenizer(),
+        unet=unet(use_linear_projection=True, **size_embedding),
+        scheduler=euler(),
+        feature_extractor=clip_image_processor(),
+        image_encoder=clip_image_encoder(),
+    )
+    return load_ip_adapter(made, "plus")
+
+
 def encode_target(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
     """(1, 4, height / 8, width / 8): the mean of the autoencoder's distribution."""
     width, height = pair.target.size
@@ -204,4 +261,6 @@ CASES = [
     adapted(StableDiffusionXLImg2ImgPipeline, sdxl),
     adapted(StableDiffusionXLInpaintPipeline, sdxl, masked=True),
     adapted(StableDiffusionXLInpaintPipeline, sdxl, note=", 9 channels", masked=True, in_channels=9),
+    adapted(KolorsPipeline, kolors),
+    adapted(KolorsImg2ImgPipeline, kolors),
 ]

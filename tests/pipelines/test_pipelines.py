@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from i2am_debug import trace
+from i2am_debug.capture.trace import find_denoiser
 from i2am_debug.evaluation.calls import picture_of
 from pipelines.case import PipelineCase
 from pipelines.classes import CASES
@@ -34,8 +36,14 @@ def test_a_pipeline_makes_its_picture_and_is_looked_at(case: PipelineCase) -> No
 
 
 def test_a_pipeline_reads_its_reference(case: PipelineCase) -> None:
-    """With another pair's reference it makes another picture: what is looked at matters."""
+    """With another pair's reference the denoiser says something else: what is looked at matters."""
     pipeline, (first, second, *_) = case.build(), case.pairs()
-    other = replace(first, reference=second.reference)
-    pictures = [picture_of(case.run(pipeline, pair)) for pair in (first, other)]
-    assert not np.array_equal(*pictures)
+    said: list[torch.Tensor] = []
+    find_denoiser(pipeline).register_forward_hook(lambda module, inputs, output: said.append(output[0]))
+    outputs = []
+    for pair in (first, first, replace(first, reference=second.reference)):
+        case.run(pipeline, pair)
+        outputs.append(torch.stack(said))
+        said.clear()
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])

@@ -11,9 +11,11 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
-from .text import language_model_config
+from .text import byte_tokenizer, language_model_config
 
 
 class SeesAndReads:
@@ -29,7 +31,9 @@ class SeesAndReads:
         counts = [int(grid.prod()) // 4 for grid in seen.get("image_grid_thw", ())]
         parts = "\0".join(text).split("<|image_pad|>")
         joined = parts[0] + "".join("<|image_pad|>" * n + part for n, part in zip(counts, parts[1:], strict=True))
-        return BatchFeature({**self.tokenizer(joined.split("\0"), **settings), **seen})
+        read = self.tokenizer(joined.split("\0"), **settings)
+        kinds = (read["input_ids"] == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")).long()
+        return BatchFeature({**read, **seen, "mm_token_type_ids": kinds})
 
 
 def special_tokens(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
@@ -39,9 +43,7 @@ def special_tokens(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
     }
 
 
-def qwen2_5_vl(width: int, tokenizer: Qwen2Tokenizer | None = None) -> Qwen2_5_VLForConditionalGeneration:
-    from .text import byte_tokenizer
-
+def qwen2_5_vl(width: int) -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(14)
     text = language_model_config(width, 2)
     del text["head_dim"]
@@ -54,5 +56,22 @@ def qwen2_5_vl(width: int, tokenizer: Qwen2Tokenizer | None = None) -> Qwen2_5_V
         out_hidden_size=width,
         fullatt_block_indexes=[0],
     )
-    tokens = special_tokens(tokenizer or byte_tokenizer())
+    tokens = special_tokens(byte_tokenizer())
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
+
+
+def qwen3_vl(width: int) -> Qwen3VLForConditionalGeneration:
+    torch.manual_seed(15)
+    text = language_model_config(width, 2)
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    vision = dict(
+        depth=1,
+        hidden_size=16,
+        intermediate_size=16,
+        num_heads=2,
+        out_hidden_size=width,
+        deepstack_visual_indexes=[0],
+        num_position_embeddings=16,
+    )
+    tokens = special_tokens(byte_tokenizer())
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **tokens))
