@@ -137,7 +137,7 @@ def with_embeddings(width: int) -> Any:
         if isinstance(pipeline, KandinskyV22Img2ImgPipeline | KandinskyV22InpaintPipeline):
             arguments["image"] = pair.target
         if isinstance(pipeline, KandinskyV22Img2ImgPipeline):
-            arguments["strength"] = 0.9
+            arguments["strength"] = 1.0
         if pair.mask is not None:
             arguments["mask_image"] = pair.mask_image
         return pipeline(**arguments, num_inference_steps=STEPS, generator=generator)
