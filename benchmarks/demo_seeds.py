@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from i2am_debug.demo.finetune import Sabotage, run_demo
+from i2am_debug.demo.finetune import run_demo
 
 
-def one(seed: int, sabotage: Sabotage, logdir: Path) -> dict[str, Any]:
+def one(seed: int, sabotage: str, logdir: Path) -> dict[str, Any]:
     """Runs the demo once; what it found, and whether that is what must be."""
     started = time.monotonic()
     result = run_demo(logdir, sabotage=sabotage, seed=seed, progress=False)
