@@ -15,6 +15,10 @@ class UnsupportedModel(I2AMError, ValueError):
     """No family knows where the reference sits in this model, or the model has no reference tokens at all."""
 
 
+class CannotForce(I2AMError, RuntimeError):
+    """A pipeline's own call can't be teacher-forced; the text says why."""
+
+
 class NothingCaptured(I2AMError, RuntimeError):
     """A tracked attention module ran, but its attention product was never seen."""
 

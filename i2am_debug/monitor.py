@@ -210,7 +210,7 @@ class Monitor:
     def _observe(self, pipeline: Any) -> _Observed:
         """This process's share of the pairs and pictures; every process runs the same number of forwards."""
         evaluator, processes = self.evaluator, self._processes
-        evaluator.pilot(pipeline)
+        evaluator.prepare(pipeline)
         batches, apart = processes.share(evaluator.batches), processes.share(evaluator.sampled_apart)
         no_bar = self.settings.disable_progress_bar or not processes.is_main
         observations, pictures = [], {}

@@ -15,6 +15,8 @@ from .capture.plan import CapturePlan
 from .evaluation.calls import PipelineCall
 from .evaluation.evaluator import Evaluator
 from .evaluation.loss_function import LossFunction
+from .evaluation.truth import Encode
+from .evaluation.ways import WAYS, WayName
 from .families.family import Family
 from .figures.scores import IMACSSettings
 from .pairs.collection import ValidationPairs
@@ -38,10 +40,18 @@ class MonitorSettings:
     plan: CapturePlan = field(default_factory=CapturePlan)
     """Which layers, heads and sampler steps."""
     loss_fn: LossFunction | None = None
-    """The teacher-forced way (`loss_function.LossFunction`): figures from a few noised-truth forwards instead of a whole
-    sampling, and the reference gap. Without it every pair is sampled."""
+    """Your own loss of a pair (`loss_function.LossFunction`), where you want the figures to be of that one."""
+    way: WayName | None = None
+    """How the pairs are looked at: "loss_fn", "teacher_forcing" (the pipeline's own call on the noised truth) or "sampling". By
+    default by the `loss_fn` if there is one, else by teacher forcing, and where a pipeline's call does not allow that, by
+    sampling; the log says which, and why."""
+    encode: Encode | None = None
+    """`encode(pipeline, pair)` → (1, …), the pair's target as latents of the pipeline; needed for teacher forcing only where the
+    pipeline neither edits its picture nor has a plain VAE."""
     call: PipelineCall | None = None
     """`call(pipeline, pair, generator)` → output; by default as the pipeline's class wants it."""
+    size: tuple[int, int] | None = None
+    """(width, height) of the pictures of an evaluation; by default each target's own, rounded to what the model takes."""
     baseline: str | Path | None = None
     """A stored evaluation (`step_….safetensors`, or a file of `i2am-debug baseline save`) to compare with; default: this
     run's first."""
@@ -62,9 +72,10 @@ class MonitorSettings:
     num_inference_steps: int | None = None
     """Of each sampling; None for the pipeline's own default."""
     batch_size: int = 1
-    """Pairs in one forward of `loss_fn`."""
+    """Pairs in one forward, of `loss_fn` or of a pipeline that takes several at once."""
     pictures: int = 4
-    """For how many pairs the strips are drawn and, with a `loss_fn`, a picture is sampled."""
+    """For how many pairs the strips are drawn and a picture is made: by teacher forcing the prediction from much noise, which
+    costs a decoding, with a `loss_fn` a whole sampling."""
     panels: int = 16
     """For how many pairs a panel is drawn; an alert draws those of the pairs most to blame in any case."""
     keep_matrices: int = 20
@@ -80,6 +91,12 @@ class MonitorSettings:
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
         if self.on_error not in ("warn", "raise"):
             raise ValueError(f'on_error={self.on_error!r}: expected "warn" or "raise"')
+        if self.way not in (*WAYS, None):
+            raise ValueError(f"way={self.way!r}: expected {', '.join(map(repr, WAYS))} or None")
+        if self.way == "loss_fn" and self.loss_fn is None:
+            raise ValueError('way="loss_fn" needs a loss_fn=')
+        if self.size is not None and not _is_size(self.size):
+            raise ValueError(f"size={self.size!r}: expected (width, height) in pixels, such as (512, 512)")
         for name in ("stop_on", "fail_on"):
             if getattr(self, name) not in (*SEVERITIES, None):
                 expected = ", ".join(map(repr, SEVERITIES))
@@ -117,9 +134,20 @@ class MonitorSettings:
             family=self.family,
             call=self.call,
             loss_fn=self.loss_fn,
+            way=self.way,
+            encode=self.encode,
+            size=self.size,
             imacs=self.imacs,
             num_inference_steps=self.num_inference_steps,
             batch_size=self.batch_size,
             pictures=self.pictures,
             seed=self.seed,
         )
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in value)
+    )

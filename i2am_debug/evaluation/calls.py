@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ..errors import InvalidPair, UnsupportedModel
 from ..pairs.pair import ValidationPair
+from .call_arguments import Size, joined, plain_denoising, scaled_reference, size_and_steps
 
 PipelineCall = Callable[[Any, ValidationPair, torch.Generator], Any]
 """`call(pipeline, pair, generator)` → the pipeline's output, or the picture itself."""
@@ -39,25 +41,40 @@ _TAKES_SEVERAL = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinKVPipeline",
 _REFERENCE_PARAMETERS = ("example_image", "image_reference", "reference_image", "ip_adapter_image")
 
 
-def default_call(pipeline: Any, num_inference_steps: int | None = None) -> PipelineCall:
-    """The call for a pipeline's class.
+_TAKES_BATCHES = (
+    "FluxKontextPipeline",
+    "PaintByExamplePipeline",
+    "StableDiffusionImageVariationPipeline",
+    "TinyExamplePipeline",
+)
+"""Pipelines whose pictures and prompts may be lists, one of each an image."""
 
-    The reference goes to `image` of the pipelines that edit it, else to the first of `example_image`, `image_reference`,
-    `reference_image` and `ip_adapter_image` that the pipeline takes; where it takes only an `image` and neither mask nor
-    prompt, that is the reference (image variation). Further references go with the first, as a list where the pipeline
-    takes one, else one to each IP-Adapter or all to the only one. The target goes to `image`, the hole to `mask_image`; a
-    pair without a prompt is called with an empty one.
 
-    Raises:
-        UnsupportedModel: the pipeline takes no reference that is recognised, or has no IP-Adapter loaded to read it.
-    """
-    parameters = inspect.signature(type(pipeline).__call__).parameters
-    takes_reference = _reference_parameter(pipeline, parameters)
+@dataclass(frozen=True, kw_only=True)
+class DefaultCall:
+    """A call as the pipeline's class wants it; made by `default_call`."""
 
-    def call(pipeline: Any, pair: ValidationPair, generator: torch.Generator) -> Any:
-        arguments: dict[str, Any] = dict(pair.extra)
-        arguments[takes_reference] = references_of(pipeline, pair)
-        if takes_reference != "image" and "image" in parameters:
+    reference_parameter: str
+    num_inference_steps: int | None
+    size: Size | None
+    plain: bool
+
+    def __call__(self, pipeline: Any, pair: ValidationPair, generator: torch.Generator) -> Any:
+        return pipeline(**self._arguments(pipeline, pair), generator=generator)
+
+    def batch(self, pipeline: Any, pairs: Sequence[ValidationPair], generators: Sequence[torch.Generator]) -> Any:
+        """One call for several pairs; each has its own noise, whatever the others are."""
+        if len(pairs) == 1:
+            return self(pipeline, pairs[0], generators[0])
+        together = joined([self._arguments(pipeline, pair) for pair in pairs], [pair.name for pair in pairs])
+        return pipeline(**together, generator=list(generators))
+
+    def _arguments(self, pipeline: Any, pair: ValidationPair) -> dict[str, Any]:
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        given = size_and_steps(pipeline, parameters, pair, self.size, self.num_inference_steps)
+        arguments: dict[str, Any] = {**given, **pair.extra}
+        arguments[self.reference_parameter] = references_of(pipeline, scaled_reference(pair, self.size))
+        if self.reference_parameter != "image" and "image" in parameters:
             arguments["image"] = pair.target
         if "mask_image" in parameters:
             if pair.mask is None:
@@ -65,17 +82,48 @@ def default_call(pipeline: Any, num_inference_steps: int | None = None) -> Pipel
             arguments["mask_image"] = pair.mask_image
         if "prompt" in parameters and arguments.get("prompt_embeds") is None:
             arguments["prompt"] = pair.prompt or ""
-        if num_inference_steps is not None and "num_inference_steps" in parameters:
-            arguments.setdefault("num_inference_steps", num_inference_steps)
+        if self.plain:
+            arguments.update(plain_denoising(parameters, denoiser_of(pipeline)))
         unknown = sorted(set(arguments) - set(parameters))
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise InvalidPair(
                 f"pair {pair.name!r} has {', '.join(unknown)}, which {type(pipeline).__name__} does not take; "
                 "leave the key out of metadata.jsonl or pass call="
             )
-        return pipeline(**arguments, generator=generator)
+        return arguments
 
-    return call
+
+def default_call(
+    pipeline: Any, num_inference_steps: int | None = None, *, size: Size | None = None, plain: bool = False
+) -> DefaultCall:
+    """The call for a pipeline's class.
+
+    The reference goes to `image` of the pipelines that edit it, else to the first of `example_image`, `image_reference`,
+    `reference_image` and `ip_adapter_image` that the pipeline takes; where it takes only an `image` and neither mask nor
+    prompt, that is the reference (image variation). Further references go with the first, as a list where the pipeline
+    takes one, else one to each IP-Adapter or all to the only one. The target goes to `image`, the hole to `mask_image`; a
+    pair without a prompt is called with an empty one. Where the pipeline can be told the size of its picture, that is the
+    target's, rounded to what the model takes; what a pair has in `extra` goes before.
+
+    Args:
+        size: (width, height) of the pictures in place of the targets' own; references are scaled as the targets are.
+        plain: nothing but denoising, from pure noise: without classifier-free guidance and with strength 1.
+
+    Raises:
+        UnsupportedModel: the pipeline takes no reference that is recognised, or has no IP-Adapter loaded to read it.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    return DefaultCall(
+        reference_parameter=_reference_parameter(pipeline, parameters),
+        num_inference_steps=num_inference_steps,
+        size=size,
+        plain=plain,
+    )
+
+
+def takes_batches(pipeline: Any) -> bool:
+    """Whether `DefaultCall.batch` can put several pairs into one call of it."""
+    return _is_one_of(pipeline, _TAKES_BATCHES)
 
 
 def edits_its_reference(pipeline: Any) -> bool:
@@ -101,7 +149,7 @@ def _reference_parameter(pipeline: Any, parameters: Mapping[str, Any]) -> str:
     )
     if found is None:
         raise UnsupportedModel(f"{name} takes no {', '.join(_REFERENCE_PARAMETERS)}; {how}")
-    denoiser = _denoiser(pipeline)
+    denoiser = denoiser_of(pipeline)
     loaded = any(getattr(denoiser, part, None) is not None for part in ("encoder_hid_proj", "image_proj"))
     kind = getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None)
     loaded = loaded and kind in (None, "ip_image_proj")  # Kolors has a projection of its text under the same name
@@ -128,7 +176,7 @@ def references_of(pipeline: Any, pair: ValidationPair) -> Any:
         return pictures
     adapters = 0
     if parameter == "ip_adapter_image":
-        projection = getattr(_denoiser(pipeline), "encoder_hid_proj", None)
+        projection = getattr(denoiser_of(pipeline), "encoder_hid_proj", None)
         adapters = len(getattr(projection, "image_projection_layers", ()))
     if adapters == 1:
         return [pictures]
@@ -141,21 +189,22 @@ def references_of(pipeline: Any, pair: ValidationPair) -> Any:
     )
 
 
-def _denoiser(pipeline: Any) -> Any:
+def denoiser_of(pipeline: Any) -> Any:
+    """The pipeline's `unet` or `transformer`, or None."""
     return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
-def picture_of(output: Any) -> Image.Image:
-    """The first picture of a pipeline's output: a PIL image, a list of them, or an object with `images`; of a video
+def picture_of(output: Any, row: int = 0) -> Image.Image:
+    """One picture of a pipeline's output: a PIL image, a list of them, or an object with `images`; of a video
     (`frames`) the last frame.
 
     Raises:
         UnsupportedModel: it is none of these.
     """
     images = getattr(output, "images", output)
-    first = images[0] if isinstance(images, (list, tuple)) and images else images
+    first = images[row] if isinstance(images, (list, tuple)) and len(images) > row else images
     if hasattr(output, "frames"):
-        first = output.frames[0][-1]
+        first = output.frames[row][-1]
     if isinstance(first, np.ndarray) and first.dtype.kind == "f" and first.ndim == 3:
         first = Image.fromarray((first.clip(0, 1) * 255).round().astype(np.uint8))
     if not isinstance(first, Image.Image):

@@ -28,9 +28,12 @@ from ..figures.scores import IMACSSettings
 from ..figures.scoring import score
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
-from .calls import PipelineCall, default_call, picture_of, references_of
-from .loss_function import LossFunction, observe_by_loss
-from .sampling import observe_by_sampling
+from .call_arguments import Size
+from .calls import PipelineCall, default_call, picture_of, references_of, takes_batches
+from .loss_function import LossFunction
+from .references import BLANK
+from .truth import Encode
+from .ways import Way, WayName, choose_way
 
 _PILOT_PAIRS = 4
 
@@ -44,24 +47,41 @@ class Evaluator:
     family: Family | None = None
     call: PipelineCall | None = None
     loss_fn: LossFunction | None = None
+    way: WayName | None = None
+    encode: Encode | None = None
+    size: Size | None = None
     imacs: IMACSSettings = field(default_factory=IMACSSettings)
     num_inference_steps: int | None = None
     batch_size: int = 1
     pictures: int = 4
     seed: int = 0
     heads: HeadChoice | None = None
-    """Chosen by `pilot`, or stored with the baseline."""
+    """Chosen by `prepare`, or stored with the baseline."""
 
     @property
     def batches(self) -> list[list[int]]:
         """Pair numbers of each batch; fixed, so that a pair's noise does not depend on how many processes share the work."""
-        size = self.batch_size if self.loss_fn is not None else 1
+        size = self._pairs_at_once
         return [list(range(i, min(i + size, len(self.pairs)))) for i in range(0, len(self.pairs), size)]
 
     @property
     def sampled_apart(self) -> list[int]:
-        """Pairs whose picture `sample` has to make: with a `loss_fn`, looking makes none."""
-        return list(range(min(self.pictures, len(self.pairs)))) if self.loss_fn is not None else []
+        """Pairs whose picture `sample` has to make: looking by a `loss_fn` makes none."""
+        return list(range(min(self.pictures, len(self.pairs)))) if self._way.name == "loss_fn" else []
+
+    def way_for(self, pipeline: Any) -> Way:
+        """How the pairs are looked at; chosen once."""
+        if not hasattr(self, "_way"):
+            self.use(choose_way(self, pipeline), pipeline)
+        return self._way
+
+    def use(self, way: Way, pipeline: Any) -> None:
+        """Looks at the pairs in this way from now on."""
+        self._way = way
+        together = way.name == "loss_fn" or (
+            way.name == "teacher_forcing" and self.call is None and takes_batches(pipeline)
+        )
+        self._pairs_at_once = self.batch_size if together else 1
 
     def check(self, pipeline: Any) -> None:
         """Everything that can be wrong before anything runs.
@@ -80,9 +100,12 @@ class Evaluator:
         if by_default:
             default_call(pipeline)
         self._pair_hashes = self.pairs.check(partial(references_of, pipeline) if by_default else None)
+        self.way_for(pipeline)
 
-    def pilot(self, pipeline: Any) -> None:
-        """Chooses the heads to look at from the first pairs, where the model has more than the plan allows."""
+    def prepare(self, pipeline: Any) -> None:
+        """Chooses, once, the way and the heads to look at, these from the first pairs where the model has more than the plan
+        allows."""
+        self.way_for(pipeline)
         if self.heads is not None or self.plan.heads is None:
             return
         total = self._heads_of(pipeline)
@@ -102,15 +125,14 @@ class Evaluator:
     def observe(self, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
         """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""
         with torch.no_grad():
-            if self.loss_fn is None:
-                return [observe_by_sampling(self, pipeline, i) for i in batch]
-            return observe_by_loss(self, self.loss_fn, pipeline, batch)
+            return self.way_for(pipeline).observe(self, pipeline, batch)
 
-    def sample(self, pipeline: Any, index: int) -> Image.Image:
-        """The picture the pipeline makes of a pair. Changes no state but the pipeline scheduler's."""
-        call = self.call or default_call(pipeline, self.num_inference_steps)
+    def sample(self, pipeline: Any, index: int, pair: ValidationPair | None = None) -> Image.Image:
+        """The picture the pipeline makes of a pair, or of `pair` in its place. Changes no state but the scheduler's."""
+        call = self.call or default_call(pipeline, self.num_inference_steps, size=self.size)
+        noise = torch.Generator().manual_seed(self.seed + index)
         with torch.no_grad():
-            return picture_of(call(pipeline, self.pairs[index], torch.Generator().manual_seed(self.seed + index)))
+            return picture_of(call(pipeline, pair or self.pairs[index], noise))
 
     def score(
         self,
@@ -143,13 +165,15 @@ class Evaluator:
         """All that the figures depend on beside the weights."""
         if not hasattr(self, "_pair_hashes"):
             self._pair_hashes = self.pairs.check()
-        scheduler = getattr(pipeline, "scheduler", None)
+        scheduler, way = getattr(pipeline, "scheduler", None), self.way_for(pipeline)
         return {
             "pairs": self._pair_hashes,
-            "way": "sampling" if self.loss_fn is None else "loss_fn",
+            "way": way.name,
             "seed": self.seed,
-            "num_inference_steps": self.num_inference_steps if self.loss_fn is None else None,
-            "batch_size": self.batch_size if self.loss_fn is not None else 1,
+            "num_inference_steps": self.num_inference_steps if way.name == "sampling" else None,
+            "batch_size": self._pairs_at_once,
+            "size": None if self.size is None else list(self.size),
+            "no_reference": BLANK if way.name == "teacher_forcing" else None,
             "scheduler": type(scheduler).__name__ if scheduler is not None else None,
             "plan": self.plan.to_dict(),
             "imacs": self.imacs.to_dict(),
@@ -182,7 +206,7 @@ class Evaluator:
 
     def _population(self, observation: Observation) -> int:
         """How many steps the looked-at ones stand for; noise times of the teacher-forced way are a sample of very many."""
-        return observation.maps.total_steps if self.loss_fn is None else 10**6
+        return observation.maps.total_steps if self._way.name == "sampling" else 10**6
 
 
 def _all_or_none(masks: list[np.ndarray | None]) -> list[np.ndarray] | None:

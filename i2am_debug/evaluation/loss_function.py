@@ -24,15 +24,14 @@ LossFunction = Callable[..., torch.Tensor]
 _NOISE_TIMES = 10  # where the plan does not say how many
 
 
-def observe_by_loss(
-    evaluator: Evaluator, loss_fn: LossFunction, pipeline: Any, batch: Sequence[int]
-) -> list[Observation]:
+def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
     """Runs the pairs of one batch through the loss function, capturing those forwards that have the right reference.
 
     Raises:
         NothingCaptured, UnsupportedModel: the loss function does something else than `LossFunction` says.
     """
-    pairs = [evaluator.pairs[i] for i in batch]
+    assert evaluator.loss_fn is not None
+    loss_fn, pairs = evaluator.loss_fn, [evaluator.pairs[i] for i in batch]
     others = [evaluator.pairs[(i + 1) % len(evaluator.pairs)].reference for i in batch]
     times = _noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES, pipeline)
 

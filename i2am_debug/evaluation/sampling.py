@@ -1,22 +1,53 @@
-"""The way of sampling: a pair is seen while the pipeline makes its picture. Needs no loss; takes every sampler step."""
+"""The way of sampling: a pair is seen while the pipeline makes its picture. The dearest way; needs no noise table.
+
+There is no loss here. In its place stands how far the picture is from the truth, in the hole, or where a pair has none, in the
+whole picture; with the pair's own reference and with another one, the same noise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
 from ..figures.observation import Observation, maps_of
-from ..figures.values import Undefined
+from ..figures.values import Figure, Undefined
+from ..pairs.pair import ValidationPair
+from .references import with_reference, wrong_references
 
 if TYPE_CHECKING:
     from .evaluator import Evaluator
 
 
-def observe_by_sampling(evaluator: Evaluator, pipeline: Any, index: int) -> Observation:
-    """Samples the pair of this number, capturing."""
-    with evaluator.trace(pipeline, [evaluator.pairs[index]]) as t:
+def observe_by_sampling(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
+    """Samples the pairs of these numbers, capturing, and each with another pair's reference."""
+    return [_observe(evaluator, pipeline, index) for index in batch]
+
+
+def _observe(evaluator: Evaluator, pipeline: Any, index: int) -> Observation:
+    pair = evaluator.pairs[index]
+    with evaluator.trace(pipeline, [pair]) as t:
         generated = evaluator.sample(pipeline, index)
     maps, further = maps_of(t, 0)
-    none = Undefined("no loss_fn")
+    (other,) = wrong_references(evaluator.pairs, [index])
+    wrong: Figure = other if isinstance(other, Undefined) else Undefined("")
+    if not isinstance(other, Undefined):
+        wrong = distance(evaluator.sample(pipeline, index, with_reference(pair, other)), pair)
     return Observation(
-        index=index, maps=maps, further=further, generated=generated, loss=none, wrong_reference_loss=none
+        index=index,
+        maps=maps,
+        further=further,
+        generated=generated,
+        loss=distance(generated, pair),
+        wrong_reference_loss=wrong,
+        no_reference_loss=Undefined("not measured by sampling"),
     )
+
+
+def distance(picture: Image.Image, pair: ValidationPair) -> float:
+    """Mean absolute difference of a picture and the pair's truth in its hole (or everywhere), in [0, 1]."""
+    made = picture.convert("RGB").resize(pair.target.size, Image.Resampling.BILINEAR)
+    apart = np.abs(np.asarray(made, dtype=np.float32) - np.asarray(pair.target, dtype=np.float32)) / 255
+    return float(apart[pair.mask].mean() if pair.mask is not None else apart.mean())

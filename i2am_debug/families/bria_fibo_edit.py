@@ -8,13 +8,15 @@ layout.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from .family import About, Layout, Product
-from .flux_kontext import find_transformer, joint_attention, joint_layout, pictures_of
+from .flux_kontext import find_transformer, joint_attention, joint_layout, latents_of, pictures_of
 from .latents import half_of_guidance
 
 _DENOISER = "BriaFiboTransformer2DModel"
@@ -47,3 +49,8 @@ class BriaFiboEdit:
         # The sample is [generated · reference] of every image, twice under guidance; only the text differs.
         sample, text = (product.arguments[name] for name in ("hidden_states", "encoder_hidden_states"))
         return replace(found, conditional=half_of_guidance(sample, text, ("uncond", "cond")))
+
+    def reference_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """(B, tokens, channels) of reference 0 in the denoiser's input; None without one."""
+        pictures = pictures_of(arguments)
+        return latents_of(arguments, [pictures[number] for number in sorted(pictures) if number != 0])

@@ -71,7 +71,12 @@ class About:
 
 
 class Family(Protocol):
-    """One kind of denoiser. Families hold settings only; what changes from call to call is passed in."""
+    """One kind of denoiser. Families hold settings only; what changes from call to call is passed in.
+
+    A family whose denoiser gets generated picture and reference as one sequence may also have
+    `reference_latents(arguments)`, which gives (B, tokens, channels) of reference 0 in the arguments of a forward call, or None
+    without one: the truth's latents are read there (evaluation/truth.py).
+    """
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import UnsupportedModel
 from ..grids import Grid
 from .family import About, Layout, Product
-from .flux_kontext import Picture, find_transformer, joint_attention, joint_layout, pictures_of
+from .flux_kontext import Picture, find_transformer, joint_attention, joint_layout, latents_of, pictures_of
 
 # Where the pictures lie in the first forward. Its text tokens are the same tensor in all forwards of a pipeline call, and a new
 # one in every call, so what is kept here lives as long as the call.
@@ -58,8 +58,15 @@ class Flux2:
         if product.forward > 0:
             return None  # classifier-free guidance (Klein): the second forward has the empty prompt
         pictures = self._pictures(product.arguments)
+        return joint_layout(product, pictures, self._references(pictures))
+
+    def reference_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """(B, tokens, channels) of reference 0 in the denoiser's input; None without one."""
+        return latents_of(arguments, self._references(pictures_of(arguments)))
+
+    def _references(self, pictures: Mapping[int, Picture]) -> list[Picture]:
         order = sorted(pictures) if self.order is None else self.order
-        return joint_layout(product, pictures, [pictures[n] for n in order if n in pictures and n != 0])
+        return [pictures[n] for n in order if n in pictures and n != 0]
 
     def _pictures(self, arguments: Mapping[str, Any]) -> dict[int, Picture]:
         """Where the pictures lie among the keys, also those that are in the cache alone."""

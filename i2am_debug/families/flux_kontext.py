@@ -61,6 +61,11 @@ class FluxKontext:
         pictures = pictures_of(product.arguments)
         return joint_layout(product, pictures, [pictures[number] for number in sorted(pictures) if number != 0])
 
+    def reference_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """(B, tokens, channels) of the reference in the denoiser's input; None without one."""
+        pictures = pictures_of(arguments)
+        return latents_of(arguments, [pictures[number] for number in sorted(pictures) if number != 0])
+
 
 Picture = tuple[int, int, Grid | None]
 """First key, number of tokens, (height, width)."""
@@ -80,6 +85,15 @@ def pictures_of(arguments: Mapping[str, Any]) -> dict[int, Picture]:
     starts = [text + sum(counts[:i]) for i in range(len(counts))]
     grids = [_raster(positions) for positions in ids[:, 1:3].split(counts)]
     return {int(n): (a, count, grid) for n, a, count, grid in zip(numbers, starts, counts, grids, strict=True)}
+
+
+def latents_of(arguments: Mapping[str, Any], references: Sequence[Picture]) -> torch.Tensor | None:
+    """(B, tokens, channels) of the first reference in `hidden_states`, which holds the pictures without the text."""
+    if not references:
+        return None
+    start, count, _ = references[0]
+    first = start - arguments["encoder_hidden_states"].shape[1]
+    return arguments["hidden_states"][:, first : first + count]
 
 
 def joint_layout(product: Product, pictures: Mapping[int, Picture], references: Sequence[Picture]) -> Layout | None:

@@ -7,14 +7,16 @@ what comes in through the text tokens is not part of the maps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedModel
 from .family import About, Layout, Product
-from .flux_kontext import find_transformer, joint_attention, joint_layout, pictures_of
+from .flux_kontext import find_transformer, joint_attention, joint_layout, latents_of, pictures_of
 
 _DENOISER, _GENERATED = "LongCatImageTransformer2DModel", 1
 
@@ -50,3 +52,8 @@ class LongCatImageEdit:
             )
         numbered = {number - _GENERATED: picture for number, picture in pictures.items()}
         return joint_layout(product, numbered, references)
+
+    def reference_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """(B, tokens, channels) of the reference in the denoiser's input; None without one."""
+        pictures = pictures_of(arguments)
+        return latents_of(arguments, [pictures[number] for number in sorted(pictures) if number > _GENERATED])

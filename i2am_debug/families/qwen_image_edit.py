@@ -9,11 +9,12 @@ is not part of the maps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedModel
@@ -88,3 +89,11 @@ class QwenImageEdit:
             conditional=slice(0, len(arguments["hidden_states"])),
             joint=True,
         )
+
+    def reference_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """(B, tokens, channels) of reference 0 in the denoiser's input; None without one."""
+        shapes = arguments["img_shapes"][0]
+        if not isinstance(shapes[0], Sequence) or arguments.get("additional_t_cond") is not None or len(shapes) < 2:
+            return None  # Layered makes several pictures at once: the truth of one says nothing of the others
+        first, count = math.prod(shapes[0]), math.prod(shapes[1])
+        return arguments["hidden_states"][:, first : first + count]

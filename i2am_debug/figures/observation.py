@@ -10,7 +10,7 @@ from PIL import Image
 from ..capture.maps import AttributionMaps
 from ..capture.trace import Trace
 from ..errors import I2AMError, NothingCaptured
-from .values import Figure
+from .values import Figure, Undefined
 
 
 @dataclass(kw_only=True)
@@ -23,9 +23,13 @@ class Observation:
     further: Mapping[int, AttributionMaps] = field(default_factory=dict)
     """Of references 1, 2, … by their number, where the model was given several."""
     generated: Image.Image | None
-    """None after a teacher-forced observation, until `Evaluator.sample` has made one."""
+    """None where looking made none, until `Evaluator.sample` has."""
+    painted: str = ""
+    """How `generated` was made, where it was not sampled."""
     loss: Figure
     wrong_reference_loss: Figure
+    no_reference_loss: Figure = field(default_factory=lambda: Undefined("not measured"))
+    """With a blank reference."""
 
 
 def maps_of(trace: Trace, image: int) -> tuple[AttributionMaps, dict[int, AttributionMaps]]:

@@ -37,7 +37,7 @@ def evaluate_repeatedly(
     out = []
     for seed in range(repeats):
         evaluator = replace(evaluator, seed=seed)
-        evaluator.pilot(loaded)
+        evaluator.prepare(loaded)
         observations = [observation for batch in evaluator.batches for observation in evaluator.observe(loaded, batch)]
         evaluation = evaluator.score(observations, global_step=0, pipeline=loaded, baseline=None)
         unlike = {} if baseline is None else differences(evaluation, baseline)

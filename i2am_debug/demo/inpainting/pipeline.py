@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file
 
-from .model import ReferenceEncoder, inpainting_condition, new_scheduler, new_unet, to_pixels
+from .model import PixelVAE, ReferenceEncoder, inpainting_condition, new_scheduler, new_unet, to_pixels
 from .pairs import SIZE
 
 WEIGHTS = Path(__file__).with_name("tiny_example.safetensors")
@@ -35,6 +35,7 @@ class TinyExamplePipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, reference_encoder=reference_encoder, scheduler=scheduler)
+        self.vae, self.vae_scale_factor = PixelVAE(), 2  # no part to save: it holds nothing
         self.image_processor = VaeImageProcessor(vae_scale_factor=2, resample="bilinear")
 
     @torch.no_grad()

@@ -1,0 +1,175 @@
+"""The way of teacher forcing: pairs are seen in a few forwards of the pipeline's own call on their noised truth.
+
+Needs nothing but a pipeline and pairs. The pipeline's scheduler is replaced for the time of a call (`forced_scheduler`), which
+gives the denoising loss, the same with another reference and with a blank one, and the attention on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from ..errors import CannotForce
+from ..figures.observation import Observation, maps_of
+from ..figures.values import Undefined, as_figure
+from ..pairs.pair import ValidationPair
+from .call_arguments import picture_size
+from .calls import default_call, picture_of
+from .forced_scheduler import Finished, ForcedDiffusion, ForcedFlow, forced_scheduler
+from .noise_times import noise_times, times_of_a_gap, weights
+from .references import with_reference, wrong_references
+from .truth import encoded, read_off_the_reference
+
+if TYPE_CHECKING:
+    from .evaluator import Evaluator
+
+_SCHEDULERS = ("scheduler", "decoder_scheduler", "noise_scheduler")
+"""What pipelines call the scheduler of their denoiser."""
+
+_NOISE_TIMES = 10  # where the plan does not say how many
+_NOT_FINITE = "the loss is not finite"
+
+
+def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
+    """Runs the pairs of one batch through the pipeline's call, capturing that with the right reference.
+
+    Raises:
+        CannotForce: the call can't be teacher-forced; says why.
+    """
+    pairs = [evaluator.pairs[i] for i in batch]
+    times = noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES)
+    few = times_of_a_gap(times)
+    with _forced(pipeline) as scheduler:
+        forced = _ForcedCall(evaluator, pipeline, scheduler, batch, pairs)
+        draws = any(i < evaluator.pictures for i in batch)
+        with evaluator.trace(pipeline, pairs) as t:
+            own, pictures = forced.run(pairs, times, picture_from=min(1, len(times) - 1) if draws else None)
+        others = wrong_references(evaluator.pairs, batch)
+        changed = [with_reference(p, o) for p, o in zip(pairs, others, strict=True) if not isinstance(o, Undefined)]
+        other = forced.run(changed, [times[n] for n in few])[0] if len(changed) == len(pairs) else None
+        blank, _ = forced.run([with_reference(p, None) for p in pairs], [times[n] for n in few])
+    loss = torch.tensor(weights(times)) @ own
+    share = torch.tensor(weights([times[n] for n in few]))
+
+    def worse(losses: torch.Tensor | None, row: int, reason: str) -> Any:
+        """The mean loss over all times plus by how much it was higher at those that were tried."""
+        if losses is None:
+            return Undefined(reason)
+        return as_figure(float(loss[row] + share @ (losses - own[few])[:, row]), _NOT_FINITE)
+
+    observations = []
+    for row, index in enumerate(batch):
+        maps, further = maps_of(t, row)
+        reason = next((o.reason for o in others if isinstance(o, Undefined)), "")
+        observations.append(
+            Observation(
+                index=index,
+                maps=maps,
+                further=further,
+                generated=pictures[row] if pictures and index < evaluator.pictures else None,
+                painted=f"predicted in one step at noise time {times[min(1, len(times) - 1)]:g}",
+                loss=as_figure(float(loss[row]), _NOT_FINITE),
+                wrong_reference_loss=worse(other, row, reason),
+                no_reference_loss=worse(blank, row, ""),
+            )
+        )
+    return observations
+
+
+def check_teacher_forcing(evaluator: Evaluator, pipeline: Any) -> None:
+    """Tries a call of the first pair at two noise times.
+
+    Raises:
+        CannotForce: the call can't be teacher-forced; says why.
+    """
+    pairs = [evaluator.pairs[0]]
+    with torch.no_grad(), _forced(pipeline) as scheduler:
+        _ForcedCall(evaluator, pipeline, scheduler, [0], pairs).run(pairs, noise_times(2))
+
+
+class _ForcedCall:
+    """One batch of pairs, and how its pipeline is called."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        pipeline: Any,
+        scheduler: ForcedDiffusion | ForcedFlow,
+        batch: Sequence[int],
+        pairs: Sequence[ValidationPair],
+    ) -> None:
+        self._evaluator, self._pipeline, self._scheduler = evaluator, pipeline, scheduler
+        self._batch, self._pairs = batch, pairs
+        self._latents: torch.Tensor | None = None
+        self._read = self._read_off_the_reference()
+
+    def run(
+        self, pairs: Sequence[ValidationPair], times: Sequence[float], picture_from: int | None = None
+    ) -> tuple[torch.Tensor, list[Image.Image] | None]:
+        """Losses (times, B) on the CPU, and the pictures made of the prediction at time number `picture_from`."""
+        self._scheduler.force(times, self._truth, picture_from)
+        output = None
+        try:
+            output = self._call(pairs)
+        except Finished:
+            if hasattr(self._pipeline, "maybe_free_model_hooks"):
+                self._pipeline.maybe_free_model_hooks()  # the call was left before it came to that
+        losses = self._scheduler.losses
+        if len(losses) < len(times) or len(losses[0]) != len(pairs):
+            seen = f"{len(losses)} of {len(times)} noise times" if losses else "no step of the scheduler"
+            raise CannotForce(f"a call of {len(pairs)} pairs showed {seen}, of {len(losses[0]) if losses else 0} pictures")
+        pictures = None if output is None else [picture_of(output, row) for row in range(len(pairs))]
+        return torch.stack(losses).cpu(), pictures
+
+    def _call(self, pairs: Sequence[ValidationPair]) -> Any:
+        """As the user or the pipeline's class wants it; the noise of a pair is the same in all calls."""
+        generators = [torch.Generator().manual_seed(self._evaluator.seed + index) for index in self._batch]
+        if self._evaluator.call is not None:
+            return self._evaluator.call(self._pipeline, pairs[0], generators[0])
+        steps, size = len(self._scheduler.times), self._evaluator.size
+        return default_call(self._pipeline, steps, size=size, plain=True).batch(self._pipeline, pairs, generators)
+
+    def _read_off_the_reference(self) -> torch.Tensor | None:
+        """What the pipeline makes of the targets as references, in a call that ends at the first denoiser input."""
+        evaluator = self._evaluator
+        if evaluator.encode is not None or evaluator.call is not None:
+            return None
+        self._scheduler.force([1.0], self._truth, None)
+        targets = [with_reference(pair, pair.target) for pair in self._pairs]
+        return read_off_the_reference(
+            self._pipeline, evaluator.family_of(self._pipeline), lambda: self._call(targets)
+        )
+
+    def _truth(self, sample: torch.Tensor) -> torch.Tensor:
+        """(B, …) in the layout of the pipeline's latents; made when a call first asks for it, kept for the others."""
+        if self._latents is None:
+            self._latents = self._made(sample)
+        return self._latents
+
+    def _made(self, sample: torch.Tensor) -> torch.Tensor:
+        evaluator, pipeline = self._evaluator, self._pipeline
+        if evaluator.encode is not None:
+            return torch.cat([evaluator.encode(pipeline, pair) for pair in self._pairs])
+        if self._read is not None and self._read.shape[1:] == sample.shape[1:]:
+            return self._read
+        sizes = [picture_size(pipeline, pair, evaluator.size) for pair in self._pairs]
+        return torch.cat([encoded(pipeline, p, size, sample) for p, size in zip(self._pairs, sizes, strict=True)])
+
+
+@contextmanager
+def _forced(pipeline: Any) -> Iterator[ForcedDiffusion | ForcedFlow]:
+    """The pipeline with a forced scheduler in place of its own, which is put back whatever happens."""
+    name = next((n for n in _SCHEDULERS if hasattr(getattr(pipeline, n, None), "step")), None)
+    if name is None:
+        raise CannotForce(f"{type(pipeline).__name__} has no scheduler with a step under one of {', '.join(_SCHEDULERS)}")
+    own = getattr(pipeline, name)
+    forced = forced_scheduler(own)
+    pipeline.__dict__[name] = forced  # not by setattr, which would write the class into the pipeline's configuration
+    try:
+        yield forced
+    finally:
+        pipeline.__dict__[name] = own
