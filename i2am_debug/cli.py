@@ -16,10 +16,11 @@ from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
 
 # Written out, since what they do needs torch; a test compares.
-_SABOTAGES = (
-    *("shuffle", "zero", "drop", "learning-rate", "encoder", "flip", "shift-mask", "colours", "gradual"),
-    "none",
-)
+_FAULTS = ("shuffle", "zero", "drop", "learning-rate", "flip", "colours", "gradual")
+_SABOTAGES = {
+    "inpainting": (*_FAULTS, "encoder", "shift-mask", "none"),
+    "edit": (*_FAULTS, "attention", "positions", "shift-target", "none"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,14 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    demo = commands.add_parser("demo", help="fine-tune the shipped tiny model and watch it unlearn its reference")
+    demo = commands.add_parser("demo", help="fine-tune a shipped tiny model and watch it unlearn its reference")
+    demo.add_argument(
+        "--model",
+        choices=_SABOTAGES,
+        default="inpainting",
+        help="inpainting by example, or editing by instruction (default: inpainting)",
+    )
     demo.add_argument("--logdir", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
     demo.add_argument("--steps", type=at_least(16), default=48, help="training steps, at least 16 (default: 48)")
     demo.add_argument(
         "--sabotage",
-        choices=_SABOTAGES,
+        choices=tuple(dict.fromkeys(name for names in _SABOTAGES.values() for name in names)),
         default="shuffle",
-        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references)",
+        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references); encoder and "
+        "shift-mask are inpainting's, attention, positions and shift-target edit's",
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write evaluations and alerts to FILE")
@@ -96,13 +104,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.sabotage not in _SABOTAGES[args.model]:
+        known = ", ".join(_SABOTAGES[args.model])
+        return _usage_error(f"demo: --sabotage {args.sabotage}: not of the model {args.model}; expected one of {known}")
     if args.json is not None and not args.json.parent.is_dir():
         return _usage_error(f"demo: --json: there is no folder {args.json.parent}")
     if args.logdir.exists() and not args.logdir.is_dir():
         return _usage_error(f"demo: --logdir: {args.logdir} is a file; a folder is needed")
     from .demo.finetune import run_demo, write_json
 
-    result = run_demo(args.logdir, steps=args.steps, sabotage=args.sabotage, seed=args.seed)
+    result = run_demo(args.logdir, model=args.model, steps=args.steps, sabotage=args.sabotage, seed=args.seed)
     print(f"\n{result.table()}\n")
     for alert in result.alerts:
         print(f"{alert.text}\n")

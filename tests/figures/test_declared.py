@@ -16,7 +16,7 @@ from training import Run
 
 from i2am_debug import Alert, CapturePlan, DeclaredFigure, Rule, Rules, Undefined, register_figure
 from i2am_debug.alerts.alert_state import AlertState
-from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.errors import UndefinedFigure
 from i2am_debug.figures import registry
 from i2am_debug.figures.__main__ import as_markdown
@@ -37,8 +37,8 @@ STORED = [figure for figure in FIGURES if figure.compute is not None]
 def full() -> PairView:
     """A pair that has everything a figure may need."""
     run_pairs = validation_pairs(2, seed=11)
-    from i2am_debug.demo.finetune import teacher_forced
-    from i2am_debug.demo.pipeline import load_tiny_pipeline
+    from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
+    from i2am_debug.demo.inpainting.training import teacher_forced
     from i2am_debug.evaluation.evaluator import Evaluator
 
     pipeline = load_tiny_pipeline()
