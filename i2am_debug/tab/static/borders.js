@@ -1,6 +1,7 @@
 // The border of a region: traced once from its pixels, drawn at any size. Knows no state.
 
 const [LINE, RIM] = ['#fff', '#101216']; // white inside dark is seen on any picture
+const SMALL = 240; // pixels of the page; on narrower pictures the line is thinner
 
 // {runs, height, width} of a region of `height` × `width` pixels; `isInside(pixel)` by its number, row by row. `runs` holds
 // the border's straight parts, [x, y, x, y] after [x, y, x, y], each from left to right or from top to bottom.
@@ -27,21 +28,27 @@ function addRuns(length, isBorder, add) {
   }
 }
 
-// Borders over a picture that lies at `place`, [left, top, width, height] in whole pixels; `unit`: pixels of half the white
-// line. Filled rectangles on whole pixels stay crisp where a stroke would be smoothed.
-export function drawBorders(context, borders, place, unit) {
-  for (const [colour, half] of [[RIM, 2 * unit], [LINE, unit]]) {
+// Borders over a picture that lies at `place`, [left, top, width, height] in whole pixels; `ratio`: pixels of the canvas for one
+// of the page. Filled rectangles on whole pixels stay crisp where a stroke would be smoothed.
+export function drawBorders(context, borders, place, ratio) {
+  const isSmall = place[2] / ratio < SMALL;
+  const line = Math.max(1, Math.round((isSmall ? 1 : 1.5) * ratio));
+  const rim = Math.max(1, Math.round((isSmall ? 0.5 : 0.75) * ratio));
+  const thickness = line + 2 * rim;
+  for (const [colour, inset] of [[RIM, 0], [LINE, rim]]) {
     context.fillStyle = colour;
-    for (const border of borders) drawRuns(context, border, place, half, 2 * unit);
+    for (const border of borders) drawRuns(context, border, place, thickness, inset);
   }
 }
 
-// `most`: how far the border keeps from the picture's edges, where half of it would be cut off.
-function drawRuns(context, {runs, height, width}, [left, top, w, h], half, most) {
-  const onPicture = (share, length) => Math.max(most, Math.min(length - most, Math.round(share * length)));
+// `inset`: how much of the thickness is left free on either side.
+function drawRuns(context, {runs, height, width}, [left, top, w, h], thickness, inset) {
+  const before = Math.floor(thickness / 2);
+  // At the picture's edges it moves inside, where half of it would be cut off.
+  const onPicture = (share, length) => Math.max(0, Math.min(length - thickness, Math.round(share * length) - before));
   const [x, y] = [(value) => left + onPicture(value / width, w), (value) => top + onPicture(value / height, h)];
   for (let i = 0; i < runs.length; i += 4) {
     const [x0, y0, x1, y1] = [x(runs[i]), y(runs[i + 1]), x(runs[i + 2]), y(runs[i + 3])];
-    context.fillRect(x0 - half, y0 - half, x1 - x0 + 2 * half, y1 - y0 + 2 * half);
+    context.fillRect(x0 + inset, y0 + inset, x1 - x0 + thickness - 2 * inset, y1 - y0 + thickness - 2 * inset);
   }
 }

@@ -27,6 +27,7 @@ export function makeCompare() {
     note,
   );
   new ResizeObserver(resize).observe(element);
+  window.addEventListener('resize', resize); // another zoom or screen, the same size
 
   // `loaded`: {scene, index, runs, comparable}; scene and index may be null where there is a `problem`.
   function load(loaded) {

@@ -3,7 +3,7 @@
 import {drawBorders} from './borders.js';
 import {colours} from './colour.js';
 
-const MOST_PIXELS = 1400;
+const MOST_PIXELS = 2048;
 const BARS_FROM = 0.62; // of the height, where tokens without a grid are drawn as bars
 
 const identities = new WeakMap();
@@ -39,8 +39,9 @@ export function extent(values) {
 // Gives the canvas as many pixels as it has on the screen; true if that changed.
 export function fit(own) {
   const ratio = window.devicePixelRatio || 1;
-  const width = Math.min(MOST_PIXELS, Math.round(own.canvas.clientWidth * ratio));
-  const height = Math.round((width * own.canvas.clientHeight) / Math.max(1, own.canvas.clientWidth));
+  const box = own.canvas.getBoundingClientRect(); // clientWidth has no fractions
+  const width = Math.min(MOST_PIXELS, Math.round(box.width * ratio));
+  const height = Math.round((width * box.height) / Math.max(1, box.width));
   if (!width || (own.canvas.width === width && own.canvas.height === height)) return false;
   own.canvas.width = width;
   own.canvas.height = height;
@@ -144,7 +145,7 @@ function drawLines(own, borders, place) {
     lines.width = canvas.width;
     lines.height = canvas.height;
     const ratio = canvas.width / Math.max(1, canvas.clientWidth);
-    drawBorders(lines.getContext('2d'), borders, place, Math.max(1, Math.round(ratio)));
+    drawBorders(lines.getContext('2d'), borders, place, ratio);
     own.linesBasis = basis;
   }
   context.drawImage(lines, 0, 0);

@@ -32,6 +32,7 @@ export function makeViews(shown, below) {
   for (const side of SIDES) attend(side);
   // Sizes are measured here only: asking for them at every move would make the browser lay the page out anew.
   new ResizeObserver(resize).observe(element);
+  window.addEventListener('resize', resize); // another zoom or screen, the same size
 
   function attend(side) {
     const {canvas} = panels[side];
