@@ -129,15 +129,14 @@ def pack_pair(
 
 def pack_pictures(pair: ValidationPair) -> dict[str, np.ndarray]:
     """A pair's own pictures: "reference", "target" and, where it has them, "mask", "reference_mask", "kept",
-    "reference_1", …, as encoded bytes. Beside "kept" stands "kept_origin", UTF-8."""
-    kept = getattr(pair, "kept", None)
+    "reference_1", …, as encoded bytes. Beside "kept" stands "kept_origin", words in UTF-8."""
     pictures = {"reference": pair.reference, "target": pair.target}
     pictures.update({reference_tag(number): one for number, one in enumerate(pair.further_references, 1)})
-    regions = {"mask": pair.mask, "reference_mask": pair.reference_mask, "kept": kept}
+    regions = {"mask": pair.mask, "reference_mask": pair.reference_mask, "kept": pair.kept}
     pictures.update({name: Image.fromarray(one) for name, one in regions.items() if one is not None})
     found = {name: _bytes(picture) for name, picture in pictures.items()}
-    if kept is not None:
-        found["kept_origin"] = np.frombuffer(str(getattr(pair, "kept_origin", "")).encode(), dtype=np.uint8)
+    if pair.kept_origin is not None:
+        found["kept_origin"] = np.frombuffer(pair.kept_origin.encode(), dtype=np.uint8)
     return found
 
 

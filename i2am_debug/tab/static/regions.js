@@ -38,7 +38,8 @@ export function makeRegions() {
       return sides.length > 1 ? 'on both' : PLACES[sides[0][0]];
     };
     toggle.hidden = !all.length;
-    element.hidden = !all.length && !regionsProblem;
+    const hasPicture = generated.bitmap || reference.bitmap;
+    element.hidden = !all.length && !(regionsProblem && hasPicture);
     words.textContent = regionsProblem || all.map((region) => `${nameOf(region)} ${on(region)}`).join(', ');
     redraw();
   }

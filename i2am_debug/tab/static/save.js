@@ -2,7 +2,7 @@
 
 import {css} from './colour.js';
 
-const [GAP, HEAD, SIDE, CAPTION, LEGEND, LINE] = [16, 58, 640, 34, 34, 20];
+const [GAP, HEAD, SIDE, CAPTION, LEGEND, LINE] = [16, 58, 640, 34, 34, 24];
 
 // `rows` of {canvas, title, what, scale, bar, outlined}: a row stands below the one before; scale and bar are null without a map,
 // `outlined` is empty where nothing is.
@@ -37,7 +37,7 @@ function drawPart(to, {canvas, title, what, scale, bar, outlined}, left, top, he
   to.imageSmoothingEnabled = canvas.width > SIDE;
   to.drawImage(canvas, left, top + CAPTION, SIDE, height);
   const below = top + CAPTION + height;
-  if (outlined) write(to, outlined, left, below + (scale ? LINE : 0) + 20, SIDE, '14px');
+  if (outlined) write(to, outlined, left, below + (scale ? LINE : 0) + 18, SIDE, '14px');
   if (!scale) return;
   for (let i = 0; i < SIDE / 2; i++) {
     to.fillStyle = css(bar, i / (SIDE / 2));

@@ -42,13 +42,13 @@ async function loadPicture(query, which) {
   }
 }
 
-// A pair without any, and a run without pictures, have none to outline.
+// With why there are none, though not for a pair that has none.
 async function loadRegions(query) {
   try {
     return {regions: await fetchRegions(query), regionsProblem: ''};
   } catch (problem) {
     if (!(problem.status >= 400 && problem.status < 500)) throw problem;
-    return {regions: [], regionsProblem: problem.status === 404 ? '' : `No outlines: ${problem.message}`};
+    return {regions: [], regionsProblem: `No outlines: ${problem.message}`};
   }
 }
 
