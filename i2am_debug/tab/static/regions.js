@@ -10,8 +10,9 @@ const PLACES = {generated: 'on the generated picture', reference: 'on the refere
 const DERIVED = /^derived: (Otsu|fixed), (.+)$/;
 const RULES = {Otsu: "Otsu's method", fixed: 'a fixed threshold'};
 
-function nameOf({name, origin}) {
-  const known = Object.hasOwn(NAMES, name) ? NAMES[name] : name;
+// `place`: where it is outlined, or nothing.
+function inWords({name, origin}, place = '') {
+  const known = [Object.hasOwn(NAMES, name) ? NAMES[name] : name, place].filter(Boolean).join(' ');
   const [, rule, threshold] = DERIVED.exec(origin) ?? [];
   if (rule) return `${known}, derived by ${RULES[rule]} (${threshold})`;
   return origin === 'file' ? `${known}, from a file` : origin && origin !== 'given' ? `${known} (${origin})` : known;
@@ -22,7 +23,7 @@ export const bordersOf = (side) => (state.outlines ? side.regions.map(({border})
 
 // What is outlined on one side, for what stands alone; nothing where nothing is.
 export const outlinedWords = (side) =>
-  state.outlines && side.regions.length ? `Outlined: ${side.regions.map(nameOf).join(', ')}` : '';
+  state.outlines && side.regions.length ? `Outlined: ${side.regions.map((region) => inWords(region)).join('; ')}` : '';
 
 export function makeRegions() {
   const box = el('input', {type: 'checkbox', onchange: () => change({outlines: box.checked})});
@@ -40,7 +41,7 @@ export function makeRegions() {
     toggle.hidden = !all.length;
     const hasPicture = generated.bitmap || reference.bitmap;
     element.hidden = !all.length && !(regionsProblem && hasPicture);
-    words.textContent = regionsProblem || all.map((region) => `${nameOf(region)} ${on(region)}`).join(', ');
+    words.textContent = regionsProblem || all.map((region) => inWords(region, on(region))).join('; ');
     redraw();
   }
 
