@@ -160,7 +160,9 @@ def test_a_region_of_a_large_picture_is_small_and_lies_where_it_lay(tmp_path: Pa
 
 def test_the_noisiest_region_is_within_the_bounds(tmp_path: Path) -> None:
     noisy = np.random.default_rng(0).random((500, 500)) < 0.5
-    write(tmp_path / "run", [ValidationPair(name="a", reference=picture((8, 8)), target=picture((500, 500)), mask=noisy)])
+    write(
+        tmp_path / "run", [ValidationPair(name="a", reference=picture((8, 8)), target=picture((500, 500)), mask=noisy)]
+    )
     assert [name for name, *_ in served(tmp_path, 0)] == ["hole"]
 
 
@@ -299,16 +301,16 @@ def grown(mask: np.ndarray, by: int) -> np.ndarray:
     """With all pixels that are at most so many away."""
     padded = np.pad(mask, by)
     height, width = mask.shape
-    return np.any(
-        [padded[y : y + height, x : x + width] for y in range(2 * by + 1) for x in range(2 * by + 1)], axis=0
-    )
+    return np.any([padded[y : y + height, x : x + width] for y in range(2 * by + 1) for x in range(2 * by + 1)], axis=0)
 
 
 def border_of(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The pixels of a picture of this height and width that lie inside and have a neighbour outside, or none."""
     at = np.ix_(*(((np.arange(n) + 0.5) * many / n).astype(int) for n, many in zip(size, mask.shape, strict=True)))
     large = np.pad(mask[at], 1)
-    neighbours = [large[1 + y : 1 + y + size[0], 1 + x : 1 + x + size[1]] for y, x in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+    neighbours = [
+        large[1 + y : 1 + y + size[0], 1 + x : 1 + x + size[1]] for y, x in ((0, 1), (0, -1), (1, 0), (-1, 0))
+    ]
     return large[1:-1, 1:-1] & ~np.all(neighbours, axis=0)
 
 
