@@ -1,11 +1,12 @@
 """How soon the alerts notice that a fine-tune goes wrong, how often they cry for nothing, and what a loss would have seen.
 
-`python -m benchmarks.alerts --json F` fine-tunes the tiny model with the callback, healthy and with every fault of
-`demo.sabotage`, from two seeds (--long: from ten), and judges what the callback stored by several sets of rules. A run that
-is in --folder already is not made again, so a benchmark that was cut off goes on. `benchmarks/alert_runs.py` makes the runs.
+`python -m benchmarks.alerts --json F` fine-tunes the tiny models with the callback, healthy and with every fault that they
+can have, from two seeds (--long: from ten), and judges what the callbacks stored by several sets of rules. A run that is in
+--folder already is not made again, so a benchmark that was cut off goes on. `benchmarks/alert_runs.py` makes the runs.
 
 "Detected" means an alert at one of the two evaluations after the fault. "Cost" is how much worse the pictures are than those of
-the healthy run of the same seed at the second of them: peak signal-to-noise ratio in the hole, dB.
+the healthy run of the same seed at the second of them: peak signal-to-noise ratio, dB, in the hole where the pairs have one.
+Shares have Wilson's 95 % interval; it takes runs for independent, and evaluations too, which those of one run are not quite.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from benchmarks.alert_runs import EVALUATIONS_AFTER, GROWING, Plan, kinds, make_runs, wrong_share
 from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.rule import Rule, Severity, at_least
 from i2am_debug.alerts.rules import Rules
+from i2am_debug.demo.demo_model import MODELS
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
 
@@ -41,12 +44,13 @@ def _drops(*figures: str) -> Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """Rules, and which validation pairs they see."""
+    """Rules, and what they see."""
 
     name: str
     rules: Rules
-    pairs: str
-    """"clean"; "spoilt": with the training data's fault from the start of the run; "joined": from the fault's start on."""
+    sees: str
+    """"clean": the validation pairs through the model's own loss; "bare": the same pairs by a callback that got no loss;
+    "spoilt": pairs with the training data's fault from the start of the run; "joined": from the fault's start on."""
     severity: Severity = "warning"
     """What counts as an alert."""
 
@@ -55,27 +59,35 @@ def _without(*figures: str) -> Rules:
     return Rules(rules=tuple(rule for rule in Rules().rules if rule.figure not in figures))
 
 
+_ATTENTION = _without("loss", "reference_gap")
+_IMACS = _drops("imacs_g", "imacs_r")
+
 DETECTORS = (
-    Detector(name="default rules", rules=Rules(), pairs="clean"),
-    Detector(name="default, critical", rules=Rules(), pairs="clean", severity="critical"),
-    Detector(name="without the loss", rules=_without("loss"), pairs="clean"),
-    Detector(name="attention alone", rules=_without("loss", "reference_gap"), pairs="clean"),
-    Detector(name="IMACS as in the paper", rules=_drops("imacs_g", "imacs_r"), pairs="clean"),
-    Detector(name="clean loss", rules=_drops("loss"), pairs="clean"),
-    Detector(name="loss, bug enters both", rules=_drops("loss"), pairs="joined"),
-    Detector(name="loss, bug from the start", rules=_drops("loss"), pairs="spoilt"),
-    Detector(name="default rules, bug from the start", rules=Rules(), pairs="spoilt"),
+    Detector(name="default rules", rules=Rules(), sees="clean"),
+    Detector(name="default, critical", rules=Rules(), sees="clean", severity="critical"),
+    Detector(name="without the loss", rules=_without("loss"), sees="clean"),
+    Detector(name="attention alone", rules=_ATTENTION, sees="clean"),
+    Detector(name="IMACS as in the paper", rules=_IMACS, sees="clean"),
+    Detector(name="clean loss", rules=_drops("loss"), sees="clean"),
+    Detector(name="bare, default rules", rules=Rules(), sees="bare"),
+    Detector(name="bare, critical", rules=Rules(), sees="bare", severity="critical"),
+    Detector(name="bare, attention alone", rules=_ATTENTION, sees="bare"),
+    Detector(name="bare, IMACS only", rules=_IMACS, sees="bare"),
+    Detector(name="loss, bug enters both", rules=_drops("loss"), sees="joined"),
+    Detector(name="loss, bug from the start", rules=_drops("loss"), sees="spoilt"),
+    Detector(name="default rules, bug from the start", rules=Rules(), sees="spoilt"),
 )
 
 
 def judge_run(plan: Plan, folder: Path, healthy_psnr: dict[int, float]) -> dict[str, Any]:
     """What each detector made of one run."""
-    run = folder / plan.name
+    run = plan.run(folder)
     clean = _evaluations(run)
     spoilt = _evaluations(run / "spoilt") or clean
     psnr = {int(step): value for step, value in json.loads((run / "done.json").read_text())["psnr"].items()}
     series = {
         "clean": clean,
+        "bare": _evaluations(run / "bare"),
         "spoilt": spoilt,
         "joined": [_joined(plan, a, b) for a, b in zip(clean, spoilt, strict=True)],
     }
@@ -83,6 +95,7 @@ def judge_run(plan: Plan, folder: Path, healthy_psnr: dict[int, float]) -> dict[
     after = [e.global_step for e in clean if broken_at is not None and e.global_step > broken_at]
     deadline = after[1] if after else None
     return {
+        "model": plan.model,
         "kind": plan.kind,
         "seed": plan.seed,
         "sabotage_step": broken_at,
@@ -90,7 +103,7 @@ def judge_run(plan: Plan, folder: Path, healthy_psnr: dict[int, float]) -> dict[
         "healthy_evaluations": len(clean) - 1 - len(after),
         "cost_db": None if deadline is None else healthy_psnr[deadline] - psnr[deadline],
         "psnr": psnr,
-        "detectors": {d.name: _detected(d, series[d.pairs], after) for d in DETECTORS},
+        "detectors": {d.name: _detected(d, series[d.sees], after) for d in DETECTORS},
     }
 
 
@@ -117,6 +130,12 @@ def _joined(plan: Plan, clean: Evaluation, spoilt: Evaluation) -> Evaluation:
     return replace(clean, figures={**clean.figures, "loss": losses})
 
 
+def _healthy_psnr(plan: Plan, folder: Path) -> dict[int, float]:
+    """Picture quality by step of the healthy run of the same model and seed."""
+    done = replace(plan, kind="healthy").run(folder) / "done.json"
+    return {int(step): value for step, value in json.loads(done.read_text())["psnr"].items()}
+
+
 def _evaluations(run: Path) -> list[Evaluation]:
     return [stored.evaluation for stored in RunStore(run).evaluations()]
 
@@ -125,7 +144,7 @@ def _evaluations(run: Path) -> list[Evaluation]:
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """By detector: over all abrupt faults that cost something, over all healthy evaluations, and by kind."""
+    """Of one model's runs, by detector: all abrupt faults that cost something, all healthy evaluations, and each kind."""
     broken = [r for r in runs if r["sabotage_step"] is not None and r["kind"] not in GROWING]
     costly = [r for r in broken if r["cost_db"] >= COSTLY]
     healthy = sum(r["healthy_evaluations"] for r in runs)
@@ -133,45 +152,64 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for detector in DETECTORS:
         name = detector.name
         false = sum(len(r["detectors"][name]["false_alarms"]) for r in runs)
+        found = sum((r["detectors"][name]["delay"] or 99) <= 2 for r in costly)
         by_kind = {}
         for kind in dict.fromkeys(r["kind"] for r in runs if r["sabotage_step"] is not None):
             own = [r for r in runs if r["kind"] == kind]
             delays = [r["detectors"][name]["delay"] for r in own]
+            within_two = sum(d is not None and d <= 2 for d in delays)
             by_kind[kind] = {
                 "runs": len(own),
-                "detected_within_two": sum(d is not None and d <= 2 for d in delays),
+                "detected_within_two": within_two,
+                "interval": wilson(within_two, len(own)),
                 "delays": delays,
                 "cost_db": [r["cost_db"] for r in own],
             }
         out[name] = {
             "costly_abrupt_runs": len(costly),
-            "detected_within_two": sum((r["detectors"][name]["delay"] or 99) <= 2 for r in costly),
+            "detected_within_two": found,
+            "detected_interval": wilson(found, len(costly)),
             "missed": [f"{r['kind']} seed {r['seed']}" for r in costly if (r["detectors"][name]["delay"] or 99) > 2],
             "healthy_evaluations": healthy,
             "false_alarms": false,
+            "false_alarms_interval": wilson(false, healthy),
             "by_kind": by_kind,
         }
     return out
 
 
+def wilson(found: int, of: int) -> tuple[float, float] | None:
+    """Wilson's 95 % interval of a share; none of nothing."""
+    if of == 0:
+        return None
+    low, high = binomtest(found, of).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(low), float(high)
+
+
 def as_markdown(found: dict[str, Any]) -> str:
-    """One row a detector, then one row a kind: detected within two evaluations of all runs, and the median delay."""
-    names = list(found)
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    first = found[names[0]]
-    abrupt = [f"{found[n]['detected_within_two']} of {found[n]['costly_abrupt_runs']}" for n in names]
-    alarms = [f"{found[n]['false_alarms']} of {found[n]['healthy_evaluations']}" for n in names]
-    lines.append(f"| abrupt faults costing ≥ {COSTLY:g} dB, detected within two evaluations | {' | '.join(abrupt)} |")
-    lines.append(f"| false alarms per healthy evaluation | {' | '.join(alarms)} |")
-    for kind, one in first["by_kind"].items():
-        cells = []
-        for name in names:
-            own = found[name]["by_kind"][kind]
+    """A row a detector: what it found and its false alarms, then each kind of fault: detected of all runs, median delay."""
+    (first, *_) = found.values()
+    by_kind = {kind: f"{kind} ({np.median(one['cost_db']):.1f} dB)" for kind, one in first["by_kind"].items()}
+    titles = ["", f"abrupt faults costing ≥ {COSTLY:g} dB, detected", "false alarms per healthy evaluation"]
+    titles += by_kind.values()
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name, one in found.items():
+        cells = [
+            name,
+            f"{one['detected_within_two']} of {one['costly_abrupt_runs']} {_percent(one['detected_interval'])}",
+            f"{one['false_alarms']} of {one['healthy_evaluations']} {_percent(one['false_alarms_interval'])}",
+        ]
+        for kind in by_kind:
+            own = one["by_kind"][kind]
             seen = [d for d in own["delays"] if d is not None]
             median = f"{np.median(seen):g}" if seen else "never"
             cells.append(f"{own['detected_within_two']} of {own['runs']}, {median}")
-        lines.append(f"| {kind} ({np.median(one['cost_db']):.1f} dB) | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _percent(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"[{100 * interval[0]:.0f}, {100 * interval[1]:.0f}] %"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -180,29 +218,32 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/alerts"), help="where the runs are kept (runs/alerts)"
     )
+    parser.add_argument(
+        "--model", nargs="+", choices=MODELS, default=list(MODELS), help="of these models (default: all)"
+    )
     parser.add_argument("--long", action="store_true", help=f"{len(LONG)} seeds a kind instead of {len(SHORT)}")
     parser.add_argument("--seeds", type=int, nargs="+", help="these seeds")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     args = parser.parse_args(argv)
     seeds = args.seeds or list(LONG if args.long else SHORT)
-    plans = [Plan(kind=kind, seed=seed) for seed in seeds for kind in kinds()]
+    plans = [Plan(model=model, kind=kind, seed=s) for s in seeds for model in args.model for kind in kinds(model)]
     started = time.monotonic()
     for number, plan in enumerate(make_runs(plans, args.folder, args.workers), start=1):
-        print(f"{number} of {len(plans)} runs, {time.monotonic() - started:.0f} s: {plan.name}", flush=True)
-    runs = []
-    for plan in plans:
-        healthy = json.loads((args.folder / f"healthy_{plan.seed}" / "done.json").read_text())["psnr"]
-        runs.append(judge_run(plan, args.folder, {int(step): value for step, value in healthy.items()}))
-    found = summary(runs)
-    args.json.write_text(
-        json.dumps({"seeds": seeds, "summary": found, "runs": runs}, indent=1) + "\n", encoding="utf-8"
-    )
-    print(as_markdown(found))
+        print(
+            f"{number} of {len(plans)} runs, {time.monotonic() - started:.0f} s: {plan.model} {plan.name}", flush=True
+        )
+    written: dict[str, Any] = {"seeds": seeds, "models": {}}
+    for model in args.model:
+        runs = [judge_run(p, args.folder, _healthy_psnr(p, args.folder)) for p in plans if p.model == model]
+        written["models"][model] = {"summary": summary(runs), "runs": runs}
+    args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    for model, one in written["models"].items():
+        print(f"\n## {model}\n\n{as_markdown(one['summary'])}")
+        for name, found in one["summary"].items():
+            if found["missed"]:
+                print(f"{name} missed: {', '.join(found['missed'])}")
     print(f"\nseeds {seeds}; a cell: detected within two evaluations, and the median delay in evaluations of those detected "
-          f"(an abrupt fault's run ends {EVALUATIONS_AFTER} evaluations after it)")  # fmt: skip
-    for name, one in found.items():
-        if one["missed"]:
-            print(f"{name} missed: {', '.join(one['missed'])}")
+          f"(an abrupt fault's run ends {EVALUATIONS_AFTER} evaluations after it); 95 % intervals by Wilson")  # fmt: skip
     return 0
 
 

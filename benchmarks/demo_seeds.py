@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from i2am_debug.demo.finetune import Sabotage, run_demo
+from i2am_debug.demo.demo_model import MODELS
+from i2am_debug.demo.finetune import run_demo
 
 
-def one(seed: int, sabotage: Sabotage, logdir: Path) -> dict[str, Any]:
+def one(model: str, seed: int, sabotage: str, logdir: Path) -> dict[str, Any]:
     """Runs the demo once; what it found, and whether that is what must be."""
     started = time.monotonic()
-    result = run_demo(logdir, sabotage=sabotage, seed=seed, progress=False)
+    result = run_demo(logdir, model=model, sabotage=sabotage, seed=seed, progress=False)
     figures = result.to_json()
     steps = [e.global_step for e in result.evaluations]
     alerts = [a.global_step for a in result.alerts]
@@ -35,6 +36,7 @@ def one(seed: int, sabotage: Sabotage, logdir: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_seeds", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="inpainting", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="default: 0 to 9")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     args = parser.parse_args(argv)
@@ -43,10 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as logdir:
         for seed in args.seeds:
             for sabotage in ("shuffle", "none"):
-                run = one(seed, sabotage, Path(logdir))
+                run = one(args.model, seed, sabotage, Path(logdir))
                 runs.append(run)
                 alerted = [a["global_step"] for a in run["alerts"]]
-                figures = sorted({d["figure"].rsplit("/", 1)[-1] for a in run["alerts"] for d in a["drops"]})
+                figures = sorted({d["figure"].rsplit("/", 1)[-1] for a in run["alerts"] for d in a["findings"] if d["fired"]})
                 print(
                     f"seed {seed} {sabotage:>7}: {'right' if run['right'] else 'WRONG'}, alerts at {alerted} {figures}, "
                     f"sabotage at {run['sabotage_step']}, {run['seconds']:.0f} s",

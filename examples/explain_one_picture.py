@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from i2am_debug import CapturePlan, imacs, trace
-from i2am_debug.demo.pairs import validation_pairs
-from i2am_debug.demo.pipeline import load_tiny_pipeline
+from i2am_debug.demo.inpainting.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 from i2am_debug.report.explain import explain
 from i2am_debug.report.render import heat
 

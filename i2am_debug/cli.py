@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,11 @@ from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
 
 # Written out, since what they do needs torch; a test compares.
-_SABOTAGES = (
-    *("shuffle", "zero", "drop", "learning-rate", "encoder", "flip", "shift-mask", "colours", "gradual"),
-    "none",
-)
+_FAULTS = ("shuffle", "zero", "drop", "learning-rate", "flip", "colours", "gradual")
+_SABOTAGES = {
+    "inpainting": (*_FAULTS, "encoder", "shift-mask", "none"),
+    "edit": (*_FAULTS, "attention", "positions", "shift-target", "none"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,14 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    demo = commands.add_parser("demo", help="fine-tune the shipped tiny model and watch it unlearn its reference")
+    demo = commands.add_parser("demo", help="fine-tune a shipped tiny model and watch it unlearn its reference")
+    demo.add_argument(
+        "--model",
+        choices=_SABOTAGES,
+        default="inpainting",
+        help="inpainting by example, or editing by instruction (default: inpainting)",
+    )
     demo.add_argument("--logdir", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
     demo.add_argument("--steps", type=at_least(16), default=48, help="training steps, at least 16 (default: 48)")
     demo.add_argument(
         "--sabotage",
-        choices=_SABOTAGES,
+        choices=tuple(dict.fromkeys(name for names in _SABOTAGES.values() for name in names)),
         default="shuffle",
-        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references)",
+        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references); encoder and "
+        "shift-mask are inpainting's, attention, positions and shift-target edit's",
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write evaluations and alerts to FILE")
@@ -61,10 +70,26 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="draw what one generated picture takes from its reference")
     explain.add_argument("pipeline", type=Path, metavar="PIPELINE_FOLDER", help="a pipeline saved with save_pretrained")
-    explain.add_argument("--reference", type=Path, required=True, help="the reference picture")
-    explain.add_argument("--image", type=Path, required=True, help="the picture to paint into")
-    explain.add_argument("--mask", type=Path, required=True, help="the hole: white = generate; of the picture's size")
-    explain.add_argument("--reference-mask", type=Path, help="the object in the reference, for IMACS_r")
+    add = explain.add_argument
+    add(
+        "--reference",
+        type=Path,
+        required=True,
+        action="append",
+        help="the reference picture; again for each further one",
+    )
+    add(
+        "--image",
+        type=Path,
+        help="the picture to paint into; for a pipeline that edits its reference the truth, if there is one",
+    )
+    add("--mask", type=Path, help="the hole: white = generate; of the size of --image")
+    add("--reference-mask", type=Path, help="the object in the reference, for IMACS_r")
+    add(
+        "--kept-mask", type=Path, help="what an edit keeps: white = kept (default: where --image and --reference agree)"
+    )
+    add("--prompt", help="what the pipeline is told")
+    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="of the picture to generate (default: the pipeline's own)")
     explain.add_argument("--steps", type=at_least(1), default=20, help="sampler steps (default: 20)")
     explain.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     explain.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where to write the panel")
@@ -79,13 +104,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.sabotage not in _SABOTAGES[args.model]:
+        known = ", ".join(_SABOTAGES[args.model])
+        return _usage_error(f"demo: --sabotage {args.sabotage}: not of the model {args.model}; expected one of {known}")
     if args.json is not None and not args.json.parent.is_dir():
         return _usage_error(f"demo: --json: there is no folder {args.json.parent}")
     if args.logdir.exists() and not args.logdir.is_dir():
         return _usage_error(f"demo: --logdir: {args.logdir} is a file; a folder is needed")
     from .demo.finetune import run_demo, write_json
 
-    result = run_demo(args.logdir, steps=args.steps, sabotage=args.sabotage, seed=args.seed)
+    result = run_demo(args.logdir, model=args.model, steps=args.steps, sabotage=args.sabotage, seed=args.seed)
     print(f"\n{result.table()}\n")
     for alert in result.alerts:
         print(f"{alert.text}\n")
@@ -116,6 +144,9 @@ def _explain(args: argparse.Namespace) -> int:
         image=args.image,
         mask=args.mask,
         reference_mask=args.reference_mask,
+        kept=args.kept_mask,
+        prompt=args.prompt,
+        size=args.size,
         num_inference_steps=args.steps,
         seed=args.seed,
     )
@@ -123,6 +154,15 @@ def _explain(args: argparse.Namespace) -> int:
     picture.save(args.output)
     print(args.output)
     return ExitCode.OK
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text)
+    if found is None or min(int(found[1]), int(found[2])) < 16:
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT in pixels, at least 16x16, such as 512x768, got {text!r}"
+        )
+    return int(found[1]), int(found[2])
 
 
 def _view(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ def _one_thread(request):
 @pytest.fixture(scope="session")
 def tiny_pipeline():
     """The shipped model. Tests that change it must put it back."""
-    from i2am_debug.demo.pipeline import load_tiny_pipeline
+    from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 
     pipeline = load_tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)

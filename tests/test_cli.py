@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from i2am_debug import cli
-from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.demo_model import MODELS, demo_model
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.gate.exit_codes import ExitCode
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -84,6 +85,20 @@ def test_outputs_that_can_not_be_written_are_usage_errors_before_anything_runs(s
     (tmp_path / "file").touch()
     assert cli.main(["demo", "--logdir", str(tmp_path / "file")]) == ExitCode.USAGE
     assert "is a file; a folder is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", list(cli._SABOTAGES))
+def test_the_faults_of_each_model_are_those_that_it_has(model):
+    assert set(cli._SABOTAGES[model]) == {*demo_model(model).sabotages, "none"}
+
+
+def test_the_models_are_those_that_there_are():
+    assert list(cli._SABOTAGES) == list(MODELS)
+
+
+def test_a_fault_that_a_model_does_not_have_is_a_usage_error(capsys):
+    assert cli.main(["demo", "--model", "edit", "--sabotage", "shift-mask"]) == ExitCode.USAGE
+    assert "shift-mask: not of the model edit; expected one of shuffle, zero," in capsys.readouterr().err
 
 
 def test_a_short_demo_writes_its_figures(tmp_path, capsys):

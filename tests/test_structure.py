@@ -239,7 +239,7 @@ def test_a_circle_would_be_seen() -> None:
         ("store.files", "import callbacks.trackers", "callbacks.trackers"),
         ("alerts.judge", "from ..store.run_store import RunStore", "store.run_store"),
         ("families.family", "from ..capture.maps import Direction", "capture.maps"),
-        ("pairs.pair", "from ..demo.model import new_unet", "demo.model"),
+        ("pairs.pair", "from ..demo.inpainting.model import new_unet", "demo.inpainting.model"),
         ("errors", "from .errors import I2AMError", "errors"),
     ],
 )

@@ -1,7 +1,7 @@
-"""The demo: a plain Accelerate fine-tune of the tiny model that, from a marked step on, mixes up its references.
+"""The demo: a plain Accelerate fine-tune of a tiny model that, from a marked step on, mixes up its references.
 
 Shuffling the references across the batch is the classic data-loader bug: the loss goes on falling in a way, and the model
-learns that its reference says nothing.
+learns that its reference says nothing. Knows no model but what `DemoModel` says of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from i2am_debug.callbacks import I2AMCallback
@@ -25,22 +25,16 @@ from ..alerts.alert import Alert
 from ..figures.record import Evaluation
 from ..figures.values import Undefined, figure_to_json
 from ..pairs.collection import ValidationPairs
-from ..pairs.pair import ValidationPair
-from .model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss
-from .pairs import PairBatch, make_batch, validation_pairs
-from .pipeline import TinyExamplePipeline, load_tiny_pipeline
-from .sabotage import SABOTAGES, Sabotage, break_encoder
+from .demo_model import DemoModel, demo_model
+from .sabotage import Sabotage
 
 DEFAULT_STEPS = 48
 EVERY = 8
 """Steps from one evaluation to the next."""
 
 _BATCH = 8
-_LEARNING_RATE = 3e-4
 _WARM_UP = 10
-_HOLE_WEIGHT = 4.0
-_VALIDATION_SEED = 7
-_VALIDATION_PAIRS = 16
+_COLUMNS = 5  # of the printed table: as many as a terminal has room for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +43,7 @@ class DemoResult:
 
     run: Path
     sabotage: str
+    """What went wrong, in words; empty in a healthy run."""
     sabotage_step: int | None
     evaluations: list[Evaluation]
     alerts: list[Alert]
@@ -65,15 +60,19 @@ class DemoResult:
         }
 
     def table(self) -> str:
-        """The figures that alerts look at, one evaluation a line."""
+        """Figures that alerts look at, of those the first that the model has; one evaluation a line."""
         copying = self.evaluations[0].copying_layer
-        columns = {
+        candidates = {
             "IMACS_g": "imacs_g",
             "IMACS_r": "imacs_r",
             "copying layer": f"layer/{copying}/imacs_r_hole",
             "information": "attention_information",
             "reference gap": "reference_gap",
+            "reference mass": "reference_mass",
+            "loss": "loss",
         }
+        known = {title: tag for title, tag in candidates.items() if self._has(tag)}
+        columns = dict(list(known.items())[:_COLUMNS])
         alerted = {a.global_step: a.severity for a in self.alerts}
         lines = ["  step  " + "  ".join(f"{title:<23}" for title in columns)]
         for evaluation in self.evaluations:
@@ -81,63 +80,53 @@ class DemoResult:
             text = "  ".join(f"{'undefined' if isinstance(c, Undefined) else str(c):<23}" for c in cells)
             step = evaluation.global_step
             marks = [
-                f"{SABOTAGES[self.sabotage].what} from here" if step == self.sabotage_step else "",
+                f"{self.sabotage} from here" if step == self.sabotage_step else "",
                 f"ALERT ({alerted[step]})" if step in alerted else "",
             ]
             lines.append(f"{step:>6}  {text}  {'  '.join(filter(None, marks))}".rstrip())
         return "\n".join([*lines, "", "means over the pairs with their 95 % intervals"])
 
-
-class _NewPairs(Dataset):
-    """Pairs the shipped model has not seen, drawn by index."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self._batch = make_batch(count, torch.Generator().manual_seed(500_000 + seed))
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        batch: PairBatch = self._batch
-        return {
-            "target": batch.target_B3SS[index],
-            "reference": batch.reference_B3SS[index],
-            "hole": batch.hole_B1SS[index],
-        }
+    def _has(self, tag: str) -> bool:
+        return any(not isinstance(evaluation.mean(tag), Undefined) for evaluation in self.evaluations)
 
 
 def run_demo(
     logdir: str | Path,
     *,
+    model: str = "inpainting",
     steps: int = DEFAULT_STEPS,
     sabotage: str = "shuffle",
     seed: int = 0,
     progress: bool = True,
 ) -> DemoResult:
-    """Fine-tunes the shipped model for `steps` steps, evaluating every 8; the sabotage begins half way.
+    """Fine-tunes a shipped model for `steps` steps, evaluating every 8; the sabotage begins half way.
 
     Args:
-        sabotage: a name of `SABOTAGES`, or "none".
+        model: a name of `demo_model.MODELS`.
+        sabotage: a name of the model's `sabotages`, or "none".
 
     Raises:
-        ValueError: an unknown sabotage, or fewer than 16 steps, which leave no evaluation before and after it.
+        ValueError: an unknown model, a sabotage that it doesn't have, or fewer than 16 steps, which leave no evaluation before
+            and after it.
     """
     if steps < 2 * EVERY:
         raise ValueError(f"steps={steps}: at least {2 * EVERY} are needed to evaluate before and after the sabotage")
-    if sabotage not in (*SABOTAGES, "none"):
-        raise ValueError(f"sabotage={sabotage!r}: expected one of {', '.join((*SABOTAGES, 'none'))}")
-    sabotage_step = None if sabotage == "none" else steps // 2 // EVERY * EVERY
+    demo = demo_model(model)
+    if sabotage not in (*demo.sabotages, "none"):
+        raise ValueError(
+            f"sabotage={sabotage!r}: expected one of {', '.join((*demo.sabotages, 'none'))} for the model {model!r}"
+        )
+    fault = demo.sabotages.get(sabotage)
+    sabotage_step = None if fault is None else steps // 2 // EVERY * EVERY
     set_seed(seed)
-    name = _free_name(Path(logdir), f"{sabotage}_seed{seed}")
+    name = _free_name(Path(logdir), f"{'edit_' if model == 'edit' else ''}{sabotage}_seed{seed}")
     accelerator = new_accelerator(logdir, name)
-    pipeline = load_tiny_pipeline(device=accelerator.device)
+    pipeline = demo.load(device=accelerator.device)
     training = fine_tune(
-        accelerator, pipeline, steps=steps, seed=seed, sabotage=SABOTAGES.get(sabotage), sabotage_step=sabotage_step
+        accelerator, demo, pipeline, steps=steps, seed=seed, sabotage=fault, sabotage_step=sabotage_step
     )
     alerts: list[Alert] = []
-    callback = new_callback(
-        accelerator, pipeline, demo_pairs(), on_alert=alerts.append, disable_progress_bar=not progress
-    )
+    callback = new_callback(accelerator, demo, pipeline, on_alert=alerts.append, disable_progress_bar=not progress)
     callback.on_train_begin(0)
     bar = tqdm(total=steps, desc="demo fine-tune", disable=not (progress and accelerator.is_main_process))
     for step, loss in training:
@@ -150,7 +139,7 @@ def run_demo(
 
     return DemoResult(
         run=Path(logdir) / name,
-        sabotage=sabotage,
+        sabotage="" if fault is None else fault.what,
         sabotage_step=sabotage_step,
         evaluations=callback.history(),
         alerts=alerts,
@@ -166,31 +155,29 @@ def new_accelerator(logdir: str | Path, name: str) -> Accelerator:
     return accelerator
 
 
-def demo_pairs() -> ValidationPairs:
-    """The 16 pairs that every demo looks at."""
-    return validation_pairs(_VALIDATION_PAIRS, seed=_VALIDATION_SEED)
-
-
 def new_callback(
-    accelerator: Accelerator, pipeline: TinyExamplePipeline, pairs: ValidationPairs, **settings: Any
+    accelerator: Accelerator,
+    model: DemoModel,
+    pipeline: Any,
+    *,
+    pairs: ValidationPairs | None = None,
+    **settings: Any,
 ) -> I2AMCallback:
-    """The callback as the demo sets it: teacher-forced, all pairs in one batch, every 8 steps."""
+    """The callback as the demo sets it: teacher-forced, all pairs in one batch, every 8 steps.
+
+    `pairs` are those of the model by default.
+    """
+    pairs = model.validation_pairs() if pairs is None else pairs
+    as_the_demo = {"loss_fn": model.loss_fn(pipeline), "batch_size": len(pairs), "num_inference_steps": 10}
     return I2AMCallback(
-        accelerator,
-        pipeline=pipeline,
-        pairs=pairs,
-        every_n_steps=EVERY,
-        loss_fn=teacher_forced(pipeline),
-        batch_size=len(pairs),
-        num_inference_steps=10,
-        on_error="raise",
-        **settings,
+        accelerator, pipeline=pipeline, pairs=pairs, every_n_steps=EVERY, on_error="raise", **(as_the_demo | settings)
     )
 
 
 def fine_tune(
     accelerator: Accelerator,
-    pipeline: TinyExamplePipeline,
+    model: DemoModel,
+    pipeline: Any,
     *,
     steps: int,
     seed: int,
@@ -204,17 +191,17 @@ def fine_tune(
         sabotage: what goes wrong, from the step after `sabotage_step` on.
         decay: a learning rate that falls to nothing over `steps` (a cosine) instead of a constant one.
     """
-    unet, encoder, scheduler = pipeline.unet, pipeline.reference_encoder, pipeline.scheduler
-    parameters = [*unet.parameters(), *encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    parameters = [p for name in model.trained for p in getattr(pipeline, name).parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=model.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
     def learning_rate(step: int) -> float:
         return min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate)
-    loader = DataLoader(_NewPairs(steps * _BATCH, seed), batch_size=_BATCH)
-    unet, encoder, optimizer, loader, schedule = accelerator.prepare(unet, encoder, optimizer, loader, schedule)
-    unet.train(), encoder.train()
+    loader = DataLoader(model.new_data(steps * _BATCH, seed), batch_size=_BATCH)
+    modules = (getattr(pipeline, name) for name in model.trained)
+    *modules, optimizer, loader, schedule = accelerator.prepare(*modules, optimizer, loader, schedule)
+    trained = {name: module.train() for name, module in zip(model.trained, modules, strict=True)}
     faults = torch.Generator().manual_seed(seed)  # of their own: a healthy run of this seed sees the same noise
 
     def steps_of_the_run() -> Iterator[tuple[int, float]]:
@@ -222,13 +209,9 @@ def fine_tune(
             since = -1 if sabotage is None or sabotage_step is None else step - sabotage_step
             if sabotage is not None and since >= 0:
                 if since == 0:
-                    _break(sabotage, pipeline.reference_encoder, optimizer, schedule)
+                    _break(sabotage, pipeline, optimizer, schedule)
                 batch = sabotage.spoil(batch, since // EVERY, faults)
-            target, hole = batch["target"], batch["hole"]
-            noise = torch.randn(len(target), LATENT_CHANNELS, 16, 16, device=accelerator.device)
-            timesteps = (1000 * torch.rand(len(target), device=accelerator.device).sqrt()).long().clamp(max=999)
-            inputs = (scheduler, target, hole, timesteps, noise)
-            loss = denoising_loss(unet, encoder(batch["reference"]), *inputs, hole_weight=_HOLE_WEIGHT).mean()
+            loss = model.training_loss(pipeline, trained, batch)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -240,32 +223,15 @@ def fine_tune(
     return steps_of_the_run()  # so that everything above is done now, before the first evaluation
 
 
-def _break(sabotage: Sabotage, encoder: ReferenceEncoder, optimizer: Any, schedule: Any) -> None:
+def _break(sabotage: Sabotage, pipeline: Any, optimizer: Any, schedule: Any) -> None:
     """What a fault does once, when it begins."""
-    if sabotage.random_encoder:
-        break_encoder(encoder)
+    if sabotage.break_weights is not None:
+        sabotage.break_weights(pipeline)
     if sabotage.learning_rate != 1.0:
         inner = schedule.scheduler  # accelerate's wrapper holds torch's
         inner.base_lrs = [rate * sabotage.learning_rate for rate in inner.base_lrs]
         for group in optimizer.param_groups:
             group["lr"] *= sabotage.learning_rate
-
-
-def teacher_forced(pipeline: TinyExamplePipeline) -> Any:
-    """The `loss_fn` of the tiny model: the denoising loss of noised truths, unweighted, one value a pair."""
-
-    def loss_fn(
-        pairs: list[ValidationPair], timesteps: torch.Tensor, generator: torch.Generator, reference: Any = None
-    ) -> torch.Tensor:
-        picture, hole, example = pipeline.prepare(
-            [p.target for p in pairs], [p.mask_image for p in pairs], reference or [p.reference for p in pairs]
-        )
-        noise = torch.randn(len(pairs), LATENT_CHANNELS, 16, 16, generator=generator).to(picture.device)
-        tokens = pipeline.reference_encoder(example)
-        inputs = (pipeline.scheduler, picture, hole, timesteps.to(picture.device), noise)
-        return denoising_loss(pipeline.unet, tokens, *inputs, hole_weight=0.0)
-
-    return loss_fn
 
 
 def write_json(result: DemoResult, path: str | Path) -> None:

@@ -1,21 +1,20 @@
-"""Faults that a fine-tune of the tiny model can be given: what goes wrong in data loaders, optimizers and checkpoints.
+"""Faults that a fine-tune of a tiny model can be given: what goes wrong in data loaders, optimizers and checkpoints.
 
-Each is one that people report or that a line of code away would cause. Knows no training loop.
+Each is one that people report or that a line of code away would cause. Those that one model alone can have stand with it.
+Knows neither the models nor a training loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
-from .model import ReferenceEncoder
-
-Pictures = dict[str, torch.Tensor]
-"""A batch of B pairs: "target" and "reference" (B, 3, S, S) in [-1, 1], "hole" (B, 1, S, S) in {0, 1}."""
-
-_SHIFT = 8  # pixels
+Batch = Mapping[str, Any]
+"""A batch of B pairs: the pictures "target" and "reference", (B, 3, S, S) in [-1, 1], and what else the model's pairs have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class Sabotage:
 
     what: str
     """What a person reads at the step where it begins."""
-    corrupt: Callable[[Pictures, torch.Generator], Pictures] | None = None
+    corrupt: Callable[[Batch, torch.Generator], Batch] | None = None
     """Of a whole batch; `spoil` applies it to a share."""
     share: float = 1.0
     """Of the pairs that are corrupted from the first step on."""
@@ -32,57 +31,57 @@ class Sabotage:
     """By how much the share grows from one evaluation to the next."""
     learning_rate: float = 1.0
     """Factor of the learning rate."""
-    random_encoder: bool = False
-    """Whether the reference encoder is replaced by a random one that is not trained."""
+    break_weights: Callable[[Any], None] | None = None
+    """What it does, once, to the weights of the pipeline."""
 
-    def spoil(self, pictures: Pictures, evaluations: int, generator: torch.Generator) -> Pictures:
+    def spoil(self, batch: Batch, evaluations: int, generator: torch.Generator) -> Batch:
         """The batch as the model gets it, so many evaluations after the fault began."""
         if self.corrupt is None:
-            return pictures
-        wrong = self.corrupt(pictures, generator)
+            return batch
+        wrong = self.corrupt(batch, generator)
         share = min(1.0, self.share + self.growth * evaluations)
-        chosen = (torch.rand(len(pictures["reference"]), generator=generator) < share).to(pictures["reference"].device)
-        return {name: torch.where(chosen[:, None, None, None], wrong[name], clean) for name, clean in pictures.items()}
+        chosen = (torch.rand(len(batch["reference"]), generator=generator) < share).to(batch["reference"].device)
+        return {
+            name: clean if wrong[name] is clean else torch.where(chosen[:, None, None, None], wrong[name], clean)
+            for name, clean in batch.items()
+        }
 
 
-def break_encoder(encoder: ReferenceEncoder) -> None:
-    """Random weights that training leaves alone, as after a checkpoint that did not load."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder.load_state_dict(ReferenceEncoder().state_dict())
-    encoder.requires_grad_(False)
+def shift(name: str, pixels: int) -> Callable[[Batch, torch.Generator], Batch]:
+    """Shifts the pictures of this name to the right, around the edge."""
+    return lambda batch, generator: {**batch, name: batch[name].roll(pixels, dims=-1)}
 
 
-def _shuffle(pictures: Pictures, generator: torch.Generator) -> Pictures:
-    order = torch.randperm(len(pictures["reference"]), generator=generator)
-    return {**pictures, "reference": pictures["reference"][order]}
+def forget(module: nn.Module, fresh: nn.Module) -> None:
+    """Gives a module fresh weights and keeps training from them, as after a checkpoint that did not load."""
+    module.load_state_dict(fresh.state_dict())
+    module.requires_grad_(False)
 
 
-def _zero(pictures: Pictures, generator: torch.Generator) -> Pictures:
-    return {**pictures, "reference": torch.zeros_like(pictures["reference"])}
+def _shuffle(batch: Batch, generator: torch.Generator) -> Batch:
+    order = torch.randperm(len(batch["reference"]), generator=generator)
+    return {**batch, "reference": batch["reference"][order]}
 
 
-def _flip(pictures: Pictures, generator: torch.Generator) -> Pictures:
-    return {**pictures, "reference": pictures["reference"].flip(-1)}
+def _zero(batch: Batch, generator: torch.Generator) -> Batch:
+    return {**batch, "reference": torch.zeros_like(batch["reference"])}
 
 
-def _swap_colours(pictures: Pictures, generator: torch.Generator) -> Pictures:
-    return {**pictures, "reference": pictures["reference"].flip(1)}
+def _flip(batch: Batch, generator: torch.Generator) -> Batch:
+    return {**batch, "reference": batch["reference"].flip(-1)}
 
 
-def _shift_hole(pictures: Pictures, generator: torch.Generator) -> Pictures:
-    return {**pictures, "hole": pictures["hole"].roll(_SHIFT, dims=-1)}
+def _swap_colours(batch: Batch, generator: torch.Generator) -> Batch:
+    return {**batch, "reference": batch["reference"].flip(1)}
 
 
-SABOTAGES: dict[str, Sabotage] = {
+ANY_MODEL: dict[str, Sabotage] = {
     "shuffle": Sabotage(what="references shuffled", corrupt=_shuffle),
     "zero": Sabotage(what="references zeroed", corrupt=_zero),
     "drop": Sabotage(what="90 % of the references dropped", corrupt=_zero, share=0.9),
     "learning-rate": Sabotage(what="learning rate × 6", learning_rate=6.0),
-    "encoder": Sabotage(what="reference encoder random and frozen", random_encoder=True),
     "flip": Sabotage(what="references mirrored", corrupt=_flip),
-    "shift-mask": Sabotage(what=f"holes shifted by {_SHIFT} px", corrupt=_shift_hole),
     "colours": Sabotage(what="red and blue swapped in the references", corrupt=_swap_colours),
     "gradual": Sabotage(what="5 % more wrong references every evaluation", corrupt=_shuffle, share=0.05, growth=0.05),
 }
-"""By the name that the command line takes."""
+"""Faults that every model can have, by the name that the command line takes."""

@@ -7,6 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+_OWN = {
+    "TinyExamplePipeline": "i2am_debug.demo.inpainting.pipeline",
+    "TinyEditPipeline": "i2am_debug.demo.edit.pipeline",
+}
+"""Pipelines of this package, which diffusers does not know: class → module."""
+
 
 def load_pipeline(folder: str | Path) -> Any:
     """A pipeline saved with `save_pretrained`, by its own class.
@@ -23,7 +29,8 @@ def load_pipeline(folder: str | Path) -> Any:
         own_class = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is none that save_pretrained writes: {error!r}") from None
-    tiny = own_class == "TinyExamplePipeline"
-    home = importlib.import_module("i2am_debug.demo.pipeline" if tiny else "diffusers")
-    pipeline_class = home.TinyExamplePipeline if tiny else home.DiffusionPipeline  # the latter finds the saved class
+    if own_class in _OWN:
+        pipeline_class = getattr(importlib.import_module(_OWN[own_class]), own_class)
+    else:
+        pipeline_class = importlib.import_module("diffusers").DiffusionPipeline  # finds the saved class
     return pipeline_class.from_pretrained(folder)

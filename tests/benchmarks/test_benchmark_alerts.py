@@ -10,10 +10,22 @@ from stored_runs import column, evaluation, write_run
 
 from benchmarks import alert_runs, alerts
 from benchmarks.alert_runs import Plan
+from i2am_debug.demo.demo_model import demo_model
 
 
-def made(folder: Path, plan: Plan, gaps: list[float], psnr: list[float], *, spoilt: list[float] | None = None) -> None:
-    """A run as the benchmark leaves it: a reference gap and a picture quality for each evaluation, every 8 steps."""
+def made(
+    folder: Path,
+    plan: Plan,
+    gaps: list[float],
+    psnr: list[float],
+    *,
+    spoilt: list[float] | None = None,
+    bare: list[float] | None = None,
+) -> None:
+    """A run as the benchmark leaves it: a reference gap and a picture quality for each evaluation, every 8 steps.
+
+    `bare` are the gaps that the callback without a loss saw, the same by default.
+    """
 
     def rows(levels: list[float], loss: float) -> list:
         return [
@@ -21,17 +33,19 @@ def made(folder: Path, plan: Plan, gaps: list[float], psnr: list[float], *, spoi
             for i, g in enumerate(levels)
         ]
 
-    write_run(folder / plan.name, rows(gaps, 0.02))
+    run = plan.run(folder)
+    write_run(run, rows(gaps, 0.02))
+    write_run(run / "bare", rows(gaps if bare is None else bare, 0.04))
     if spoilt is not None:
-        write_run(folder / plan.name / "spoilt", rows(spoilt, 0.08))
-    (folder / plan.name / "done.json").write_text(json.dumps({"psnr": {8 * i: q for i, q in enumerate(psnr)}}))
+        write_run(run / "spoilt", rows(spoilt, 0.08))
+    (run / "done.json").write_text(json.dumps({"psnr": {8 * i: q for i, q in enumerate(psnr)}}))
 
 
 HEALTHY = {8 * i: 16.0 for i in range(10)}
 
 
 def plan_that_breaks_early(kind: str) -> Plan:
-    return next(p for seed in range(100) if (p := Plan(kind=kind, seed=seed)).sabotage_step == 20)
+    return next(p for seed in range(100) if (p := Plan(model="inpainting", kind=kind, seed=seed)).sabotage_step == 20)
 
 
 def test_a_fault_is_detected_within_two_evaluations_or_late(tmp_path: Path) -> None:
@@ -67,12 +81,14 @@ def test_a_loss_that_gets_the_bug_jumps_and_one_that_had_it_does_not(tmp_path: P
     [("healthy", 72, 0), ("drop", 20, 0), ("drop", 24, 0.9), ("learning-rate", 24, 0), ("gradual", 16, 0)],
 )
 def test_the_share_of_wrong_pairs(kind: str, step: int, share: float) -> None:
-    plan = Plan(kind=kind, seed=0) if kind in ("healthy", "gradual") else plan_that_breaks_early(kind)
+    plan = (
+        Plan(model="inpainting", kind=kind, seed=0) if kind in ("healthy", "gradual") else plan_that_breaks_early(kind)
+    )
     assert alert_runs.wrong_share(plan, step) == share
 
 
 def test_a_gradual_fault_grows_by_a_twentieth_every_evaluation() -> None:
-    shares = [alert_runs.wrong_share(Plan(kind="gradual", seed=0), 16 + 8 * i) for i in range(5)]
+    shares = [alert_runs.wrong_share(Plan(model="inpainting", kind="gradual", seed=0), 16 + 8 * i) for i in range(5)]
     assert shares == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
@@ -85,13 +101,45 @@ def test_a_cheap_fault_need_not_be_noticed_and_a_missed_one_is_named(tmp_path: P
     found = alerts.summary(runs)["default rules"]
     assert (found["costly_abrupt_runs"], found["detected_within_two"]) == (1, 0)
     assert found["missed"] == [f"flip seed {plan.seed}"]
-    assert "0 of 1" in alerts.as_markdown(alerts.summary(runs))
+    assert "0 of 1 [0, 79] %" in alerts.as_markdown(alerts.summary(runs))
+
+
+def test_shares_have_wilsons_interval() -> None:
+    assert alerts.wilson(0, 0) is None
+    assert alerts.wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # Newcombe 1998's method 3 by hand
+
+
+def test_the_bare_callback_is_judged_by_what_it_saw(tmp_path: Path) -> None:
+    plan = plan_that_breaks_early("shuffle")
+    fine, broken = [0.06] * 7, [0.06] * 3 + [0.03] * 4
+    made(tmp_path, plan, fine, [16, 16, 16, 15, 13, 12, 12], spoilt=fine, bare=broken)
+    detectors = alerts.judge_run(plan, tmp_path, HEALTHY)["detectors"]
+    assert detectors["default rules"]["delay"] is None and detectors["bare, default rules"]["delay"] == 1
+    assert detectors["bare, attention alone"]["delay"] is detectors["bare, IMACS only"]["delay"] is None
+
+
+@pytest.mark.parametrize(("model", "broken_weights"), [("inpainting", "encoder"), ("edit", "attention")])
+def test_every_fault_of_a_model_is_run(model: str, broken_weights: str) -> None:
+    assert set(alert_runs.kinds(model)) == {
+        *("healthy", "healthy-decay", "shuffle-from-0", f"{broken_weights}-from-0"),
+        *demo_model(model).sabotages,
+    }
+
+
+@pytest.mark.parametrize(("kind", "changed"), [("flip", "reference"), ("shift-target", "target")])
+def test_pairs_get_the_fault_of_the_training_data(kind: str, changed: str) -> None:
+    demo = demo_model("edit")
+    pairs = demo.validation_pairs()[:3]
+    for clean, wrong in zip(pairs, alert_runs.spoil_pairs(pairs, demo.sabotages[kind], seed=0), strict=True):
+        same = {name for name in ("reference", "target") if getattr(clean, name) == getattr(wrong, name)}
+        assert same == {"reference", "target"} - {changed}
+        assert (wrong.name, wrong.prompt, wrong.mask) == (clean.name, clean.prompt, None)
 
 
 def test_a_run_is_made_once_and_a_real_fault_is_found(tmp_path: Path) -> None:
-    plan = Plan(kind="encoder-from-0", seed=0)
+    plan = Plan(model="inpainting", kind="encoder-from-0", seed=0)
     assert list(alert_runs.make_runs([plan], tmp_path, workers=1)) == [plan]
-    done = tmp_path / plan.name / "done.json"
+    done = plan.run(tmp_path) / "done.json"
     written = done.stat().st_mtime_ns
     assert list(alert_runs.make_runs([plan], tmp_path, workers=1)) == [plan] and done.stat().st_mtime_ns == written
     judged = alerts.judge_run(plan, tmp_path, HEALTHY)

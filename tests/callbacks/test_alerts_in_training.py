@@ -12,7 +12,7 @@ from PIL import Image
 from training import Run
 
 from i2am_debug import IMACSRegression, Rule, Rules
-from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.store.run_store import RunStore
 
 LOUD = Rule(name="loud", kind="ceiling", figure="loss", limit=0.0, severity="critical")  # a loss is above 0

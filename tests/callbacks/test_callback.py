@@ -16,7 +16,7 @@ from test_capture import left_behind
 from training import Run, untrained_pipeline
 
 from i2am_debug import CapturePlan, Rule, Rules, ValidationPair, ValidationPairs
-from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.errors import I2AMError, InvalidPair, UnsupportedModel
 from i2am_debug.figures.values import Undefined
 from i2am_debug.store.evaluation_file import read_evaluation

@@ -13,7 +13,7 @@ from torch.overrides import _get_current_function_mode_stack
 from training import untrained_pipeline
 
 from i2am_debug import CapturePlan, trace
-from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.errors import NothingCaptured, UndefinedFigure, UnsupportedModel
 from i2am_debug.families.unet_cross_attention import UNetCrossAttention
 

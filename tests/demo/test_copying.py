@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 
 from i2am_debug import CapturePlan
-from i2am_debug.demo.finetune import teacher_forced
-from i2am_debug.demo.pairs import make_batch, true_reference_point, validation_pairs
-from i2am_debug.demo.pipeline import WEIGHTS
+from i2am_debug.demo.inpainting.pairs import make_batch, true_reference_point, validation_pairs
+from i2am_debug.demo.inpainting.pipeline import WEIGHTS
+from i2am_debug.demo.inpainting.training import teacher_forced
 from i2am_debug.evaluation.evaluator import Evaluator
 
 PAIRS, SEED = 64, 7

@@ -104,8 +104,8 @@ def test_every_page_is_reached_from_the_front_page() -> None:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the documented commands name."""
-    from i2am_debug.demo.pairs import validation_pairs
-    from i2am_debug.demo.pipeline import load_tiny_pipeline
+    from i2am_debug.demo.inpainting.pairs import validation_pairs
+    from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 
     folder = tmp_path_factory.mktemp("docs")
     for name in ("good", "new", "healthy_1", "healthy_2"):
@@ -186,7 +186,7 @@ def test_python_names_what_there_is(path: Path, source: str) -> None:
 
 
 def test_the_look_at_one_picture_runs_as_it_stands(tiny_pipeline: Any) -> None:
-    from i2am_debug.demo.pairs import validation_pairs
+    from i2am_debug.demo.inpainting.pairs import validation_pairs
 
     (source,) = blocks(ROOT / "docs" / "one-picture.md", "python")
     pair = validation_pairs(1, seed=7)[0]
@@ -216,8 +216,8 @@ def test_the_lines_in_a_loop_run_as_they_stand(page: str, tmp_path: Path, monkey
     """With a loader of two steps, and every evaluation cut short: what is called, and in which order, is what is tested."""
     from training import Run
 
-    from i2am_debug.demo.finetune import teacher_forced
-    from i2am_debug.demo.pairs import validation_pairs
+    from i2am_debug.demo.inpainting.pairs import validation_pairs
+    from i2am_debug.demo.inpainting.training import teacher_forced
 
     run = Run(tmp_path)
     monkeypatch.setattr(i2am_debug.ValidationPairs, "from_folder", classmethod(lambda *_: validation_pairs(2, seed=7)))

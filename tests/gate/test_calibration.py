@@ -207,7 +207,7 @@ def pipeline_folder(tiny_pipeline: Any, tmp_path_factory: Any) -> Path:
 def pairs_folder(tmp_path_factory: Any) -> Path:
     from PIL import Image
 
-    from i2am_debug.demo.pairs import validation_pairs
+    from i2am_debug.demo.inpainting.pairs import validation_pairs
 
     folder = tmp_path_factory.mktemp("pairs")
     rows = []

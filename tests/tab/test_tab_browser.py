@@ -18,9 +18,10 @@ from stored_runs import evaluation, mark
 from tab_page import Tab
 
 from benchmarks.browser import tensorboard
+from i2am_debug.demo.demo_model import demo_model
 from i2am_debug.demo.finetune import new_accelerator, new_callback
-from i2am_debug.demo.pairs import validation_pairs
-from i2am_debug.demo.pipeline import load_tiny_pipeline
+from i2am_debug.demo.inpainting.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 from i2am_debug.figures.distances import js_distance
 from i2am_debug.figures.values import Undefined
 from i2am_debug.pairs.pair import ValidationPair
@@ -38,7 +39,10 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     accelerator = new_accelerator(folder, "finetune")
     pipeline = load_tiny_pipeline()
-    callback = new_callback(accelerator, pipeline, validation_pairs(8, seed=7), disable_progress_bar=True, panels=0)
+    pairs = validation_pairs(8, seed=7)
+    callback = new_callback(
+        accelerator, demo_model("inpainting"), pipeline, pairs=pairs, disable_progress_bar=True, panels=0
+    )
     noise = torch.Generator().manual_seed(0)
     for step in STEPS:
         callback.evaluate(step)

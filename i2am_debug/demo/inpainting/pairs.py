@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..pairs.collection import ValidationPairs
-from ..pairs.pair import ValidationPair
+from ...pairs.collection import ValidationPairs
+from ...pairs.pair import ValidationPair
 
 SIZE = 32
 """Side of every picture in pixels."""

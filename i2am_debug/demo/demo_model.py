@@ -1,0 +1,59 @@
+"""What the demo must be told of a tiny model: how to load it, train it further, look at it and break it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..evaluation.loss_function import LossFunction
+from ..pairs.collection import ValidationPairs
+from .sabotage import Batch, Sabotage
+
+MODELS = {
+    "inpainting": "i2am_debug.demo.inpainting.training",
+    "edit": "i2am_debug.demo.edit.training",
+}
+"""Name → the module that has its `DEMO`; each is imported when it is asked for, since diffusers' pipelines take seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoModel:
+    """One tiny model, as the fine-tune and the benchmarks see it."""
+
+    name: str
+    load: Callable[..., Any]
+    """`load(device=…)` → a pipeline with the shipped weights."""
+    trained: tuple[str, ...]
+    """Names of the pipeline's modules that the fine-tune trains."""
+    learning_rate: float
+    """Gentle enough that a healthy fine-tune changes no figure by more than the default rules allow."""
+    new_data: Callable[[int, int], Dataset]
+    """`new_data(count, seed)` → pairs the shipped model has not seen; items that make a `Batch`."""
+    training_loss: Callable[[Any, Mapping[str, nn.Module], Batch], torch.Tensor]
+    """`training_loss(pipeline, modules, batch)` → the loss to train on, one number; `modules` are those of `trained`, prepared.
+    Its noise comes from torch's own random state."""
+    loss_fn: Callable[[Any], LossFunction]
+    """`loss_fn(pipeline)` → the callback's teacher-forced way."""
+    validation_pairs: Callable[[], ValidationPairs]
+    """The pairs that every demo looks at."""
+    quality: Callable[[Any, ValidationPairs], float]
+    """`quality(pipeline, pairs)` → mean peak signal-to-noise ratio of what the pipeline makes, dB."""
+    sabotages: Mapping[str, Sabotage]
+    """The faults it can be given, by name."""
+
+
+def demo_model(name: str) -> DemoModel:
+    """The model of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model={name!r}: expected one of {', '.join(MODELS)}")
+    return importlib.import_module(MODELS[name]).DEMO

@@ -1,0 +1,121 @@
+"""How the tiny editing model is trained further, looked at, and broken: what the demo is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from ...evaluation.loss_function import LossFunction
+from ...pairs.collection import ValidationPairs
+from ...pairs.pair import ValidationPair
+from ..demo_model import DemoModel
+from ..sabotage import ANY_MODEL, Batch, Sabotage, forget, shift
+from .model import GRID, TOKEN_CHANNELS, flow_loss, new_transformer, to_tokens
+from .pairs import SIZE, make_batch, validation_pairs
+from .pipeline import TinyEditPipeline, load_edit_pipeline
+
+_SHIFT = 8  # pixels
+_SAMPLER_STEPS = 5  # enough to measure the pictures
+
+
+class _NewEdits(Dataset):
+    """Edits the shipped model has not seen, drawn by index."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._batch = make_batch(count, torch.Generator().manual_seed(500_000 + seed))
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "target": self._batch.target_B3SS[index],
+            "reference": self._batch.reference_B3SS[index],
+            "prompt": self._batch.prompts[index],
+        }
+
+
+def noise_shares(count: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """How much noise each pair of a training batch gets, (B,) in [0, 1]: more often much than little."""
+    return torch.sigmoid(torch.randn(count, generator=generator) + 0.5)
+
+
+def training_loss(pipeline: TinyEditPipeline, modules: Mapping[str, nn.Module], batch: Batch) -> torch.Tensor:
+    """The flow matching loss of a batch with "target", "reference" and "prompt"."""
+    target = to_tokens(batch["target"])
+    noise, share = torch.randn(target.shape).to(target.device), noise_shares(len(target)).to(target.device)
+    words = modules["instruction_encoder"](batch["prompt"])
+    return flow_loss(modules["transformer"], words, target, to_tokens(batch["reference"]), share, noise).mean()
+
+
+def teacher_forced(pipeline: TinyEditPipeline) -> LossFunction:
+    """The `loss_fn` of the tiny editing model: the flow matching loss of noised truths, one value a pair."""
+
+    def loss_fn(
+        pairs: list[ValidationPair], timesteps: torch.Tensor, generator: torch.Generator, reference: Any = None
+    ) -> torch.Tensor:
+        device = pipeline.transformer.device
+        target, seen = (
+            to_tokens(pipeline.image_processor.preprocess(pictures, SIZE, SIZE).to(device))
+            for pictures in ([p.target for p in pairs], reference or [p.reference for p in pairs])
+        )
+        noise = torch.randn(len(pairs), GRID * GRID, TOKEN_CHANNELS, generator=generator).to(device)
+        words = pipeline.instruction_encoder([p.prompt or "" for p in pairs])
+        return flow_loss(pipeline.transformer, words, target, seen, timesteps.to(device) / 1000, noise)
+
+    return loss_fn
+
+
+def picture_psnr(pipeline: TinyEditPipeline, pairs: ValidationPairs) -> float:
+    """Mean over pairs of the peak signal-to-noise ratio of the whole picture, dB; touches no random state but its own."""
+    made = pipeline(
+        image=[p.reference for p in pairs],
+        prompt=[p.prompt for p in pairs],
+        num_inference_steps=_SAMPLER_STEPS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    errors = [
+        float(((image - np.asarray(pair.target) / 255) ** 2).mean()) for image, pair in zip(made, pairs, strict=True)
+    ]
+    return float(np.mean(-10 * np.log10(errors)))
+
+
+def break_attention(pipeline: TinyEditPipeline) -> None:
+    """Random queries and keys that training leaves alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = new_transformer()
+    for name, module in pipeline.transformer.named_modules():
+        if name.endswith((".to_q", ".to_k", ".add_q_proj", ".add_k_proj")):
+            forget(module, fresh.get_submodule(name))
+
+
+def _swap_positions(batch: Batch, generator: torch.Generator) -> Batch:
+    """Rows and columns of the tokens' positions swapped; as good as the tokens themselves in that order."""
+    tokens = batch["reference"].unflatten(3, (GRID, -1)).unflatten(2, (GRID, -1))  # (B, 3, row, y, column, x)
+    return {**batch, "reference": tokens.transpose(2, 4).flatten(4, 5).flatten(2, 3)}
+
+
+DEMO = DemoModel(
+    name="edit",
+    load=load_edit_pipeline,
+    trained=("transformer", "instruction_encoder"),
+    learning_rate=1e-4,
+    new_data=_NewEdits,
+    training_loss=training_loss,
+    loss_fn=teacher_forced,
+    validation_pairs=lambda: validation_pairs(16, seed=7),
+    quality=picture_psnr,
+    sabotages={
+        **ANY_MODEL,
+        "attention": Sabotage(what="queries and keys random and frozen", break_weights=break_attention),
+        "positions": Sabotage(what="rows and columns swapped in the references' positions", corrupt=_swap_positions),
+        "shift-target": Sabotage(what=f"targets shifted by {_SHIFT} px", corrupt=shift("target", _SHIFT)),
+    },
+)

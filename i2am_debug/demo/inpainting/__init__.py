@@ -1,0 +1,1 @@
+"""Inpainting by example: the reference is read through cross-attention."""
