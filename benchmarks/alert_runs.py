@@ -1,8 +1,8 @@
 """The fine-tunes that `benchmarks.alerts` judges: one folder a run, made once.
 
-In each, several callbacks look at the same model: one at the clean validation pairs with the model's own loss, one that is told
-nothing but the pipeline and the pairs ("bare"), and one at pairs with the same fault as the training data, as a validation
-set has that comes out of the same broken loader ("spoilt"). A run ends some evaluations after its fault.
+In each, several callbacks look at the same model: one at the clean validation pairs with the model's own loss, one at the same
+pairs without being told a loss ("bare"), and one at pairs with the same fault as the training data, as a validation set has
+that comes out of the same broken loader ("spoilt"). A run ends some evaluations after its fault.
 """
 
 from __future__ import annotations
@@ -138,7 +138,14 @@ def _make(plan: Plan, folder: Path) -> Plan:
     pairs = model.validation_pairs()
     kept: dict[str, Any] = {"disable_progress_bar": True, "pictures": 0, "panels": 0, "keep_matrices": 1}
     bare = I2AMCallback(
-        new_accelerator(run, "bare"), pipeline=pipeline, pairs=pairs, every_n_steps=EVERY, on_error="raise", **kept
+        new_accelerator(run, "bare"),
+        pipeline=pipeline,
+        pairs=pairs,
+        every_n_steps=EVERY,
+        encode=model.encode,
+        batch_size=len(pairs),
+        on_error="raise",
+        **kept,
     )
     callbacks = [new_callback(accelerator, model, pipeline, pairs=pairs, **kept), bare]
     if sabotage is not None and sabotage.corrupt is not None:

@@ -55,6 +55,8 @@ class TinyEditPipeline(FluxKontextPipeline):
         image: Any = None,
         prompt: str | list[str] | None = None,
         *,
+        height: int = SIZE,
+        width: int = SIZE,
         num_inference_steps: int = 10,
         max_area: int = SIZE * SIZE,
         _auto_resize: bool = False,
@@ -64,6 +66,8 @@ class TinyEditPipeline(FluxKontextPipeline):
         return super().__call__(
             image,
             prompt,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             max_area=max_area,
             _auto_resize=_auto_resize,
