@@ -142,7 +142,6 @@ def _make(plan: Plan, folder: Path) -> Plan:
         pipeline=pipeline,
         pairs=pairs,
         every_n_steps=EVERY,
-        encode=model.encode,
         batch_size=len(pairs),
         on_error="raise",
         **kept,

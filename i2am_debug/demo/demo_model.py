@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..evaluation.loss_function import LossFunction
-from ..evaluation.truth import Encode
 from ..pairs.collection import ValidationPairs
 from .sabotage import Batch, Sabotage
 
@@ -47,8 +46,6 @@ class DemoModel:
     """`quality(pipeline, pairs)` → mean peak signal-to-noise ratio of what the pipeline makes, dB."""
     sabotages: Mapping[str, Sabotage]
     """The faults it can be given, by name."""
-    encode: Encode | None = None
-    """How the callback's own teacher forcing gets a target's latents where the pipeline has no VAE: `MonitorSettings.encode`."""
 
 
 def demo_model(name: str) -> DemoModel:

@@ -13,7 +13,6 @@ from i2am_debug import CapturePlan, trace
 from i2am_debug.demo.edit.model import (
     GRID,
     InstructionEncoder,
-    PixelVAE,
     flow_loss,
     predict_velocity,
     to_tokens,
@@ -24,6 +23,7 @@ from i2am_debug.demo.edit.pipeline import WEIGHTS, TinyEditPipeline, load_edit_p
 from i2am_debug.demo.edit.pretraining import held_out
 from i2am_debug.demo.edit.training import DEMO, teacher_forced
 from i2am_debug.demo.finetune import run_demo
+from i2am_debug.demo.pixel_vae import PixelVAE
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.evaluation.load_pipeline import load_pipeline
 from i2am_debug.families.flux_kontext import FluxKontext

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxKo
 from diffusers.image_processor import VaeImageProcessor
 from safetensors.torch import load_file
 
-from .model import InstructionEncoder, PixelVAE, new_scheduler, new_transformer, pooled
+from ..pixel_vae import PixelVAE
+from .model import InstructionEncoder, new_scheduler, new_transformer, pooled
 from .pairs import SIZE
 
 WEIGHTS = Path(__file__).with_name("tiny_edit.safetensors")

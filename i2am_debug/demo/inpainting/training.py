@@ -14,8 +14,9 @@ from ...evaluation.loss_function import LossFunction
 from ...pairs.collection import ValidationPairs
 from ...pairs.pair import ValidationPair
 from ..demo_model import DemoModel
+from ..pixel_vae import LATENT_CHANNELS
 from ..sabotage import ANY_MODEL, Batch, Sabotage, forget, shift
-from .model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss, to_cells
+from .model import ReferenceEncoder, denoising_loss
 from .pairs import make_batch, validation_pairs
 from .pipeline import TinyExamplePipeline, load_tiny_pipeline
 
@@ -68,11 +69,6 @@ def teacher_forced(pipeline: TinyExamplePipeline) -> LossFunction:
     return loss_fn
 
 
-def target_cells(pipeline: TinyExamplePipeline, pair: ValidationPair) -> torch.Tensor:
-    """The target in the layout of the latents, (1, 12, 16, 16)."""
-    return to_cells(pipeline.prepare(pair.target, pair.mask_image, pair.reference)[0])
-
-
 def hole_psnr(pipeline: TinyExamplePipeline, pairs: ValidationPairs) -> float:
     """Mean over pairs of the peak signal-to-noise ratio inside the hole, dB; touches no random state but its own."""
     made = pipeline(
@@ -112,5 +108,4 @@ DEMO = DemoModel(
         "encoder": Sabotage(what="reference encoder random and frozen", break_weights=break_encoder),
         "shift-mask": Sabotage(what=f"holes shifted by {_SHIFT} px", corrupt=shift("hole", _SHIFT)),
     },
-    encode=target_cells,
 )
