@@ -120,7 +120,7 @@ def _make(plan: Plan, folder: Path) -> Plan:
     set_seed(plan.seed)
     accelerator = new_accelerator(run.parent, plan.name)
     model = demo_model(plan.model)
-    pipeline = model.load()
+    pipeline = model.load(device=accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     sabotage = model.sabotages[plan.sabotage] if plan.sabotage else None
     if sabotage is not None and sabotage.break_weights is not None and plan.sabotage_step == 0:
