@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,26 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="draw what one generated picture takes from its reference")
     explain.add_argument("pipeline", type=Path, metavar="PIPELINE_FOLDER", help="a pipeline saved with save_pretrained")
-    explain.add_argument("--reference", type=Path, required=True, help="the reference picture")
-    explain.add_argument("--image", type=Path, required=True, help="the picture to paint into")
-    explain.add_argument("--mask", type=Path, required=True, help="the hole: white = generate; of the picture's size")
-    explain.add_argument("--reference-mask", type=Path, help="the object in the reference, for IMACS_r")
+    add = explain.add_argument
+    add(
+        "--reference",
+        type=Path,
+        required=True,
+        action="append",
+        help="the reference picture; again for each further one",
+    )
+    add(
+        "--image",
+        type=Path,
+        help="the picture to paint into; for a pipeline that edits its reference the truth, if there is one",
+    )
+    add("--mask", type=Path, help="the hole: white = generate; of the size of --image")
+    add("--reference-mask", type=Path, help="the object in the reference, for IMACS_r")
+    add(
+        "--kept-mask", type=Path, help="what an edit keeps: white = kept (default: where --image and --reference agree)"
+    )
+    add("--prompt", help="what the pipeline is told")
+    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="of the picture to generate (default: the pipeline's own)")
     explain.add_argument("--steps", type=at_least(1), default=20, help="sampler steps (default: 20)")
     explain.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     explain.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where to write the panel")
@@ -127,6 +144,9 @@ def _explain(args: argparse.Namespace) -> int:
         image=args.image,
         mask=args.mask,
         reference_mask=args.reference_mask,
+        kept=args.kept_mask,
+        prompt=args.prompt,
+        size=args.size,
         num_inference_steps=args.steps,
         seed=args.seed,
     )
@@ -134,6 +154,15 @@ def _explain(args: argparse.Namespace) -> int:
     picture.save(args.output)
     print(args.output)
     return ExitCode.OK
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text)
+    if found is None or min(int(found[1]), int(found[2])) < 16:
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT in pixels, at least 16x16, such as 512x768, got {text!r}"
+        )
+    return int(found[1]), int(found[2])
 
 
 def _view(args: argparse.Namespace) -> int:

@@ -111,7 +111,7 @@ class Accumulator:
         _add_to(self._step_rows[small], step, torch.einsum("bngr,n->bgr", rows.heads_BNgr, weight))
 
     def add_share(self, layer: str, name: str, value_B: torch.Tensor) -> None:
-        """Adds one product's share of the reference, (B,) in [0, 1]: "reference_mass" or "branch_share"."""
+        """Adds one product's share of the reference, (B,) in [0, 1]: "reference_mass", "branch_share", …; NaN: has none."""
         sums = self._layers[layer]
         total, count = sums.shares.get(name, (torch.zeros_like(value_B), 0))
         sums.shares[name] = (total + value_B, count + 1)
@@ -152,6 +152,8 @@ class Accumulator:
             steps=steps,
             total_steps=total,
             reference_mass=self._shares("reference_mass", image),
+            reference_mass_inside=self._shares("reference_mass_inside", image),
+            reference_mass_outside=self._shares("reference_mass_outside", image),
             branch_share=self._shares("branch_share", image),
             _g2r=direction("g2r"),
             _g2r_region=direction("g2r_region"),
@@ -162,7 +164,8 @@ class Accumulator:
 
     def _shares(self, name: str, image: int) -> dict[str, float]:
         found = {layer: s.shares[name] for layer, s in self._layers.items() if name in s.shares}
-        return {layer: float(total[image]) / count for layer, (total, count) in found.items()}
+        means = {layer: float(total[image]) / count for layer, (total, count) in found.items()}
+        return {layer: mean for layer, mean in means.items() if not math.isnan(mean)}
 
     @property
     def _all_heads(self) -> int:

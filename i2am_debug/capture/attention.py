@@ -162,7 +162,7 @@ def reference_mass(
     mask: torch.Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> torch.Tensor:
-    """Share of the model's own attention rows that falls on each reference: (references, B, N), in [0, 1].
+    """Share of the model's own attention rows that falls on each reference: (references, B, N, G), in [0, 1].
 
     Args:
         k_BNSH: all S keys of the product, of which `references` are index expressions (slices or index tensors).
@@ -172,14 +172,14 @@ def reference_mass(
         parts, work = [], _Workspace(q_BNGH, k_BNSH, heads, scale, chunk_bytes)
         for q, k in work.heads():
             B, N, G, _ = q.shape
-            total = torch.zeros(len(references), B, N, device=q.device)
+            shares = torch.zeros(len(references), B, N, G, device=q.device)
             for rows in work.chunks(q, k, over=q):
                 own = mask[..., rows, :] if mask is not None and mask.shape[-2] > 1 else mask
                 p_BNcS = work.softmax(q[:, :, rows], k, -1, own)
                 for i, tokens in enumerate(references):
-                    total[i] += p_BNcS[..., tokens].sum((-1, -2))
-            parts.append(total / G)
-    return torch.cat(parts, -1)
+                    shares[i, :, :, rows] = p_BNcS[..., tokens].sum(-1)
+            parts.append(shares)
+    return torch.cat(parts, 2)
 
 
 @contextmanager

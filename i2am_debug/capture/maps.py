@@ -84,6 +84,10 @@ class AttributionMaps:
     reference_mass: dict[str, float]
     """Joint attention: layer → share of the generated tokens' own attention, over all keys, on this reference; mean over
     steps and (weighted) heads. Empty elsewhere: 1 by construction in separate cross-attention."""
+    reference_mass_inside: dict[str, float] = field(default_factory=dict)
+    """The same over the generated tokens inside the trace's `mask` only; empty without one."""
+    reference_mass_outside: dict[str, float] = field(default_factory=dict)
+    """The same over those outside of it."""
     branch_share: dict[str, float]
     """Decoupled cross-attention: layer → norm of this reference's branch over that of all branches together."""
     _g2r: DirectionMaps | None = field(repr=False)

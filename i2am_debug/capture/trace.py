@@ -47,8 +47,10 @@ def trace(
         pipeline: a diffusers pipeline with a `unet` or `transformer`, or such a module itself.
         plan: what to look at; default `CapturePlan.full()`.
         family: where the reference sits; found from the model when not given.
-        mask: (H, W) array, or one for each image; the hole. The attention information and `g2r_region` are over its tokens.
-        reference_mask: (H, W) array, or one for each image; the object. Needed for the R2G variant `object_mass`.
+        mask: (H, W) array, or one for each image (None: all of it); the region that ought to draw on the reference: the
+            hole, or what an edit keeps. The attention information and `g2r_region` are over its tokens.
+        reference_mask: (H, W) array, or one for each image; the region of the reference that ought to be drawn on: the
+            object, or what an edit keeps. Needed for the R2G variant `object_mass`.
         heads: a choice made by a pilot (`choose_heads`); default all.
 
     Raises:
@@ -225,9 +227,9 @@ class Trace(AbstractContextManager["Trace"]):
         if layout.joint:
             tokens = [r.tokens for r in layout.references.values()]
             mass = reference_mass(q, keys, tokens, heads=list(heads), scale=seen.scale, mask=mask)
-            share = _shares(heads).to(mass.device)
-            for number, mass_BN in zip(layout.references, mass, strict=True):
-                self._accumulators[number].add_share(run.name, "reference_mass", mass_BN @ share)
+            self._add_reference_mass(
+                run.name, layout, torch.einsum("rbng,n->rbg", mass, _shares(heads).to(mass.device))
+            )
 
     def _add(
         self,
@@ -256,6 +258,17 @@ class Trace(AbstractContextManager["Trace"]):
         accumulator.add(
             name, self._steps.step, (layout.generated_grid, reference.grid), list(heads), weights, found, rows
         )
+
+    def _add_reference_mass(self, name: str, layout: Layout, mass_RBG: torch.Tensor) -> None:
+        """Adds the mean over all generated tokens, over those inside the trace's `mask` and over those outside."""
+        inside_BG = self._region(self._masks, layout.generated_grid, mass_RBG.shape[1], mass_RBG.device, "mask")
+        weights = {"reference_mass": torch.ones_like(mass_RBG[0])}
+        if inside_BG is not None:
+            weights |= {"reference_mass_inside": inside_BG, "reference_mass_outside": 1 - inside_BG}
+        for share, weight_BG in weights.items():
+            means_RB = (mass_RBG * weight_BG).sum(-1) / weight_BG.sum(-1)  # NaN where nothing lies outside
+            for number, mean_B in zip(layout.references, means_RB, strict=True):
+                self._accumulators[number].add_share(name, share, mean_B)
 
     def _add_branch_shares(self, run: ModuleRun) -> None:
         """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
@@ -362,9 +375,10 @@ def _as_list(mask: Any) -> list[Any] | None:
 
 def _stack(masks: Sequence[Any] | None) -> torch.Tensor | None:
     """(n, side, side) float; regions may differ in size from pair to pair, so each is brought to one common raster."""
-    if masks is None:
+    given = [torch.as_tensor(np.asarray(m), dtype=torch.float32) for m in masks or () if m is not None]
+    if masks is None or not given:
         return None
-    tensors = [torch.as_tensor(np.asarray(m), dtype=torch.float32) for m in masks]
-    if len({t.shape for t in tensors}) > 1:
+    if len({t.shape for t in given}) > 1:
         raise UnsupportedModel("the masks of one batch differ in size; use batch_size=1")
-    return torch.stack(tensors)
+    each = iter(given)
+    return torch.stack([torch.ones_like(given[0]) if m is None else next(each) for m in masks])

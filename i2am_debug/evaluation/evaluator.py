@@ -183,13 +183,13 @@ class Evaluator:
         }
 
     def trace(self, pipeline: Any, pairs: Sequence[ValidationPair], family: Family | None = None) -> Trace:
-        """A trace of a pipeline or a denoiser that looks at what the plan says, at the masks of these pairs."""
+        """A trace of a pipeline or a denoiser that looks at what the plan says, at the regions of these pairs."""
         return trace(
             pipeline,
             plan=self.plan,
             family=family or self.family,
-            mask=_all_or_none([p.mask for p in pairs]),
-            reference_mask=_all_or_none([p.reference_mask for p in pairs]),
+            mask=[p.region for p in pairs],
+            reference_mask=_all_or_none([p.reference_region for p in pairs]),
             heads=self.heads,
         )
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import VQModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
@@ -79,7 +80,8 @@ def encoded(pipeline: Any, pair: ValidationPair, size: Size, sample: torch.Tenso
 
 def _pixels(pipeline: Any, picture: Image.Image, size: Size) -> torch.Tensor:
     """(1, 3, height, width) in [-1, 1]."""
-    own = getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
+    # In image to video the image processor is that of the image encoder.
+    own = getattr(pipeline, "video_processor", None) or getattr(pipeline, "image_processor", None)
     width, height = size
     return (own or VaeImageProcessor()).preprocess(picture, height=height, width=width)
 
@@ -101,7 +103,7 @@ def _packed(pipeline: Any, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     if own is None:
         latents = _scaled(vae, _mean(vae.encode(pixels)))
     else:
-        deep = "latents_mean" in vae.config  # a video's VAE, which takes one frame
+        deep = vae.config.get("latents_mean") is not None  # a video's VAE, which takes one frame
         latents = own(image=pixels[:, :, None] if deep else pixels, generator=torch.Generator().manual_seed(0))
     if len(inspect.signature(pack).parameters) == 1:
         return pack(latents)
@@ -116,6 +118,8 @@ def _mean(output: Any) -> torch.Tensor:
 
 def _scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     config = vae.config
+    if isinstance(vae, VQModel):  # Kandinsky's, whose latents are used as they are; the factor in its configuration is not
+        return latents
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         latents = latents - (config.get("shift_factor") or 0.0)

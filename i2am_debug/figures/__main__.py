@@ -17,9 +17,11 @@ and in [figures/scores.py](../i2am_debug/figures/scores.py).
 
 Words: *R2G*, on the generated picture, is where the reference goes; *G2R*, on the reference, is what is drawn on. IMACS is the
 mean of the map inside a mask minus penalty × the mean outside (Park & Jang, ICLR 2025), after the map is brought to [0, 1] and
-values up to the threshold are set to 0. The *copying layer* is the one with the highest attention information at the baseline.
-A *margin* is how far the mean may go in its bad direction before a drop rule speaks, unless the rule or a calibrated baseline
-says otherwise.
+values up to the threshold are set to 0. The *kept region* of an edit, whose reference is the picture being edited, is where
+target and reference agree; where a pair has no hole it stands in for hole and object
+([pairs](training-loops.md#what-it-needs)). The *copying layer* is the one with the highest attention information at the
+baseline. A *margin* is how far the mean may go in its bad direction before a drop rule speaks, unless the rule or a calibrated
+baseline says otherwise.
 
 | figure | what | unit, range | worse | margin | needs |
 |---|---|---|---|---|---|

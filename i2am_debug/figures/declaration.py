@@ -32,8 +32,9 @@ _TAKEN = re.compile(
 class Need(Enum):
     """What must be there for a figure to have a value; the value is how it reads."""
 
-    HOLE = "a mask of the hole"
-    OBJECT = "a mask of the object in the reference"
+    HOLE = "a mask of the hole, or a kept region"
+    OBJECT = "a mask of the object in the reference, or a kept region"
+    KEPT = "a kept region"
     SEVERAL_TOKENS = "more than one reference token"
     LOSS = "a `loss_fn`"
     SECOND_PAIR = "another pair's reference"

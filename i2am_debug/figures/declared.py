@@ -21,28 +21,28 @@ _ABOVE_CHANCE = "standard deviations above what masks score that know nothing of
 
 
 def _layer_imacs_r(v: PairView, layer: str) -> float:
-    return v.imacs(v.maps.g2r.by_layer[layer], v.object)
+    return v.imacs(v.maps.g2r.by_layer[layer], v.reference_region)
 
 
 def _layer_imacs_r_hole(v: PairView, layer: str) -> float:
-    return v.imacs(v.maps.g2r_region.by_layer[layer], v.object)
+    return v.imacs(v.maps.g2r_region.by_layer[layer], v.reference_region)
 
 
 def _layer_energy_r_hole(v: PairView, layer: str) -> float:
-    return v.energy(v.maps.g2r_region.by_layer[layer], v.object)
+    return v.energy(v.maps.g2r_region.by_layer[layer], v.reference_region)
 
 
 IMACS_G = DeclaredFigure(
     tag="imacs_g",
     title="IMACS_g",
-    meaning="How far the regions of the generated picture that the reference influences (R2G) lie in the hole: mean of the "
-    "map inside minus penalty × mean outside.",
+    meaning="How far the regions of the generated picture that the reference influences (R2G) lie in the hole, or kept "
+    "region: mean of the map inside minus penalty × mean outside.",
     range=_SCORE,
     margin=0.05,
     needs=(Need.HOLE,),
-    compute=lambda v: v.imacs(v.maps.r2g.unified, v.hole),
-    standard_error=lambda v: v.imacs_error(v.maps.r2g, v.hole),
-    reference_lines=lambda v: v.imacs_lines(v.maps.r2g, v.hole),
+    compute=lambda v: v.imacs(v.maps.r2g.unified, v.region),
+    standard_error=lambda v: v.imacs_error(v.maps.r2g, v.region),
+    reference_lines=lambda v: v.imacs_lines(v.maps.r2g, v.region),
     of_further_references=True,
     chart="IMACS_g",
     band=True,
@@ -53,15 +53,15 @@ IMACS_G = DeclaredFigure(
 IMACS_R = DeclaredFigure(
     tag="imacs_r",
     title="IMACS_r",
-    meaning="How far what the generated picture draws on (G2R) lies on the object in the reference, scored as IMACS_g; over "
-    "all generated tokens, which can hide what happens in the hole.",
+    meaning="How far what the generated picture draws on (G2R) lies on the object in the reference, or kept region, scored as "
+    "IMACS_g; over all generated tokens, which can hide what happens in the hole.",
     range=_SCORE,
     margin=0.05,
     needs=(Need.OBJECT, Need.SEVERAL_TOKENS),
-    compute=lambda v: v.imacs(v.maps.g2r.unified, v.object),
+    compute=lambda v: v.imacs(v.maps.g2r.unified, v.reference_region),
     compute_of_layer=_layer_imacs_r,
-    standard_error=lambda v: v.imacs_error(v.maps.g2r, v.object),
-    reference_lines=lambda v: v.imacs_lines(v.maps.g2r, v.object),
+    standard_error=lambda v: v.imacs_error(v.maps.g2r, v.reference_region),
+    reference_lines=lambda v: v.imacs_lines(v.maps.g2r, v.reference_region),
     chart="IMACS_r",
     band=True,
     in_log=True,
@@ -70,20 +70,21 @@ IMACS_R = DeclaredFigure(
 IMACS_R_HOLE = DeclaredFigure(
     tag="imacs_r_hole",
     title="IMACS_r of the hole",
-    meaning="IMACS_r of what the hole's tokens alone draw on (of all tokens where a pair has no hole).",
+    meaning="IMACS_r of what the tokens of the hole, or kept region, alone draw on (of all tokens where a pair has neither).",
     range=_SCORE,
     margin=0.15,
     needs=(Need.OBJECT, Need.SEVERAL_TOKENS),
-    compute=lambda v: v.imacs(v.maps.g2r_region.unified, v.object),
+    compute=lambda v: v.imacs(v.maps.g2r_region.unified, v.reference_region),
     compute_of_layer=_layer_imacs_r_hole,
-    standard_error=lambda v: v.imacs_error(v.maps.g2r_region, v.object),
+    standard_error=lambda v: v.imacs_error(v.maps.g2r_region, v.reference_region),
     lines_of="imacs_r",
     chart="IMACS_r",
 )
 COPYING_LAYER_IMACS_R_HOLE = DeclaredFigure(
     tag=COPYING_LAYER + IMACS_R_HOLE.tag,
     title="IMACS_r of the hole in the copying layer",
-    meaning="IMACS_r of the hole in the layer that had the highest attention information at the baseline: the one to watch.",
+    meaning="IMACS_r of the hole, or kept region, in the layer that had the highest attention information at the baseline: the "
+    "one to watch.",
     range=_SCORE,
     margin=0.15,
     needs=IMACS_R_HOLE.needs,
@@ -98,8 +99,8 @@ COPYING_LAYER_IMACS_R_HOLE = DeclaredFigure(
 ATTENTION_INFORMATION = DeclaredFigure(
     tag="attention_information",
     title="attention information",
-    meaning="What a generated token's place in the hole tells about where it looks in the reference, in the layer where that "
-    "is most (without a hole: any generated token's place).",
+    meaning="What a generated token's place in the hole, or kept region, tells about where it looks in the reference, in the "
+    "layer where that is most (with neither: any generated token's place).",
     unit="bit",
     range=(0.0, None),
     margin="10%",
@@ -151,6 +152,16 @@ REFERENCE_MASS = DeclaredFigure(
     watched_as="mass",
     band=True,
 )
+EDITED_MASS = DeclaredFigure(
+    tag="edited_mass",
+    title="reference mass of what is changed",
+    meaning="Reference mass of the changed region's tokens alone: those in the hole, or outside the kept region.",
+    unit=REFERENCE_MASS.unit,
+    range=_SHARE,
+    needs=(Need.HOLE, Need.JOINT_ATTENTION),
+    compute=lambda v: v.edited_mass(),
+    of_further_references=True,
+)
 BRANCH_SHARE = DeclaredFigure(
     tag="branch_share",
     title="branch share",
@@ -171,7 +182,7 @@ IMACS_G_CENTRED = DeclaredFigure(
     range=_SCORE,
     margin=0.15,
     needs=(Need.HOLE,),
-    compute=lambda v: v.imacs(v.maps.r2g_centred.unified, v.hole),
+    compute=lambda v: v.imacs(v.maps.r2g_centred.unified, v.region),
     lines_of="imacs_g",
     of_further_references=True,
     watched_as="imacs-g",
@@ -179,22 +190,22 @@ IMACS_G_CENTRED = DeclaredFigure(
 IMACS_G_OBJECT_MASS = DeclaredFigure(
     tag="imacs_g_object_mass",
     title="IMACS_g, object mass",
-    meaning="IMACS_g of each generated token's share of attention on the reference's object, which such a shift can't move "
-    "either.",
+    meaning="IMACS_g of each generated token's share of attention on the reference's object, or kept region, which such a "
+    "shift can't move either.",
     range=_SCORE,
     needs=(Need.HOLE, Need.OBJECT, Need.SEVERAL_TOKENS),
-    compute=lambda v: v.imacs(v.maps.r2g_object_mass.unified, v.hole),
+    compute=lambda v: v.imacs(v.maps.r2g_object_mass.unified, v.region),
     lines_of="imacs_g",
 )
 ENERGY_R_HOLE = DeclaredFigure(
     tag="energy_r_hole",
     title="energy on the object",
-    meaning="Share of what the hole's tokens draw on that lies on the object in the reference; chance is the object's share "
-    "of the picture.",
+    meaning="Share of what the tokens of the hole, or kept region, draw on that lies on the object in the reference, or kept "
+    "region; chance is its share of the picture.",
     unit="share of the map",
     range=_SHARE,
     needs=(Need.OBJECT, Need.SEVERAL_TOKENS),
-    compute=lambda v: v.energy(v.maps.g2r_region.unified, v.object),
+    compute=lambda v: v.energy(v.maps.g2r_region.unified, v.reference_region),
     compute_of_layer=_layer_energy_r_hole,
 )
 IMACS_G_Z = DeclaredFigure(
@@ -202,21 +213,35 @@ IMACS_G_Z = DeclaredFigure(
     title="IMACS_g above chance",
     meaning=f"IMACS_g in {_ABOVE_CHANCE}; comparable between masks of different size.",
     needs=(Need.HOLE,),
-    compute=lambda v: v.imacs_z(v.maps.r2g.unified, v.hole),
+    compute=lambda v: v.imacs_z(v.maps.r2g.unified, v.region),
 )
 IMACS_R_Z = DeclaredFigure(
     tag="imacs_r_z",
     title="IMACS_r above chance",
     meaning=f"IMACS_r in {_ABOVE_CHANCE}.",
     needs=IMACS_R.needs,
-    compute=lambda v: v.imacs_z(v.maps.g2r.unified, v.object),
+    compute=lambda v: v.imacs_z(v.maps.g2r.unified, v.reference_region),
 )
 IMACS_R_HOLE_Z = DeclaredFigure(
     tag="imacs_r_hole_z",
     title="IMACS_r of the hole above chance",
-    meaning=f"IMACS_r of the hole in {_ABOVE_CHANCE}.",
+    meaning=f"IMACS_r of the hole, or kept region, in {_ABOVE_CHANCE}.",
     needs=IMACS_R_HOLE.needs,
-    compute=lambda v: v.imacs_z(v.maps.g2r_region.unified, v.object),
+    compute=lambda v: v.imacs_z(v.maps.g2r_region.unified, v.reference_region),
+)
+KEPT_PLACE = DeclaredFigure(
+    tag="kept_place",
+    title="kept patches that look at their own place",
+    meaning="Share of the kept patches that look most at their own place in the reference, within one patch, in the copying "
+    "layer. It tells a misplaced reference (mirrored, shifted) from other faults and is no alarm: rotary positions keep it "
+    "near 1 even when copying is destroyed.",
+    unit="share of the patches",
+    range=_SHARE,
+    needs=(Need.KEPT, Need.SEVERAL_TOKENS),
+    compute=lambda v: v.kept_place(),
+    compute_of_layer=lambda v, layer: v.kept_place(layer),
+    on_panel=True,
+    tells_of_use=False,
 )
 JS_R2G = DeclaredFigure(
     tag="drift/js_r2g",
@@ -258,7 +283,9 @@ FIGURES: tuple[DeclaredFigure, ...] = (
     REFERENCE_GAP,
     LOSS,
     REFERENCE_MASS,
+    EDITED_MASS,
     BRANCH_SHARE,
+    KEPT_PLACE,
     JS_R2G,
     JS_G2R,
 )

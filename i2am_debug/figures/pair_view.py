@@ -14,13 +14,16 @@ import numpy as np
 
 from ..capture.maps import AttributionMaps, DirectionMaps, unified_form
 from ..errors import UndefinedFigure
+from ..grids import pooled_grid
 from ..pairs.pair import ValidationPair
 from .distances import js_distance
 from .observation import Observation
+from .places import share_at_own_place
 from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, reference_lines, score_imacs
 from .values import Figure, Undefined, reference_tag
 
 NOT_FINITE = "the attention is not finite"
+_NO_JOINT = "no joint attention: 1 by construction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +48,21 @@ class PairView:
         return self.observation.maps if self.reference == 0 else self.observation.further[self.reference]
 
     @property
-    def hole(self) -> np.ndarray:
-        """(H, W) bool of the generated picture."""
-        return _given(self.pair.mask, "no mask")
+    def region(self) -> np.ndarray:
+        """(H, W) bool of the generated picture: the hole, or the kept region."""
+        return _given(self.pair.region, self._without("no mask"))
 
     @property
-    def object(self) -> np.ndarray:
-        """(H, W) bool of the reference. Without a place for its tokens a reference's mask can't be laid over them."""
-        own = self.pair.reference_mask if self.reference == 0 else None
-        return _given(None if self.maps.undefined_place else own, self.maps.undefined_place or "no reference mask")
+    def reference_region(self) -> np.ndarray:
+        """(H, W) bool of the reference: the object, or the kept region. Without a place for its tokens a region can't be laid
+        over them."""
+        own = self.pair.reference_region if self.reference == 0 else None
+        place = self.maps.undefined_place
+        return _given(None if place else own, place or self._without("no reference mask"))
+
+    def _without(self, reason: str) -> str:
+        underived = self.pair.undefined_kept
+        return f"{reason} and no kept region ({underived})" if underived else reason
 
     @property
     def loss(self) -> float:
@@ -98,7 +107,25 @@ class PairView:
 
     def reference_mass(self) -> float:
         """Mean over layers."""
-        return _mean(self.maps.reference_mass, "no joint attention: 1 by construction")
+        return _mean(self.maps.reference_mass, _NO_JOINT)
+
+    def edited_mass(self) -> float:
+        """The same of the changed region's tokens: those in the hole, or outside the kept region."""
+        self.region  # noqa: B018 — says what is missing
+        edited = self.maps.reference_mass_outside if self.pair.mask is None else self.maps.reference_mass_inside
+        return _mean(edited, _NO_JOINT)
+
+    def kept_place(self, layer: str | None = None) -> float:
+        """`places.share_at_own_place` of the kept patches in a layer, by default the copying layer."""
+        if self.maps.undefined_place:
+            raise UndefinedFigure(self.maps.undefined_place)
+        kept = _given(self.pair.kept, f"no kept region ({self.pair.undefined_kept or 'none was given or derived'})")
+        layer = layer or self._copying_layer
+        generated, reference = (maps.by_layer[layer].shape for maps in (self.maps.r2g, self.maps.g2r))
+        of_rows = self.maps.rows.reference_grid
+        if pooled_grid(reference, 32) != of_rows:  # a coarser layer's rows have been brought to the finest grid
+            reference = of_rows
+        return share_at_own_place(self.maps.rows.by_layer[layer][1], generated, reference, kept)
 
     def branch_share(self) -> float:
         """Mean over layers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ _COLUMNS = {
     "reference_file_name": "reference",
     "mask_file_name": "mask",
     "reference_mask_file_name": "reference_mask",
+    "kept_mask_file_name": "kept",
 }
-
 
 _FURTHER = "further_reference_file_names"
 
@@ -76,8 +76,9 @@ class ValidationPairs(Sequence[ValidationPair]):
         """Reads a folder with a `metadata.jsonl`, as Hugging Face's imagefolder does.
 
         Each line is an object with `file_name` (the target) and `reference_file_name`, both relative to the folder, and
-        optionally `mask_file_name`, `reference_mask_file_name`, `further_reference_file_names` (a list), `prompt` and
-        `name`. Further keys are passed on to the pipeline call. Files are looked for now and read when needed.
+        optionally `mask_file_name`, `reference_mask_file_name`, `kept_mask_file_name`, `further_reference_file_names` (a
+        list), `prompt` and `name`. Further keys are passed on to the pipeline call. Files are looked for now and read when
+        needed.
 
         Raises:
             InvalidPair: no `metadata.jsonl`, a line that is not an object, a missing key or file.
@@ -109,6 +110,7 @@ class ValidationPairs(Sequence[ValidationPair]):
         reference: str = "reference",
         mask: str | None = None,
         reference_mask: str | None = None,
+        kept: str | None = None,
         prompt: str | None = None,
         name: str | None = None,
         further_references: str | None = None,
@@ -117,12 +119,12 @@ class ValidationPairs(Sequence[ValidationPair]):
         """Takes a `datasets.Dataset` (or anything with `len`, integer indexing to a mapping, and columns of pictures).
 
         Args:
-            target, reference, mask, reference_mask, prompt, name: the columns to read; other columns are left alone.
+            target, reference, mask, reference_mask, kept, prompt, name: the columns to read; other columns are left alone.
             further_references: the column with each row's list of further pictures.
             limit: take the first so many rows.
         """
         columns = dict(target=target, reference=reference, mask=mask, reference_mask=reference_mask, prompt=prompt)
-        columns["further_references"] = further_references
+        columns.update(kept=kept, further_references=further_references)
         count = len(dataset) if limit is None else min(limit, len(dataset))
 
         def make(index: int) -> ValidationPair:
@@ -137,6 +139,11 @@ class ValidationPairs(Sequence[ValidationPair]):
             return ValidationPair(name=own_name, **given)
 
         return cls([partial(make, i) for i in range(count)])
+
+
+def regions_in_words(pairs: Iterable[ValidationPair]) -> list[str]:
+    """What each pair's `region` is, in their order (`ValidationPair.region_in_words`)."""
+    return [pair.region_in_words for pair in pairs]
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
@@ -164,6 +171,8 @@ def _maker(folder: Path, row: dict[str, Any], where: str) -> Callable[[], Valida
             raise InvalidPair(f"{where}: {_FURTHER} is {further!r}; expected a list of names of files")
         arguments["further_references"] = [_file(folder, value, _FURTHER, where) for value in further]
     name = row.pop("name", None) or Path(arguments["target"]).stem
+    if "kept" in arguments:
+        arguments["kept_origin"] = "file"
     arguments.update(name=str(name), prompt=row.pop("prompt", None), extra=row)
     return lambda: ValidationPair(**arguments)
 

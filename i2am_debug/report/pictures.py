@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..alerts.alert import Alert
 from ..capture.maps import AttributionMaps
+from ..figures.declaration import Need
 from ..figures.observation import Observation
 from ..figures.record import Evaluation
 from ..figures.registry import all_figures, of_copying_layer
@@ -30,7 +31,7 @@ def pictures_of(
         pair = pairs[observation.index]
         subtitle = f"step {evaluation.global_step}"
         if number < panels:
-            out[tag] = partial(pair_panel, observation, pair, figures_of_pair(evaluation, number), subtitle)
+            out[tag] = partial(pair_panel, observation, pair, figures_of_pair(evaluation, number, pair), subtitle)
         if number < strips:
             out.update(
                 {
@@ -46,39 +47,46 @@ def alert_panels(
 ) -> dict[int, Image.Image]:
     """Pair number → panel, of the pairs most to blame for an alert."""
     subtitle = f"alert at step {alert.global_step}"
-    return {
-        number: pair_panel(
-            observations[number], pairs[observations[number].index], figures_of_pair(evaluation, number), subtitle
-        )
-        for number in map(evaluation.pairs.index, alert.pairs)
-    }
-
-
-def figures_of_pair(evaluation: Evaluation, number: int) -> dict[str, str]:
-    """What stands on one pair's panel: name → text."""
     out = {}
-    for figure in all_figures():
-        tag = of_copying_layer(figure.tag, evaluation.copying_layer)
-        if figure.on_panel and isinstance(tag, str) and tag in evaluation.figures:
-            out[figure.title] = _short(evaluation.figures[tag][number], figure.unit)
+    for number in map(evaluation.pairs.index, alert.pairs):
+        pair = pairs[observations[number].index]
+        out[number] = pair_panel(observations[number], pair, figures_of_pair(evaluation, number, pair), subtitle)
     return out
 
 
-def pair_panel(observation: Observation, pair: ValidationPair, figures: dict[str, str], subtitle: str) -> Image.Image:
-    """The composed panel of one pair."""
-    maps = observation.maps
+def figures_of_pair(evaluation: Evaluation, number: int, pair: ValidationPair) -> dict[str, str]:
+    """What stands on one pair's panel: name → text."""
+    out = {}
+    for figure in all_figures():
+        if Need.KEPT in figure.needs and pair.kept is None:
+            continue  # most pairs are no edits
+        title = figure.title.replace("the hole", "the kept region") if _is_kept(pair) else figure.title
+        tag = of_copying_layer(figure.tag, evaluation.copying_layer)
+        if figure.on_panel and isinstance(tag, str) and tag in evaluation.figures:
+            out[title] = _short(evaluation.figures[tag][number], figure.unit).replace(f" ({pair.undefined_kept})", "")
+    return out
+
+
+def pair_panel(
+    observation: Observation, pair: ValidationPair, figures: dict[str, str], subtitle: str, *, has_truth: bool = True
+) -> Image.Image:
+    """The composed panel of one pair; without `has_truth` its target only stands in for one that nobody knows."""
+    maps, (region, reference_region, words) = observation.maps, _outlines(pair)
     return panel(
         name=pair.name,
         reference=pair.reference,
         masked_input=_cut_out(pair),
         generated=observation.generated,
-        truth=pair.target,
+        truth=pair.target if has_truth else None,
         r2g=maps.r2g.unified,
         g2r=maps.undefined_g2r or maps.g2r_region.unified,
-        hole=pair.mask,
-        reference_object=pair.reference_mask,
+        region=region,
+        reference_region=reference_region,
         figures=figures,
         subtitle=f"{subtitle} · R2G is the paper's, which shifts of a token's logits can move (see imacs_g_centred)",
+        outlined=words,
+        drawing=_drawing(pair),
+        note=_of_the_kept_region(pair),
     )
 
 
@@ -90,24 +98,23 @@ def level_strips(
     found, picture, what = (
         (maps.r2g, painted, "R2G on the generated picture")
         if maps.undefined_g2r is not None
-        else (maps.g2r_region, pair.reference, "what the hole draws from the reference (G2R)")
-        if pair.mask is not None
+        else (maps.g2r_region, pair.reference, f"what {_drawing(pair)} draws from the reference (G2R)")
+        if pair.region is not None
         else (maps.g2r, pair.reference, "what the model draws from the reference (G2R)")
     )
     groups = [f"group {i}" for i in range(len(found.by_time))]
     groups[0], groups[-1] = f"{groups[0]} (noisiest)", f"{groups[-1]} (cleanest)"
     heads = [f"head {i}" for i in range(len(found.by_head))]
+    side = 0 if picture is painted else 1
+    *regions, words = _outlines(pair)
+    note = f"Outlined: {words[side]}. {_of_the_kept_region(pair)}".rstrip() if regions[side] is not None else ""
+    strip_of = partial(strip, picture=picture, region=regions[side], note=note)
     out: dict[str, Callable[[], Image.Image]] = {
-        "time": partial(
-            strip, title=f"{pair.name}: {what}, by time", picture=picture, maps=_drawable(found.by_time), labels=groups
-        ),
-        "heads": partial(
-            strip, title=f"{pair.name}: {what}, by head", picture=picture, maps=_drawable(found.by_head), labels=heads
-        ),
+        "time": partial(strip_of, title=f"{pair.name}: {what}, by time", maps=_drawable(found.by_time), labels=groups),
+        "heads": partial(strip_of, title=f"{pair.name}: {what}, by head", maps=_drawable(found.by_head), labels=heads),
         "layers": partial(
-            strip,
+            strip_of,
             title=f"{pair.name}: {what}, by layer",
-            picture=picture,
             maps=list(found.by_layer.values()),
             labels=[f"{layer}  {maps.layer_information[layer]:.2f} bit" for layer in found.by_layer],
         ),
@@ -123,9 +130,37 @@ def level_strips(
             rows=rows,
             generated_grid=grid,
             reference_grid=maps.rows.reference_grid,
-            patches=choose_patches(pair.mask, grid),
+            patches=choose_patches(pair.region, grid),
         )
     return out
+
+
+def _is_kept(pair: ValidationPair) -> bool:
+    return pair.mask is None and pair.kept is not None
+
+
+def _drawing(pair: ValidationPair) -> str:
+    return "the kept region" if _is_kept(pair) else "the hole"
+
+
+def _outlines(pair: ValidationPair) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, str]]:
+    """What is outlined on the generated picture and on the reference, and what it is: of an edit what changes, since a line
+    around all the rest would not say on which side it is meant."""
+    if not _is_kept(pair):
+        return pair.mask, pair.reference_mask, ("the hole", "the object")
+    changed = "what is changed"
+    if pair.reference_mask is not None:
+        return ~pair.region, pair.reference_mask, (changed, "the object")
+    on_reference = pair.reference_region
+    return ~pair.region, None if on_reference is None else ~on_reference, (changed, changed)
+
+
+def _of_the_kept_region(pair: ValidationPair) -> str:
+    """In words for who knows only the picture."""
+    if not _is_kept(pair):
+        return f"No kept region: {pair.undefined_kept}." if pair.undefined_kept and pair.mask is None else ""
+    how = str(pair.kept_origin).replace("target", "truth").replace("file", "given")
+    return f"Kept region: where truth and reference look alike ({how}); what is there ought to come from its own place."
 
 
 def _drawable(maps: np.ndarray) -> list[Any]:

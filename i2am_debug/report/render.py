@@ -54,14 +54,18 @@ def panel(
     truth: Image.Image | None,
     r2g: Map,
     g2r: Map,
-    hole: Mask,
-    reference_object: Mask,
+    region: Mask,
+    reference_region: Mask,
     figures: dict[str, str],
     subtitle: str = "",
+    outlined: tuple[str, str] = ("the hole", "the object"),
+    drawing: str = "the hole",
+    note: str = "",
 ) -> Image.Image:
     """One validation pair at a glance: its pictures, and below them both directions of attention.
 
-    hole, reference_object: bool (H, W), outlined on R2G and on G2R. figures: name → text, printed as they are.
+    region, reference_region: bool (H, W), outlined on R2G and on G2R; `outlined` says what they are, `drawing` whose G2R it is.
+    figures: name → text, printed as they are. note: what else there is to say below.
     Absent pictures are left out and the rest moves up. Without a generated picture R2G lies over the truth (or the
     masked input, or plain grey) and its title says so.
     """
@@ -77,34 +81,42 @@ def panel(
     maps = [
         _map_tile(
             "G2R on the reference",
-            "what the hole draws from it" if hole is not None else "what the model draws from it",
+            f"what {drawing} draws from it" if region is not None else "what the model draws from it",
             reference,
             g2r,
-            reference_object,
+            reference_region,
         ),
-        _map_tile(f"R2G on the {where}", "which regions the reference influences", under, r2g, hole),
+        _map_tile(f"R2G on the {where}", "which regions the reference influences", under, r2g, region),
     ]
     # Each map stands below the picture it lies over, as far as what is there allows.
     if len(tiles) == 4:
         maps.insert(1, tiles.pop(2))
     notes = [
         f"{side} {_times(map)} uniform (1/{np.size(map)})"
-        + (f", the {thing} outlined." if mask is not None and min(np.shape(map)) > 1 else ".")
-        for side, map, mask, thing in (("R2G", r2g, hole, "hole"), ("G2R", g2r, reference_object, "object"))
+        + (f", {thing} outlined." if mask is not None and min(np.shape(map)) > 1 else ".")
+        for side, map, mask, thing in (("R2G", r2g, region, outlined[0]), ("G2R", g2r, reference_region, outlined[1]))
         if not _problem(map)
     ]
     ends = ("low", "high share of attention") if notes else ()
-    legend = partial(_legend, ends, " ".join([_OWN_SCALE, *notes]), figures=figures)
+    legend = partial(_legend, ends, " ".join(filter(None, [_OWN_SCALE, *notes, note])), figures=figures)
     return _sheet(name, subtitle, tiles + maps, legend, columns=2 if len(tiles) == 2 else 3, roomy=True)
 
 
 def strip(
-    *, title: str, picture: Image.Image, maps: Sequence[Map], labels: Sequence[str], columns: int | None = None
+    *,
+    title: str,
+    picture: Image.Image,
+    maps: Sequence[Map],
+    labels: Sequence[str],
+    columns: int | None = None,
+    region: Mask = None,
+    note: str = "",
 ) -> Image.Image:
     """Several maps over one picture on one colour scale: time groups, heads or layers.
 
     maps: each (h, w) on its own grid, or a reason; compared as multiples of their mean, so that coarse and fine grids
-    can stand side by side. columns: default one row for up to five maps, else what makes the tiles largest.
+    can stand side by side. columns: default one row for up to five maps, else what makes the tiles largest. region: bool
+    (H, W), outlined on each. note: what else there is to say below.
     Raises ValueError if maps and labels differ in number, if there are none, or too many to be seen.
     """
     if not maps or len(maps) != len(labels) or (columns is not None and columns < 1):
@@ -112,11 +124,11 @@ def strip(
         raise ValueError(f"strip needs maps, one label for each, and columns >= 1; got {got}")
     tops = [float(_relative(map).max()) for map in maps if not _problem(map)]
     top = max([2.0, *tops])
-    tiles = [_map_tile(label, _times(map), picture, map, top=top) for label, map in zip(labels, maps, strict=True)]
-    note = (
+    tiles = [_map_tile(label, _times(map), picture, map, region, top) for label, map in zip(labels, maps, strict=True)]
+    scale = (
         "One colour scale for all tiles. × = times the even share (uniform: attention spread evenly over all tokens)."
     )
-    legend = partial(_legend, ("0", f"{top:.1f} × uniform") if tops else (), note)
+    legend = partial(_legend, ("0", f"{top:.1f} × uniform") if tops else (), f"{scale} {note}".rstrip())
     return _sheet(title, "", tiles, legend, columns or (len(tiles) if len(tiles) <= 5 else 0))
 
 
@@ -360,7 +372,8 @@ def _legend(ends: Sequence[str], note: str, width: int, figures: dict[str, str] 
     canvas = Image.new("RGB", (width, LONGEST), _PAPER)
     draw, plain, bold, x, y = ImageDraw.Draw(canvas), font(14), font(14, bold=True), 0.0, 0
     for name, value in (figures or {}).items():
-        name, value = shorten(name, plain, width / 2 - 8), shorten(value, bold, width / 2 - 8)
+        name = shorten(name, plain, width / 2 - 8)
+        value = shorten(value, bold, width - plain.getlength(name) - 8)  # a reason may take the line's rest
         middle, used = plain.getlength(name) + 7, plain.getlength(name) + 7 + bold.getlength(value)
         if x and x + used > width:
             x, y = 0.0, y + 22
@@ -374,7 +387,7 @@ def _legend(ends: Sequence[str], note: str, width: int, figures: dict[str, str] 
         draw.text((0, y + 9), ends[0], _INK, plain, "lm")
         draw.text((left + 208, y + 9), ends[1], _INK, plain, "lm")
         canvas.paste(_blend(Image.new("RGB", (200, 14), _GROUND), ramp), (left, y + 2))
-        lines = wrap(note, font(SMALLEST_TEXT), width, 3)
+        lines = wrap(note, font(SMALLEST_TEXT), width, 5)
         draw.multiline_text((0, y + 26), "\n".join(lines), _GREY, font(SMALLEST_TEXT), spacing=5)
         y += 26 + len(lines) * _NOTE_LINE
     return canvas.crop((0, 0, width, max(1, y)))

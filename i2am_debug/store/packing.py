@@ -128,31 +128,33 @@ def pack_pair(
 
 
 def pack_pictures(pair: ValidationPair) -> dict[str, np.ndarray]:
-    """A pair's own pictures: "reference", "target" and, where it has them, "mask", "reference_mask",
-    "reference_1", …, as encoded bytes."""
-    pictures = {
-        "reference": pair.reference,
-        "target": pair.target,
-        "mask": pair.mask_image,
-        "reference_mask": None if pair.reference_mask is None else Image.fromarray(pair.reference_mask),
-    }
+    """A pair's own pictures: "reference", "target" and, where it has them, "mask", "reference_mask", "kept",
+    "reference_1", …, as encoded bytes. Beside "kept" stands "kept_origin", words in UTF-8."""
+    pictures = {"reference": pair.reference, "target": pair.target}
     pictures.update({reference_tag(number): one for number, one in enumerate(pair.further_references, 1)})
-    return {name: _bytes(picture) for name, picture in pictures.items() if picture is not None}
+    regions = {"mask": pair.mask, "reference_mask": pair.reference_mask, "kept": pair.kept}
+    pictures.update({name: Image.fromarray(one) for name, one in regions.items() if one is not None})
+    found = {name: _bytes(picture) for name, picture in pictures.items()}
+    if pair.kept_origin is not None:
+        found["kept_origin"] = np.frombuffer(pair.kept_origin.encode(), dtype=np.uint8)
+    return found
 
 
 def unpack_picture(stored: np.ndarray) -> Image.Image:
     """The inverse of an encoded picture: RGB, or "L" for a mask."""
     picture = Image.open(io.BytesIO(stored.tobytes()))
     picture.load()
-    return picture
+    return picture.convert("L") if picture.mode == "1" else picture
 
 
 def _bytes(picture: Image.Image) -> np.ndarray:
-    """PNG for masks and small pictures, JPEG for others, at most 384 pixels a side."""
+    """PNG for masks, one bit a pixel, and small pictures, JPEG for others, at most 384 pixels a side."""
     is_mask = picture.mode in ("1", "L")
     picture = picture.convert("L" if is_mask else "RGB")
     lossless = is_mask or max(picture.size) <= 64
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    if is_mask:
+        picture = picture.point([255 * (value > 127) for value in range(256)], "1")
     buffer = io.BytesIO()
     picture.save(buffer, **({"format": "PNG"} if lossless else {"format": "JPEG", "quality": 90}))
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)

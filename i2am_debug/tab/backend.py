@@ -21,6 +21,7 @@ from ..store.files import PLUGIN_NAME
 from . import evaluation_file, index_file
 from .http_rules import answer_bytes, answer_json, etag, integer_of, open_route, route, text_of, unchanged
 from .refusal import Refusal
+from .regions import regions
 from .run_files import RunFolder, RunFolders
 from .stored_arrays import ArrayFile
 
@@ -63,6 +64,7 @@ class Backend(base_plugin.TBPlugin):
             "/rows": self.rows,
             "/information": self.information,
             "/picture": self.picture,
+            "/regions": self.regions,
         }
 
     @open_route
@@ -148,14 +150,21 @@ class Backend(base_plugin.TBPlugin):
             raise Refusal(
                 400, "which must be one of generated, target, mask, reference, reference_mask, reference_1 and so on."
             )
-        folder = self._folder(request)
-        with self._file(request, folder) as file:
-            if which == "generated":
+        if which == "generated":
+            with self._file(request) as file:
                 return _picture(request, file, pair, which)
-            name = evaluation_file.pairs_file_of(file)
-        with ArrayFile(folder.open(name), name) as file:
-            evaluation_file.check_version(file)
+        with self._pairs_file(request) as file:
             return _picture(request, file, pair, which)
+
+    @route
+    def regions(self, request: Request) -> Response:
+        """The hole, the object and the kept region of a pair, those that it has."""
+        pair = integer_of(request, "pair")
+        with self._pairs_file(request) as file:
+            tag = etag(file.status)
+            return unchanged(request, tag, "application/json") or answer_json(
+                request, {"regions": regions(file, pair)}, tag
+            )
 
     def _binary(self, request: Request, read: Callable[..., tuple[bytes, Iterable[int]]]) -> Response:
         """What `read(file, pair, name, index)` makes of the asked array, with its shape in a header."""
@@ -186,14 +195,15 @@ class Backend(base_plugin.TBPlugin):
         return self._folders.folder(run)
 
     def _file(self, request: Request, folder: RunFolder | None = None) -> ArrayFile:
-        name = f"step_{integer_of(request, 'step'):08d}.safetensors"
-        found = ArrayFile((folder or self._folder(request)).open(name), name)
-        try:
-            evaluation_file.check_version(found)
-        except Refusal:
-            found.close()
-            raise
-        return found
+        """Of the evaluation."""
+        return _opened(folder or self._folder(request), f"step_{integer_of(request, 'step'):08d}.safetensors")
+
+    def _pairs_file(self, request: Request) -> ArrayFile:
+        """Of the evaluation's pairs: what does not change from one evaluation to the next."""
+        folder = self._folder(request)
+        with self._file(request, folder) as file:
+            name = evaluation_file.pairs_file_of(file)
+        return _opened(folder, name)
 
     def _run_row(self, run: str) -> dict[str, Any]:
         count, newest, problem, alert = 0, None, None, None
@@ -232,6 +242,16 @@ def _newest_alert(folder: RunFolder) -> dict[str, Any] | None:
 def _optional(folder: RunFolder, name: str) -> Any:
     """The open file, or a context of None where there is none."""
     return folder.open(name) if folder.has(name) else nullcontext()
+
+
+def _opened(folder: RunFolder, name: str) -> ArrayFile:
+    found = ArrayFile(folder.open(name), name)
+    try:
+        evaluation_file.check_version(found)
+    except Refusal:
+        found.close()
+        raise
+    return found
 
 
 def _index(request: Request) -> int | None:

@@ -176,3 +176,40 @@ def test_the_pipeline_without_a_reference_says_so():
         pipeline_call(pipeline, 1)
     with pytest.raises(NothingCaptured, match="was the pipeline called with a reference"):
         t.maps()
+
+
+def test_the_mass_inside_and_outside_the_region_is_the_model_s_own():
+    """Of each image's own region; the second image has none, all of it is inside."""
+    transformer, given = tiny_transformer(), inputs(images=2)
+    region = np.zeros((8, 12), dtype=bool)  # 2x2 pixels a token
+    region[:3, :5] = True
+    inside = np.zeros(GENERATED)
+    inside[:1, :2], inside[0, 2], inside[1, :2], inside[1, 2] = 1, 0.5, 0.5, 0.25
+    inside = torch.from_numpy(inside).flatten()
+    with recorded_products(blocks(transformer)) as products:
+        denoise(transformer, given, guidance=False)
+    with trace(transformer, family=FluxKontext(), mask=[region, None]) as t:
+        denoise(transformer, given, guidance=False)
+    for layer, found in products.items():
+        per_token = [
+            torch.stack(
+                [p.weights(slice(i, i + 1), QUERIES)[0].double()[..., KEYS].sum(-1).mean(0) for p in found]
+            ).mean(0)
+            for i in range(2)
+        ]
+        ours, second = t.maps(0), t.maps(1)
+        expected = (per_token[0] @ inside / inside.sum(), per_token[0] @ (1 - inside) / (1 - inside).sum())
+        assert ours.reference_mass[layer] == pytest.approx(float(per_token[0].mean()), rel=1e-5)
+        assert ours.reference_mass_inside[layer] == pytest.approx(float(expected[0]), rel=1e-5)
+        assert ours.reference_mass_outside[layer] == pytest.approx(float(expected[1]), rel=1e-5)
+        assert abs(float(expected[0] - expected[1])) > 1e-3
+        assert second.reference_mass_inside[layer] == second.reference_mass[layer]
+        assert second.reference_mass_outside == {}
+    with trace(transformer, family=FluxKontext()) as t:
+        denoise(transformer, given, guidance=False)
+    assert t.maps(0).reference_mass_inside == t.maps(0).reference_mass_outside == {}
+    with (
+        pytest.raises(UnsupportedModel, match="differ in size; use batch_size=1"),
+        trace(transformer, family=FluxKontext(), mask=[region, None, region.T]),
+    ):
+        pass

@@ -49,12 +49,13 @@ def full() -> PairView:
     maps = dataclasses.replace(
         maps,
         reference_mass=layers,
+        reference_mass_inside=layers,
         branch_share=layers,
         **{f"_{name}": getattr(maps, f"_{name}") for name in ("g2r", "g2r_region", "r2g_object_mass")},
     )
     return PairView(
         observation=dataclasses.replace(observation, maps=maps),
-        pair=run_pairs[0],
+        pair=dataclasses.replace(run_pairs[0], kept=~run_pairs[0].mask),
         reference=0,
         copying_layer=max(maps.layer_information, key=lambda layer: maps.layer_information[layer]),
         settings=IMACSSettings(),
@@ -79,7 +80,9 @@ def without(view: PairView, need: Need) -> PairView:
     one = "one reference token"
     match need:
         case Need.HOLE:
-            return dataclasses.replace(view, pair=dataclasses.replace(pair, mask=None))
+            return dataclasses.replace(view, pair=dataclasses.replace(pair, mask=None, kept=None))
+        case Need.KEPT:
+            return dataclasses.replace(view, pair=dataclasses.replace(pair, kept=None))
         case Need.OBJECT:
             return dataclasses.replace(
                 of_maps(_r2g_object_mass=None), pair=dataclasses.replace(pair, reference_mask=None)
@@ -93,7 +96,7 @@ def without(view: PairView, need: Need) -> PairView:
         case Need.BASELINE:
             return dataclasses.replace(view, baseline={})
         case Need.JOINT_ATTENTION:
-            return of_maps(reference_mass={})
+            return of_maps(reference_mass={}, reference_mass_inside={})
         case Need.DECOUPLED_ATTENTION:
             return of_maps(branch_share={})
 
@@ -113,11 +116,14 @@ def test_every_figure_has_a_value_where_nothing_is_missing(full: PairView) -> No
 def test_what_a_figure_needs_is_what_it_says(full: PairView, need: Need) -> None:
     found = figures_of(without(full, need))
     undefined = {tag for tag in (f.tag for f in STORED) if isinstance(found[tag], Undefined)}
-    assert undefined == {figure.tag for figure in STORED if need in figure.needs}
+    lacking = {need, Need.KEPT} if need is Need.HOLE else {need}  # with neither there is no kept region either
+    assert undefined == {figure.tag for figure in STORED if lacking & set(figure.needs)}
     for layer_tag, value in found.items():
         if layer_tag.startswith("layer/"):
             declared = registry.declaration_of(layer_tag)
-            assert declared is not None and isinstance(value, Undefined) == (need in declared.needs), layer_tag
+            assert declared is not None and isinstance(value, Undefined) == bool(lacking & set(declared.needs)), (
+                layer_tag
+            )
 
 
 def test_a_further_reference_has_those_figures_that_need_no_mask_of_it(full: PairView) -> None:

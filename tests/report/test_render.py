@@ -64,8 +64,8 @@ def pair(**changes: object) -> dict:
         "truth": GREY,
         "r2g": peak_map(16, 16, 8, 11),
         "g2r": peak_map(8, 8, 2, 5),
-        "hole": hole,
-        "reference_object": hole.T,
+        "region": hole,
+        "reference_region": hole.T,
         "figures": {"IMACS_g": "0.36", "IMACS_r": "0.27"},
         "subtitle": "step 500",
     } | changes

@@ -431,6 +431,7 @@ CACHED: list[tuple[str, dict[str, Any]]] = [
     ("information", {"step": 8}),
     ("picture", {"step": 8, "pair": 0, "which": "generated"}),
     ("picture", {"step": 8, "pair": 0, "which": "target"}),
+    ("regions", {"step": 8, "pair": 0}),
 ]
 
 

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from stored_runs import column, evaluation, healthy, maps, mark, pairs
 from tab_page import Tab
 from test_tab_backend import BROKEN_FILES, GRIDS, META, arrays, entry, make_run, own, safetensors
@@ -59,7 +59,7 @@ NAMES = [
 ]
 LONE = "lone \ud800 surrogate"
 RUN_NAMES = [name for name in NAMES if name != LONG] + ["/".join(["y" * 200] * 15)]
-WORDS_OF_ROUTES = "static|runs|index|evaluation|map|rows|information|picture"
+WORDS_OF_ROUTES = "static|runs|index|evaluation|map|rows|information|picture|regions"
 
 
 # -- the runs --------------------------------------------------------------------------------------------------------
@@ -144,6 +144,18 @@ def pictures(content: bytes | np.ndarray) -> Callable[[Path], None]:
         path = next(own(run).glob("pairs_*"))
         names = ("reference", "target")
         save_file({f"{i}/{name}": array for i in range(2) for name in names}, path, metadata={"format": "1"})
+
+    return make
+
+
+def regions(stored: dict[str, Any]) -> Callable[[Path], None]:
+    """The regions of the pairs are these."""
+
+    def make(run: Path) -> None:
+        path = next(own(run).glob("pairs_*"))
+        kept = {name: array for name, array in load_file(path).items() if "mask" not in name}
+        given = {name: np.frombuffer(bytes(content), np.uint8) for name, content in stored.items()}
+        save_file({**kept, **given}, path, metadata={"format": "1"})
 
     return make
 
@@ -325,6 +337,12 @@ SHOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pictures: 0 × 0": (pictures(picture(0, 0)), "cannot be"),
     "pictures: 1 × 1000": (pictures(picture(1, 1000, real=True)), "R2G, where the reference goes"),
     "pictures: 1000 × 1": (pictures(picture(1000, 1, real=True)), "R2G, where the reference goes"),
+    "regions: HTML": (regions({"0/mask": b"<script>hacked=1</script>"}), "No outlines: 0/mask in pairs_"),
+    "regions: 50000 × 50000 claimed": (regions({"0/mask": picture(50_000, 50_000)}), "has more pixels a side than 512"),
+    "regions: named in markup": (
+        regions({"0/kept": picture(9, 9, real=True), "0/kept_origin": MARKUP.encode()}),
+        f"kept region on both ({MARKUP})",
+    ),
     "pictures: a link out": (no_pictures, "leads out of the logdir"),
     "alerts: garbage": (
         lambda run: (own(run) / "alerts.jsonl").write_text('{"global_step": 8, "findings": 3}\n'),
@@ -771,6 +789,7 @@ ROUTES = {
     "rows": {"step": 8, "pair": 0, "name": "unified"},
     "information": {"step": 8},
     "picture": {"step": 8, "pair": 0, "which": "target"},
+    "regions": {"step": 8, "pair": 0},
     "static/index.js": {},
 }
 TYPES = {
@@ -846,6 +865,8 @@ def test_no_path_leads_out_of_the_static_files(fetch: Any, name: str) -> None:
         ("picture", {"which": "../../../etc/passwd"}),
         ("picture", {"which": MARKUP}),
         ("picture", {"pair": "__proto__"}),
+        ("regions", {"pair": "../../etc"}),
+        ("regions", {"run": "../outside"}),
     ],
 )
 def test_no_parameter_leads_out_of_a_run(fetch: Any, route: str, query: dict[str, str]) -> None:

@@ -1,5 +1,7 @@
 // What the backend serves. Answers are kept in a cache of bounded size, and errors are sentences.
 
+import {traced} from './borders.js';
+
 // Relative to this file, so that TensorBoard's --path_prefix needs no care.
 const ROOT = new URL('../', import.meta.url);
 const CACHE_BYTES = 48 * 2 ** 20;
@@ -108,6 +110,17 @@ async function readPicture(response) {
   return {value: bitmap, bytes: 4 * bitmap.width * bitmap.height};
 }
 
+// [{name, origin, of: sides, border}] of the regions that a pair has.
+async function readRegions(response) {
+  const {regions} = await response.json();
+  const value = regions.map(({name, origin, of, height, width, bits}) => {
+    const bytes = Uint8Array.from(atob(bits), (one) => one.charCodeAt(0));
+    const isInside = (pixel) => ((bytes[pixel >> 3] >> (7 - (pixel & 7))) & 1) === 1;
+    return {name, origin, of, border: traced(height, width, isInside)};
+  });
+  return {value, bytes: value.reduce((sum, {border}) => sum + border.runs.byteLength, 0)};
+}
+
 export const fetchRuns = async () => (await readJson(await ask(address('runs')))).value;
 // Without a kind the figures of no single layer; with one, such as "imacs_r", that of every layer.
 export const fetchIndex = (run, kind) => remembered(address('index', {run, layers: kind}), readJson);
@@ -117,4 +130,5 @@ export const fetchInformation = (run, step, reference) =>
 export const fetchMap = (query) => remembered(address('map', query), readMap);
 export const fetchRows = (query) => remembered(address('rows', query), readRows);
 export const fetchPicture = (query) => remembered(address('picture', query), readPicture);
+export const fetchRegions = (query) => remembered(address('regions', query), readRegions);
 export const pictureAddress = (query) => address('picture', query);

@@ -3,16 +3,19 @@
 import {gradient} from './colour.js';
 import {el, field, number, setOptions} from './dom.js';
 import {aspectOf, extent, fit, isBars, paint, surface} from './paint.js';
+import {bordersOf, outlinedWords} from './regions.js';
 import {change, state} from './state.js';
 import {heatOf} from './views.js';
 
 export function makeCompare() {
   let other = null;
   let last = null;
+  let outlined = []; // of each view, in words
   const run = el('select', {onchange: () => change({otherRun: run.value, otherStep: null})});
   const step = el('select', {onchange: () => change({otherStep: step.value === '' ? null : Number(step.value)})});
   const distance = el('p', {class: 'distance', role: 'status'});
   const notice = el('p', {class: 'hint warning', hidden: true});
+  const note = el('p', {class: 'note'});
   const views = [view('First'), view('Second'), view('Difference')];
   const panels = el('div', {class: 'panels three'}, ...views.map((one) => one.element));
   const element = el(
@@ -21,8 +24,10 @@ export function makeCompare() {
     el('div', {class: 'section-head'}, el('h2', {}, 'Compare with'), field('Run', run), field('Evaluation', step), distance),
     notice,
     panels,
+    note,
   );
   new ResizeObserver(resize).observe(element);
+  window.addEventListener('resize', resize); // another zoom or screen, the same size
 
   // `loaded`: {scene, index, runs, comparable}; scene and index may be null where there is a `problem`.
   function load(loaded) {
@@ -41,7 +46,7 @@ export function makeCompare() {
     const unlike = 'These evaluations were made with other pairs or settings: a difference need not come from the weights.';
     notice.textContent = [loaded.problem, other && !loaded.comparable ? unlike : null].filter(Boolean).join(' ');
     notice.hidden = !notice.textContent;
-    panels.hidden = !other;
+    panels.hidden = note.hidden = !other;
     if (!other) distance.textContent = 'JS distance undefined';
     resize();
   }
@@ -61,18 +66,20 @@ export function makeCompare() {
     const isAlike = both && String(mine.heat.grid) === String(theirs.heat.grid);
     const top = Math.max(mine.heat ? extent(mine.heat.values).top : 0, theirs.heat ? extent(theirs.heat.values).top : 0);
     const heading = (from) => `${from.run}, step ${from.step}`;
-    show(views[0], heading(scene), scene[side].bitmap, mine, {top, colourMap: state.colours});
-    show(views[1], heading(other), other[side].bitmap, theirs, {top, colourMap: state.colours});
+    show(views[0], heading(scene), scene[side], mine, {top, colourMap: state.colours});
+    show(views[1], heading(other), other[side], theirs, {top, colourMap: state.colours});
     const difference = isAlike ? subtract(mine.heat, theirs.heat) : null;
     const most = difference ? extent(difference.values.map(Math.abs)).top : 0;
     const reason = isAlike ? 'They do not differ.' : both ? 'The maps have grids of different sizes.' : 'One of the maps is undefined.';
     const how = {top: most, low: -most, colourMap: 'difference', even: true};
-    show(views[2], 'First minus second', scene[side].bitmap, {heat: most > 0 ? difference : null, reason}, how);
+    show(views[2], 'First minus second', scene[side], {heat: most > 0 ? difference : null, reason}, how);
+    outlined = [scene, other, scene].map((one) => outlinedWords(one[side]));
+    note.textContent = [...new Set(outlined)].join(' ').trim();
     const apart = isAlike ? number(jsDistance(mine.heat.values, theirs.heat.values)) : null;
     distance.textContent = apart ? `JS distance ${apart} (0 alike, 1 apart)` : 'JS distance undefined';
   }
 
-  function show(panel, heading, bitmap, {heat, words, reason}, how) {
+  function show(panel, heading, shownSide, {heat, words, reason}, how) {
     panel.title.textContent = heading;
     panel.what.textContent = words ?? '';
     panel.reason.textContent = reason ?? '';
@@ -80,7 +87,8 @@ export function makeCompare() {
     panel.canvas.setAttribute('aria-label', `${heading}: ${words ?? 'difference of the maps'}`);
     // A difference of bars would need a middle line; it is drawn as a strip of colours.
     const grid = heat && how.low < 0 && isBars(heat.grid) ? {values: heat.values, grid: heat.grid.slice().reverse()} : heat;
-    paint(panel.surface, {bitmap, heat: grid, strength: state.strength, ...how});
+    const {bitmap} = shownSide;
+    paint(panel.surface, {bitmap, heat: grid, strength: state.strength, borders: bordersOf(shownSide), ...how});
     panel.legend.hidden = !heat;
     panel.bar.style.background = gradient(how.colourMap);
     panel.least.textContent = how.low ? number(how.low) : '0';
@@ -88,12 +96,13 @@ export function makeCompare() {
   }
 
   const canvases = () =>
-    views.map(({canvas, title, what, legend}) => ({
+    views.map(({canvas, title, what, legend}, i) => ({
       canvas,
       title: title.textContent,
       what: what.textContent,
       scale: legend.hidden ? null : [...legend.querySelectorAll('span')].map((part) => part.textContent).filter(Boolean).join(' … '),
       bar: legend.hidden ? null : panelColours(canvas === views[2].canvas),
+      outlined: outlined[i],
     }));
   return {element, load, draw, canvases};
 }

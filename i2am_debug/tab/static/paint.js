@@ -1,21 +1,23 @@
 // A picture with a map over it, on a canvas. Knows no state; values come in, pixels go out.
 
+import {drawBorders} from './borders.js';
 import {colours} from './colour.js';
 
-const MOST_PIXELS = 1400;
+const MOST_PIXELS = 2048;
+const BARS_FROM = 0.62; // of the height, where tokens without a grid are drawn as bars
 
 const identities = new WeakMap();
-let pictures = 0;
+let known = 0;
 
-function identity(bitmap) {
-  if (!identities.has(bitmap)) identities.set(bitmap, pictures++);
-  return identities.get(bitmap);
+function identity(one) {
+  if (!identities.has(one)) identities.set(one, known++);
+  return identities.get(one);
 }
 
 // What is kept between paints of one canvas.
 export function surface(canvas) {
-  const [base, small] = [document.createElement('canvas'), document.createElement('canvas')];
-  return {canvas, context: canvas.getContext('2d'), base, basis: '', small, pixels: null};
+  const [base, small, lines] = [0, 1, 2].map(() => document.createElement('canvas'));
+  return {canvas, context: canvas.getContext('2d'), base, basis: '', small, pixels: null, lines, linesBasis: ''};
 }
 
 // Tokens without a grid come as one row.
@@ -37,8 +39,9 @@ export function extent(values) {
 // Gives the canvas as many pixels as it has on the screen; true if that changed.
 export function fit(own) {
   const ratio = window.devicePixelRatio || 1;
-  const width = Math.min(MOST_PIXELS, Math.round(own.canvas.clientWidth * ratio));
-  const height = Math.round((width * own.canvas.clientHeight) / Math.max(1, own.canvas.clientWidth));
+  const box = own.canvas.getBoundingClientRect(); // clientWidth has no fractions
+  const width = Math.min(MOST_PIXELS, Math.round(box.width * ratio));
+  const height = Math.round((width * box.height) / Math.max(1, box.width));
   if (!width || (own.canvas.width === width && own.canvas.height === height)) return false;
   own.canvas.width = width;
   own.canvas.height = height;
@@ -46,21 +49,30 @@ export function fit(own) {
 }
 
 // `heat` {values, grid} or null; `top` the value that gets the last colour; `low` the value that gets the first one;
-// `chosen` tokens with an outline on `chosenGrid`; `pointer` one more, dashed.
-export function paint(own, {bitmap, heat, top, low = 0, colourMap, strength, even, chosen, chosenGrid, pointer, pointerGrid}) {
-  const {height} = own.canvas;
+// `borders` of regions of the picture; `chosen` tokens with an outline on `chosenGrid`; `pointer` one more, dashed.
+export function paint(own, {bitmap, heat, top, low = 0, colourMap, strength, even, borders = [], chosen, chosenGrid, pointer, pointerGrid}) {
   const bars = heat && isBars(heat.grid);
-  drawBase(own, bitmap, bars ? 0.62 * height : height, heat && !bars ? 0.55 * Math.min(1, strength / 65) : 0);
+  const place = placeOf(own.canvas, bitmap, bars);
+  drawBase(own, bitmap, place, heat && !bars ? 0.55 * Math.min(1, strength / 65) : 0);
   if (heat && bars) drawBars(own, heat, top, low, colourMap);
   else if (heat) drawGrid(own, heat, top, low, colourMap, strength, even);
+  drawLines(own, borders, place);
   if (chosen?.length) outline(own, chosen, chosenGrid, false);
   if (pointer !== null && pointer !== undefined) outline(own, [pointer], pointerGrid, true);
 }
 
+// Where the picture lies, [left, top, width, height] in pixels: all over, or as it is above bars.
+function placeOf({width, height}, bitmap, bars) {
+  if (!bars || !bitmap) return [0, 0, width, bars ? Math.round(BARS_FROM * height) : height];
+  const share = Math.min(width / bitmap.width, (BARS_FROM * height) / bitmap.height);
+  const [w, h] = [Math.round(bitmap.width * share), Math.round(bitmap.height * share)];
+  return [Math.floor((width - w) / 2), 0, w, h];
+}
+
 // `fade`: how far the picture loses its own colours, so that those of the map can be told.
-function drawBase(own, bitmap, height, fade) {
+function drawBase(own, bitmap, place, fade) {
   const {canvas, context, base} = own;
-  const basis = `${canvas.width} ${canvas.height} ${height} ${fade} ${bitmap ? identity(bitmap) : ''}`;
+  const basis = `${canvas.width} ${canvas.height} ${place} ${fade} ${bitmap ? identity(bitmap) : ''}`;
   if (own.basis !== basis) {
     base.width = canvas.width;
     base.height = canvas.height;
@@ -68,12 +80,9 @@ function drawBase(own, bitmap, height, fade) {
     to.fillStyle = '#6f7378';
     to.fillRect(0, 0, base.width, base.height);
     if (bitmap) {
-      const share = Math.min(base.width / bitmap.width, height / bitmap.height);
-      const whole = height === canvas.height;
-      const [w, h] = whole ? [base.width, base.height] : [bitmap.width * share, bitmap.height * share];
       to.imageSmoothingEnabled = bitmap.width > 64;
       to.imageSmoothingQuality = 'high';
-      to.drawImage(bitmap, (base.width - w) / 2, 0, w, h);
+      to.drawImage(bitmap, ...place);
       to.globalCompositeOperation = 'saturation';
       to.fillStyle = `rgb(128 128 128 / ${fade})`;
       to.fillRect(0, 0, base.width, base.height);
@@ -117,7 +126,7 @@ function drawBars(own, {values, grid}, top, low, colourMap) {
   const step = canvas.width / grid[1];
   const table = colours(colourMap);
   context.fillStyle = '#17191c';
-  context.fillRect(0, 0.62 * canvas.height, canvas.width, canvas.height);
+  context.fillRect(0, BARS_FROM * canvas.height, canvas.width, canvas.height);
   for (let i = 0; i < grid[1]; i++) {
     const share = Math.max(0, Math.min(1, (values[i] - low) / (top - low || 1)));
     const at = 3 * Math.round(255 * (0.25 + 0.75 * share));
@@ -125,6 +134,21 @@ function drawBars(own, {values, grid}, top, low, colourMap) {
     const gap = step > 4 ? 1 : 0;
     context.fillRect(i * step + gap, canvas.height - room * share - 1, Math.max(1, step - 2 * gap), room * share + 1);
   }
+}
+
+// Drawn once, and then laid over the picture at every move of the pointer.
+function drawLines(own, borders, place) {
+  if (!borders.length) return;
+  const {canvas, context, lines} = own;
+  const basis = `${canvas.width} ${canvas.height} ${place} ${borders.map(identity)}`;
+  if (own.linesBasis !== basis) {
+    lines.width = canvas.width;
+    lines.height = canvas.height;
+    const ratio = canvas.width / Math.max(1, canvas.clientWidth);
+    drawBorders(lines.getContext('2d'), borders, place, ratio);
+    own.linesBasis = basis;
+  }
+  context.drawImage(lines, 0, 0);
 }
 
 // White inside black is seen on any picture.

@@ -2,12 +2,14 @@
 
 import {css} from './colour.js';
 
-const [GAP, HEAD, SIDE, CAPTION, LEGEND] = [16, 58, 640, 34, 34];
+const [GAP, HEAD, SIDE, CAPTION, LEGEND, LINE] = [16, 58, 640, 34, 34, 24];
 
-// `rows` of {canvas, title, what, scale, bar}: a row stands below the one before; scale and bar are null without a map.
+// `rows` of {canvas, title, what, scale, bar, outlined}: a row stands below the one before; scale and bar are null without a map,
+// `outlined` is empty where nothing is.
 export function savePictures(rows, heading, fileName) {
   const heightOf = ({canvas}) => (SIDE * canvas.height) / Math.max(1, canvas.width);
-  const heights = rows.map((row) => CAPTION + Math.max(...row.map(heightOf)) + LEGEND);
+  const below = (row) => LEGEND + (row.some(({outlined}) => outlined) ? LINE : 0);
+  const heights = rows.map((row) => CAPTION + Math.max(...row.map(heightOf)) + below(row));
   const sheet = document.createElement('canvas');
   sheet.width = GAP + Math.max(...rows.map((row) => row.length)) * (SIDE + GAP);
   sheet.height = HEAD + heights.reduce((sum, height) => sum + height, 0) + GAP;
@@ -30,12 +32,13 @@ export function savePictures(rows, heading, fileName) {
   }, 'image/png');
 }
 
-function drawPart(to, {canvas, title, what, scale, bar}, left, top, height) {
+function drawPart(to, {canvas, title, what, scale, bar, outlined}, left, top, height) {
   write(to, what ? `${title}: ${what}` : title, left, top + 16, SIDE, '15px');
   to.imageSmoothingEnabled = canvas.width > SIDE;
   to.drawImage(canvas, left, top + CAPTION, SIDE, height);
-  if (!scale) return;
   const below = top + CAPTION + height;
+  if (outlined) write(to, outlined, left, below + (scale ? LINE : 0) + 18, SIDE, '14px');
+  if (!scale) return;
   for (let i = 0; i < SIDE / 2; i++) {
     to.fillStyle = css(bar, i / (SIDE / 2));
     to.fillRect(left + i, below + 9, 1, 12);

@@ -1,10 +1,10 @@
 // All that the two pictures of one pair at one evaluation need, loaded together.
 
-import {fetchEvaluation, fetchMap, fetchPicture, fetchRows} from './api.js';
+import {fetchEvaluation, fetchMap, fetchPicture, fetchRegions, fetchRows} from './api.js';
 import {isStored, levelWords, mapName, pairOf, referenceName, referenceOf, rowsName, storedRows, whyMissing} from './levels.js';
 
-// {run, step, evaluation, pair, referenceNumber, direction, level, generated, reference, rows, rowsReason}; a side is {bitmap, note, which,
-// heat, reason}, with a note or a reason instead of what is not there.
+// {run, step, evaluation, pair, referenceNumber, direction, level, generated, reference, rows, rowsReason, regionsProblem}; a side is
+// {bitmap, note, which, heat, reason, regions}, with a note or a reason instead of what is not there.
 export async function loadScene(state, run, step) {
   const evaluation = await fetchEvaluation(run, step);
   const pair = pairOf(state, evaluation);
@@ -12,15 +12,19 @@ export async function loadScene(state, run, step) {
   const referenceNumber = referenceOf(state, evaluation);
   // Only some pairs keep what the model made; the target stands in for it, and the heading says so.
   const made = evaluation.generated.includes(pair) ? 'generated' : 'target';
-  const [generated, reference, own] = await Promise.all([
+  const [generated, reference, own, {regions, regionsProblem}] = await Promise.all([
     loadSide(state, evaluation, query, 'generated', made),
     loadSide(state, evaluation, query, 'reference', referenceName(referenceNumber)),
     loadRows(state, evaluation, query),
+    loadRegions(query),
   ]);
+  generated.regions = regions.filter(({of}) => of.includes('generated'));
+  // They are of the pair's own reference; further ones have none.
+  reference.regions = referenceNumber === 0 ? regions.filter(({of}) => of.includes('reference')) : [];
   // Not to be asked of the state again: it may be ahead of what is shown.
   const {direction} = state;
   const level = levelWords(state, evaluation);
-  return {run, step, evaluation, pair, referenceNumber, direction, level, generated, reference, ...own};
+  return {run, step, evaluation, pair, referenceNumber, direction, level, generated, reference, ...own, regionsProblem};
 }
 
 async function loadSide(state, evaluation, query, side, which) {
@@ -35,6 +39,16 @@ async function loadPicture(query, which) {
   } catch (problem) {
     if (!(problem.status >= 400 && problem.status < 500)) throw problem; // TensorBoard is gone, or it failed
     return {bitmap: null, note: problem.status === 404 ? 'picture not kept' : problem.message};
+  }
+}
+
+// With why there are none, though not for a pair that has none.
+async function loadRegions(query) {
+  try {
+    return {regions: await fetchRegions(query), regionsProblem: ''};
+  } catch (problem) {
+    if (!(problem.status >= 400 && problem.status < 500)) throw problem;
+    return {regions: [], regionsProblem: `No outlines: ${problem.message}`};
   }
 }
 

@@ -24,6 +24,7 @@ const DEFAULTS = {
   g2r: 'g2r', // g2r_region
   colours: 'cividis',
   strength: 65,
+  outlines: true, // of the hole, the object and the kept region
   pins: '', // see patches.js
   sort: 'fall',
   lines: false, // make room for reference lines that are far away
@@ -113,7 +114,7 @@ function parsed(text, fallback, key) {
       return fallback;
     }
   }
-  if (typeof fallback === 'boolean') return text === 'true';
+  if (typeof fallback === 'boolean') return text === String(!fallback) ? !fallback : fallback;
   if (key in CHOICES) return CHOICES[key].includes(text) ? text : fallback;
   if (typeof fallback === 'string') return text;
   const value = /^\d{1,15}$/.test(text) ? Number(text) : fallback;

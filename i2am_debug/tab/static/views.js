@@ -4,6 +4,7 @@ import {gradient} from './colour.js';
 import {el, number, percent} from './dom.js';
 import {aspectOf, extent, fit, isBars, paint, surface} from './paint.js';
 import {columnSum, meanRow, moved, onGrid, readPins, rectangle, toggled, writePins} from './patches.js';
+import {bordersOf, makeRegions, outlinedWords} from './regions.js';
 import {change, state} from './state.js';
 
 const SIDES = ['generated', 'reference'];
@@ -18,10 +19,12 @@ export function makeViews(shown, below) {
   const reading = el('p', {class: 'reading', role: 'status'});
   const hint = el('p', {class: 'hint'});
   const panels = {generated: makePanel('generated'), reference: makePanel('reference')};
+  const regions = makeRegions();
   const element = el(
     'section',
     {class: 'views', 'aria-label': 'Pictures'},
     el('div', {class: 'panels'}, panels.generated.element, panels.reference.element),
+    regions.element,
     reading,
     hint,
   );
@@ -29,6 +32,7 @@ export function makeViews(shown, below) {
   for (const side of SIDES) attend(side);
   // Sizes are measured here only: asking for them at every move would make the browser lay the page out anew.
   new ResizeObserver(resize).observe(element);
+  window.addEventListener('resize', resize); // another zoom or screen, the same size
 
   function attend(side) {
     const {canvas} = panels[side];
@@ -123,6 +127,7 @@ export function makeViews(shown, below) {
     if (!scene) return;
     const chosen = selection();
     for (const side of SIDES) drawSide(side, chosen);
+    regions.redraw();
     read(chosen);
     shown({scene, selection: chosen});
   }
@@ -139,6 +144,7 @@ export function makeViews(shown, below) {
       top,
       colourMap: state.colours,
       strength: state.strength,
+      borders: bordersOf(scene[side]),
       chosen: chosen?.side === side ? chosen.tokens : null,
       chosenGrid: chosen?.grid,
       // With something pinned the pointer only reads.
@@ -185,6 +191,7 @@ export function makeViews(shown, below) {
         `${panel.title.textContent} picture of ${evaluation.pairs[scene.pair].name}. Arrow keys move the patch, Enter pins it.`,
       );
     }
+    regions.load(scene);
     const usable = Boolean(scene.rows);
     hint.textContent = usable
       ? 'Hover a patch. Click pins, Shift-click adds, drag takes a region, Escape clears. Keys: arrows, comma, full stop.'
@@ -227,6 +234,7 @@ export function makeViews(shown, below) {
         what: what.textContent,
         scale: legend.hidden ? null : `0 … ${most.textContent}, ${times.textContent}`,
         bar: legend.hidden ? null : state.colours,
+        outlined: outlinedWords(scene[side]),
       };
     });
   return {element, load, draw, key, canvases};

@@ -1,0 +1,1 @@
+"""Tiny, random and complete diffusers pipelines, called as their users call them."""
