@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from i2am_debug import CapturePlan, ValidationPairs
+from i2am_debug import ValidationPairs
 from i2am_debug.demo.demo_model import demo_model
 from i2am_debug.errors import CannotForce
 from i2am_debug.evaluation.evaluator import Evaluator

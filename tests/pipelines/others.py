@@ -34,7 +34,7 @@ from PIL import Image
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from i2am_debug import ValidationPair
-from i2am_debug.demo.model import to_cells
+from i2am_debug.demo.inpainting.model import to_cells
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 
 from .case import HEIGHT, STEPS, WIDTH, PipelineCase, pair, quiet
