@@ -148,7 +148,7 @@ def _outlines(pair: ValidationPair) -> tuple[np.ndarray | None, np.ndarray | Non
     around all the rest would not say on which side it is meant."""
     if not _is_kept(pair):
         return pair.mask, pair.reference_mask, ("the hole", "the object")
-    changed = "what is changed"
+    changed = "the changed part"
     if pair.reference_mask is not None:
         return ~pair.region, pair.reference_mask, (changed, "the object")
     on_reference = pair.reference_region
