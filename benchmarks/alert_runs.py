@@ -1,8 +1,8 @@
 """The fine-tunes that `benchmarks.alerts` judges: one folder a run, made once.
 
-In each, several callbacks look at the same model: one at the clean validation pairs with the model's own loss, one that is told
-nothing but the pipeline and the pairs ("bare"), and one at pairs with the same fault as the training data, as a validation
-set has that comes out of the same broken loader ("spoilt"). A run ends some evaluations after its fault.
+In each, several callbacks look at the same model: one at the clean validation pairs with the model's own loss, one at the same
+pairs without being told a loss ("bare"), and one at pairs with the same fault as the training data, as a validation set has
+that comes out of the same broken loader ("spoilt"). A run ends some evaluations after its fault.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _make(plan: Plan, folder: Path) -> Plan:
     set_seed(plan.seed)
     accelerator = new_accelerator(run.parent, plan.name)
     model = demo_model(plan.model)
-    pipeline = model.load()
+    pipeline = model.load(device=accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     sabotage = model.sabotages[plan.sabotage] if plan.sabotage else None
     if sabotage is not None and sabotage.break_weights is not None and plan.sabotage_step == 0:
@@ -138,7 +138,13 @@ def _make(plan: Plan, folder: Path) -> Plan:
     pairs = model.validation_pairs()
     kept: dict[str, Any] = {"disable_progress_bar": True, "pictures": 0, "panels": 0, "keep_matrices": 1}
     bare = I2AMCallback(
-        new_accelerator(run, "bare"), pipeline=pipeline, pairs=pairs, every_n_steps=EVERY, on_error="raise", **kept
+        new_accelerator(run, "bare"),
+        pipeline=pipeline,
+        pairs=pairs,
+        every_n_steps=EVERY,
+        batch_size=len(pairs),
+        on_error="raise",
+        **kept,
     )
     callbacks = [new_callback(accelerator, model, pipeline, pairs=pairs, **kept), bare]
     if sabotage is not None and sabotage.corrupt is not None:

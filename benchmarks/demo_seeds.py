@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
                 run = one(args.model, seed, sabotage, Path(logdir))
                 runs.append(run)
                 alerted = [a["global_step"] for a in run["alerts"]]
-                figures = sorted({d["figure"].rsplit("/", 1)[-1] for a in run["alerts"] for d in a["findings"] if d["fired"]})
+                figures = sorted(
+                    {d["figure"].rsplit("/", 1)[-1] for a in run["alerts"] for d in a["findings"] if d["fired"]}
+                )
                 print(
                     f"seed {seed} {sabotage:>7}: {'right' if run['right'] else 'WRONG'}, alerts at {alerted} {figures}, "
                     f"sabotage at {run['sabotage_step']}, {run['seconds']:.0f} s",

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from i2am_debug.callbacks import I2AMCallback
 
 from i2am_debug import ValidationPairs
-from i2am_debug.demo.inpainting.model import LATENT_CHANNELS, denoising_loss
+from i2am_debug.demo.inpainting.model import denoising_loss
 from i2am_debug.demo.inpainting.pairs import make_batch, validation_pairs
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 from i2am_debug.demo.inpainting.training import teacher_forced
+from i2am_debug.demo.pixel_vae import LATENT_CHANNELS
 
 
 def main(folder: str, steps: int = 20) -> None:

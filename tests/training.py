@@ -17,10 +17,11 @@ from diffusers import UNet2DConditionModel
 from i2am_debug.callbacks import I2AMCallback
 
 from i2am_debug import CapturePlan, IMACSRegression, Rule, Rules, ValidationPairs
-from i2am_debug.demo.inpainting.model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss, new_scheduler, new_unet
+from i2am_debug.demo.inpainting.model import ReferenceEncoder, denoising_loss, new_scheduler, new_unet
 from i2am_debug.demo.inpainting.pairs import make_batch, validation_pairs
 from i2am_debug.demo.inpainting.pipeline import TinyExamplePipeline
 from i2am_debug.demo.inpainting.training import teacher_forced
+from i2am_debug.demo.pixel_vae import LATENT_CHANNELS
 
 
 def untrained_pipeline(*, dropout: float = 0.0, seed: int = 0) -> TinyExamplePipeline:

@@ -77,6 +77,7 @@ def pair_panel(
         reference=pair.reference,
         masked_input=_cut_out(pair),
         generated=observation.generated,
+        made=observation.painted or "what the model made of it",
         truth=pair.target if has_truth else None,
         r2g=maps.r2g.unified,
         g2r=maps.undefined_g2r or maps.g2r_region.unified,

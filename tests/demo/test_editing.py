@@ -13,17 +13,17 @@ from i2am_debug import CapturePlan, trace
 from i2am_debug.demo.edit.model import (
     GRID,
     InstructionEncoder,
-    PixelVAE,
     flow_loss,
     predict_velocity,
     to_tokens,
     token_positions,
 )
-from i2am_debug.demo.edit.pairs import COLOURS, MOVE, PROMPTS, SIZE, make_batch, validation_pairs
+from i2am_debug.demo.edit.pairs import COLOURS, DIRECTIONS, PROMPTS, SIZE, make_batch, validation_pairs
 from i2am_debug.demo.edit.pipeline import WEIGHTS, TinyEditPipeline, load_edit_pipeline
 from i2am_debug.demo.edit.pretraining import held_out
 from i2am_debug.demo.edit.training import DEMO, teacher_forced
 from i2am_debug.demo.finetune import run_demo
+from i2am_debug.demo.pixel_vae import PixelVAE
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.evaluation.load_pipeline import load_pipeline
 from i2am_debug.families.flux_kontext import FluxKontext
@@ -65,7 +65,7 @@ def test_what_is_kept_is_kept_and_what_is_edited_is_as_the_prompt_says() -> None
             assert not (reference[:, before[0]] == colour[:, None]).all()
         elif verb == "move":
             dx, dy = (int(v) for v in batch.shift_B2[i])
-            assert {"left": (-MOVE, 0), "right": (MOVE, 0), "up": (0, -MOVE), "down": (0, MOVE)}[word] == (dx, dy)
+            assert DIRECTIONS[word] == (dx, dy)
             assert torch.equal(before.roll((dy, dx), (1, 2)), after)
             assert torch.equal(reference.roll((dy, dx), (1, 2))[:, after[0]], target[:, after[0]])
         elif verb == "replace":

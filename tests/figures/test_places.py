@@ -12,7 +12,7 @@ import torch
 
 from i2am_debug import CapturePlan, Undefined
 from i2am_debug.capture.attention import pooled_rows
-from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.errors import UndefinedFigure
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.figures.pair_view import PairView

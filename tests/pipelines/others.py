@@ -34,9 +34,8 @@ from PIL import Image
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from i2am_debug import ValidationPair
-from i2am_debug.demo.edit import model as edit_model
 from i2am_debug.demo.edit.pairs import PROMPTS
-from i2am_debug.demo.edit.pipeline import TinyEditPipeline
+from i2am_debug.demo.edit.pipeline import load_edit_pipeline
 from i2am_debug.demo.inpainting.model import to_cells
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 
@@ -299,15 +298,6 @@ def encode_tiny(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
     return to_cells(pixels)
 
 
-def tiny_edit() -> TinyEditPipeline:
-    """With random weights."""
-    torch.manual_seed(6)
-    parts = dict(vae=edit_model.PixelVAE(), transformer=edit_model.new_transformer())
-    return TinyEditPipeline(
-        scheduler=edit_model.new_scheduler(), instruction_encoder=edit_model.InstructionEncoder(), **parts
-    )
-
-
 def encode_tiny_edit(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
     """(1, tokens, channels)."""
     pixels = pipeline.image_processor.preprocess(pair.target, 32, 32)
@@ -382,7 +372,7 @@ CASES = [
     ),
     PipelineCase(
         name="TinyEditPipeline",
-        build=lambda: quiet(tiny_edit()),
+        build=lambda: quiet(load_edit_pipeline()),
         family="flux_kontext",
         pairs=lambda: [pair(n, size=(32, 32), prompt=PROMPTS[n]) for n in range(2)],
         size=(32, 32),

@@ -12,40 +12,16 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
-from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import nn
 
+from ..pixel_vae import LATENT_CHANNELS
 from .pairs import INSTRUCTIONS, PROMPTS
 
-LATENT_CHANNELS = 12
 GRID = 8
 """Tokens along a side: each is one packed square of 2x2 latent cells, 4x4 pixels."""
 TOKEN_CHANNELS = 4 * LATENT_CHANNELS
 WIDTH = 64
 """Of a word's vector."""
-
-
-class PixelVAE(ModelMixin, ConfigMixin):
-    """Exact and without parameters: a picture (B, 3, 2h, 2w) is the latent (B, 12, h, w), `pixel_unshuffle` by two."""
-
-    @register_to_config
-    def __init__(
-        self,
-        latent_channels: int = LATENT_CHANNELS,
-        block_out_channels: Sequence[int] = (3, LATENT_CHANNELS),  # two levels: Kontext reads the factor two off this
-        scaling_factor: float = 1.0,
-        shift_factor: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.register_buffer("place", torch.zeros(1))  # diffusers asks every module for its device and type
-
-    def encode(self, picture: torch.Tensor) -> AutoencoderTinyOutput:
-        return AutoencoderTinyOutput(latents=F.pixel_unshuffle(picture, 2))
-
-    def decode(self, latent: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
-        picture = F.pixel_shuffle(latent, 2)
-        return DecoderOutput(sample=picture) if return_dict else (picture,)
 
 
 class InstructionEncoder(ModelMixin, ConfigMixin):

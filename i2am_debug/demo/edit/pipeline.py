@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxKo
 from diffusers.image_processor import VaeImageProcessor
 from safetensors.torch import load_file
 
-from .model import InstructionEncoder, PixelVAE, new_scheduler, new_transformer, pooled
+from ..pixel_vae import PixelVAE
+from .model import InstructionEncoder, new_scheduler, new_transformer, pooled
 from .pairs import SIZE
 
 WEIGHTS = Path(__file__).with_name("tiny_edit.safetensors")
@@ -55,6 +56,8 @@ class TinyEditPipeline(FluxKontextPipeline):
         image: Any = None,
         prompt: str | list[str] | None = None,
         *,
+        height: int = SIZE,
+        width: int = SIZE,
         num_inference_steps: int = 10,
         max_area: int = SIZE * SIZE,
         _auto_resize: bool = False,
@@ -64,6 +67,8 @@ class TinyEditPipeline(FluxKontextPipeline):
         return super().__call__(
             image,
             prompt,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             max_area=max_area,
             _auto_resize=_auto_resize,

@@ -51,8 +51,13 @@ def held_out(modules: Modules, count: int = 64) -> dict[str, float]:
 
 
 RECIPE = Recipe(
-    settings={**OPTIMIZER, "learning_rate": 2e-3, "batch": _BATCH, "noise_share": "sigmoid(N(0.5, 1))"},
-    steps=1500,
+    settings={
+        **OPTIMIZER,
+        "learning_rate": 3e-3,
+        "batch": _BATCH,
+        "noise_share": "sigmoid(N(0.5, 1))",
+    },
+    steps=1400,
     seed=0,
     weights=WEIGHTS,
     new_modules=lambda: {"transformer": new_transformer(), "instruction_encoder": InstructionEncoder()},

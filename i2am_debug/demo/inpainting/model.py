@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import nn
 
+from ..pixel_vae import LATENT_CHANNELS, PIXELS_PER_CELL, to_cells
+
 REFERENCE_GRID = 8
-PIXELS_PER_CELL = 2  # pixel_unshuffle factor
-LATENT_CHANNELS = 3 * PIXELS_PER_CELL**2
 MASK_CHANNELS = PIXELS_PER_CELL**2
 
 
@@ -78,28 +76,6 @@ def new_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
     )
-
-
-def to_cells(picture: torch.Tensor) -> torch.Tensor:
-    """(B, C, 2h, 2w) → (B, 4C, h, w), exactly invertible."""
-    return F.pixel_unshuffle(picture, PIXELS_PER_CELL)
-
-
-def to_pixels(cells: torch.Tensor) -> torch.Tensor:
-    """The inverse of `to_cells`."""
-    return F.pixel_shuffle(cells, PIXELS_PER_CELL)
-
-
-class PixelVAE(ModelMixin, ConfigMixin):
-    """Where a latent model has its VAE: exact and without parameters, (B, 3, 2h, 2w) in [-1, 1] → (B, 12, h, w)."""
-
-    @register_to_config
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("place", torch.zeros(1))  # diffusers asks every module for its device and type
-
-    def encode(self, picture: torch.Tensor) -> AutoencoderTinyOutput:
-        return AutoencoderTinyOutput(latents=to_cells(picture))
 
 
 def inpainting_condition(picture: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:

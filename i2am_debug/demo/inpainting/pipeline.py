@@ -14,7 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file
 
-from .model import PixelVAE, ReferenceEncoder, inpainting_condition, new_scheduler, new_unet, to_pixels
+from ..pixel_vae import PixelVAE, to_pixels
+from .model import ReferenceEncoder, inpainting_condition, new_scheduler, new_unet
 from .pairs import SIZE
 
 WEIGHTS = Path(__file__).with_name("tiny_example.safetensors")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..pixel_vae import LATENT_CHANNELS
 from ..recipe import OPTIMIZER, Modules, Recipe
-from .model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss, new_scheduler, new_unet
+from .model import ReferenceEncoder, denoising_loss, new_scheduler, new_unet
 from .pairs import make_batch
 from .pipeline import WEIGHTS
 

@@ -14,8 +14,9 @@ from ...evaluation.loss_function import LossFunction
 from ...pairs.collection import ValidationPairs
 from ...pairs.pair import ValidationPair
 from ..demo_model import DemoModel
+from ..pixel_vae import LATENT_CHANNELS
 from ..sabotage import ANY_MODEL, Batch, Sabotage, forget, shift
-from .model import LATENT_CHANNELS, ReferenceEncoder, denoising_loss
+from .model import ReferenceEncoder, denoising_loss
 from .pairs import make_batch, validation_pairs
 from .pipeline import TinyExamplePipeline, load_tiny_pipeline
 
