@@ -122,10 +122,8 @@ def _mean(output: Any) -> torch.Tensor:
 
 def _scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     config = vae.config
-    if isinstance(
-        vae, VQModel
-    ):  # Kandinsky's, whose latents are used as they are; the factor in its configuration is not
-        return latents
+    if isinstance(vae, VQModel):
+        return latents  # Kandinsky uses them as they are, whatever factor the configuration names
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         latents = latents - (config.get("shift_factor") or 0.0)

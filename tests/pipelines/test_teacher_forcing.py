@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from i2am_debug.callbacks import I2AMCallback
+from training import new_accelerator
 
 from i2am_debug import CapturePlan, ValidationPair, ValidationPairs
 from i2am_debug.errors import CannotForce
@@ -188,6 +190,27 @@ def test_a_fall_back_to_sampling_has_its_reason(name: str) -> None:
     looking.way = "teacher_forcing"
     with case.around(), pytest.raises(CannotForce, match=re.escape(case.falls_back)):
         choose_way(looking, pipeline)
+
+
+def test_the_log_gives_the_reason_of_a_fall_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    case = NOT_FORCED["UnCLIPImageVariationPipeline"]
+    accelerator = new_accelerator(tmp_path)
+    callback = I2AMCallback(
+        accelerator,
+        pipeline=case.build(),
+        pairs=ValidationPairs(case.pairs()),
+        every_n_steps=1,
+        plan=CapturePlan(sampler_steps=2),
+        on_error="raise",
+        disable_progress_bar=True,
+    )
+    with caplog.at_level("INFO"):
+        callback.on_train_begin(0)
+        callback.evaluate(1)
+        callback.on_train_end(1)
+    accelerator.end_training()
+    assert f"not by teacher forcing: {case.falls_back}" in caplog.text
+    assert f"every pair is sampled, which is slow: {case.falls_back}" in caplog.text
 
 
 def lines_of_the_docs() -> list[str]:
