@@ -30,11 +30,13 @@ class I2AMCallback:
         pipeline: a pipeline around the modules being trained, or a function without arguments that builds one from the
             current weights, as official training scripts do for their validation.
         pairs: what to look at; 8 or more make a drop distinguishable from noise.
-        every_n_steps: how often, in global (optimizer) steps.
+        every_n_steps: how often, in global (optimizer) steps; or, in place of it, `budget`: the share of the run's time that
+            evaluations may take.
         logdir: where to write when the run has no TensorBoard tracker; default `<project_dir or "runs">/i2am_debug`.
         settings: every further field of `settings.MonitorSettings`, which describes them: `loss_fn`, `call`, `plan`,
-            `baseline`, `rules`, `on_alert`, `stop_on`, `fail_on`, `on_error`, `family`, `imacs`, `num_inference_steps`,
-            `batch_size`, `pictures`, `panels`, `keep_matrices`, `seed`, `disable_progress_bar`.
+            `way`, `encode`, `size`, `kept_threshold`, `budget`, `baseline`, `rules`, `on_alert`, `stop_on`, `fail_on`,
+            `on_error`, `family`, `imacs`, `num_inference_steps`, `batch_size`, `pictures`, `panels`, `keep_matrices`,
+            `seed`, `disable_progress_bar`.
 
     Raises:
         ValueError: a setting is out of range. Whatever else is wrong is raised by `on_train_begin`.
@@ -47,7 +49,7 @@ class I2AMCallback:
         *,
         pipeline: Any,
         pairs: Any,
-        every_n_steps: int,
+        every_n_steps: int | None = None,
         logdir: str | Path | None = None,
         **settings: Any,
     ) -> None:
@@ -75,7 +77,7 @@ class I2AMCallback:
         self.monitor.begin(global_step)
 
     def on_step_end(self, global_step: int) -> None:
-        """Evaluates when `global_step` is a multiple of `every_n_steps`; once a step, however often it is called."""
+        """Evaluates when it is time (`every_n_steps` or `budget`); once a step, however often it is called."""
         self.monitor.step(global_step)
 
     def on_train_end(self, global_step: int) -> None:

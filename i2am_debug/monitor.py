@@ -23,11 +23,13 @@ from .alerts.alert_state import AlertState
 from .alerts.judge import refuse_idle_rules
 from .alerts.rule import at_least
 from .errors import I2AMError, IMACSRegression
+from .evaluation.memory import peak_memory
 from .figures.declared import ATTENTION_INFORMATION
 from .figures.observation import Observation, merge_observations
 from .figures.record import Evaluation, differences, in_words
 from .figures.values import Undefined
 from .loop import Processes, Trackers
+from .report.found import what_was_found
 from .report.log import log_line
 from .report.pictures import alert_panels, pictures_of
 from .settings import MonitorSettings
@@ -60,6 +62,7 @@ class Monitor:
     ) -> None:
         self.settings = settings
         self.evaluator = settings.evaluator()
+        self._spacing = settings.spacing()
         self.should_stop = False
         """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
         self._pipeline, self._processes, self._open_trackers = pipeline, processes, trackers
@@ -85,7 +88,9 @@ class Monitor:
             I2AMError, ValueError: something can't work; raised whatever `on_error` says, before training time is spent.
         """
         with ExitStack() as stack:
-            self._processes.agree(lambda: self.evaluator.check(stack.enter_context(self._pipeline())))
+            pipeline = self._processes.agree(lambda: stack.enter_context(self._pipeline()))
+            self._processes.agree(lambda: self.evaluator.check(pipeline))
+            self._take_one_way(pipeline)
         if self._resumed_at is None and self._processes.is_main:
             self._resumed_at = global_step  # whatever the folder holds beyond this step is of an abandoned attempt
         # Only the main process has this run's own baseline, so it decides for all.
@@ -94,8 +99,8 @@ class Monitor:
         self._processes.from_main(self._check_rules)
 
     def step(self, global_step: int) -> None:
-        """Evaluates when `global_step` is a multiple of `every_n_steps`; once a step, however often it is called."""
-        if self._is_multiple(global_step) and global_step != self._last_step:
+        """Evaluates when it is time (`every_n_steps` or `budget`); once a step, however often it is called."""
+        if global_step != self._last_step and self._spacing.due(global_step, self._processes.from_main):
             self._evaluate_or_warn(global_step)
 
     def end(self, global_step: int) -> None:
@@ -143,6 +148,7 @@ class Monitor:
             "baseline_maps": dict(self._baseline_maps),
             "alerting": {figure: list(known) for figure, known in self._alert_state.alerting.items()},
             "should_stop": self.should_stop,
+            "spacing": self._spacing.state(),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -157,18 +163,21 @@ class Monitor:
         self._baseline_maps = dict(state.get("baseline_maps", {}))
         self._alert_state = AlertState(self.settings.rules, state.get("alerting"))
         self.should_stop = state.get("should_stop", False)
+        self._spacing.resume(state.get("spacing", {}))
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
-    def _is_multiple(self, global_step: int) -> bool:
-        return global_step % self.settings.every_n_steps == 0
+    def _take_one_way(self, pipeline: Any) -> None:
+        """What one process can't teacher-force, none does: their figures are of one evaluation."""
+        ways = self._processes.gather(lambda: self.evaluator.way_for(pipeline))
+        self.evaluator.use(next((way for way in ways if way.instead), ways[0]), pipeline)
 
     def _is_due_at_the_beginning(self, global_step: int) -> bool:
-        saved_before_it_was_evaluated = self._is_multiple(global_step) and global_step != self._last_step
+        saved_before_it_was_evaluated = self._spacing.falls_on(global_step) and global_step != self._last_step
         return self._baseline is None or self._last_step is None or saved_before_it_was_evaluated
 
     def _evaluate_or_warn(self, global_step: int) -> None:
-        alert, failed = None, None
+        alert, failed, started = None, None, time.monotonic()
         try:
             _, alert, failed = self._observe_and_write(global_step)
         except Exception as error:
@@ -181,6 +190,7 @@ class Monitor:
                 error,
                 exc_info=not isinstance(error, I2AMError),
             )
+        self._spacing.evaluated(global_step, time.monotonic() - started)
         self._act_on(alert)  # outside the try: an on_alert that raises, and fail_on, mean to end the training
         if failed and self.settings.on_error == "raise":
             raise self._what_failed(global_step, failed)
@@ -194,15 +204,15 @@ class Monitor:
         )
 
     def _observe_and_write(self, global_step: int) -> _Outcome:
-        started = time.monotonic()
+        started, memory = time.monotonic(), peak_memory()
         with ExitStack() as stack:
             pipeline = self._processes.agree(lambda: stack.enter_context(self._pipeline()))
             everyones = self._processes.gather(lambda: self._observe(pipeline))
             pictures = {i: picture for _, some in everyones for i, picture in some.items()}
             observations = [observation for some, _ in everyones for observation in some]
-            observations = merge_observations(observations, pictures, len(self.settings.pairs))
+            observations = merge_observations(observations, pictures, len(self.evaluator.pairs))
             outcome = self._processes.from_main(
-                lambda: self._score_and_write(pipeline, observations, global_step, started)
+                lambda: self._score_and_write(pipeline, observations, global_step, started, memory)
             )
         self._last_step = global_step
         return outcome
@@ -224,7 +234,7 @@ class Monitor:
         return observations, pictures
 
     def _score_and_write(
-        self, pipeline: Any, observations: list[Observation], global_step: int, started: float
+        self, pipeline: Any, observations: list[Observation], global_step: int, started: float, memory: int
     ) -> _Outcome:
         """On the main process: score, store, judge, report."""
         trackers, store = self._open()
@@ -235,11 +245,21 @@ class Monitor:
         watched = None if isinstance(copying, Undefined) else copying
         evaluation = replace(evaluation, watched_layer=watched, seconds=time.monotonic() - started)
         store.write(evaluation, *pack_observations(observations, watched))
+        if self._newest is None:
+            self._tell_what_was_found(evaluation, observations, peak_memory() - memory)
         self._newest = evaluation  # only now: what is not stored is no baseline to compare with
         if self._baseline is None:
             self._baseline, self._baseline_maps = evaluation, unified_maps(observations)
         alert = self._judge(evaluation, store)
         return evaluation, *self._report(evaluation, alert, observations, trackers, store)
+
+    def _tell_what_was_found(self, evaluation: Evaluation, observations: list[Observation], memory: int) -> None:
+        way = self.evaluator.chosen
+        assert way is not None
+        cost = self._spacing.in_words(evaluation.seconds)
+        logger.info("i2am: %s", what_was_found(evaluation, observations, way, memory=memory, cost=cost))
+        if way.instead:
+            logger.warning("i2am: every pair is sampled, which is slow: %s", way.instead)
 
     def _report(
         self,
@@ -274,9 +294,9 @@ class Monitor:
             logger.log(getattr(logging, told.severity.upper()), "i2am ALERT: %s", told.text)
         self._unwritten = [one for one in self._unwritten if not attempt("alerts.jsonl", partial(_written, store, one))]
         attempt("the alert in the trackers", lambda: trackers.alert(alert, step))
-        attempt("the pairs' pictures", lambda: store.write_pairs(evaluation, settings.pairs))
+        attempt("the pairs' pictures", lambda: store.write_pairs(evaluation, self.evaluator.pairs))
         pictures = pictures_of(
-            evaluation, observations, settings.pairs, panels=settings.panels, strips=settings.pictures
+            evaluation, observations, self.evaluator.pairs, panels=settings.panels, strips=settings.pictures
         )
         attempt("the panels in the trackers", lambda: trackers.pictures(pictures, step))
         attempt("the trackers", trackers.flush)
@@ -336,7 +356,7 @@ class Monitor:
         self, alert: Alert, evaluation: Evaluation, observations: list[Observation], store: RunStore
     ) -> Alert:
         """With the panels of the pairs most to blame as files, which outlast TensorBoard's last ten pictures."""
-        drawn = alert_panels(alert, evaluation, observations, self.settings.pairs)
+        drawn = alert_panels(alert, evaluation, observations, self.evaluator.pairs)
         files = {
             evaluation.pairs[number]: store.write_panel(alert.global_step, number, panel)
             for number, panel in drawn.items()

@@ -15,6 +15,7 @@ from .capture.plan import CapturePlan
 from .evaluation.calls import PipelineCall
 from .evaluation.evaluator import Evaluator
 from .evaluation.loss_function import LossFunction
+from .evaluation.spacing import Budget, EveryNSteps, Spacing
 from .evaluation.truth import Encode
 from .evaluation.ways import WAYS, WayName
 from .families.family import Family
@@ -35,8 +36,11 @@ class MonitorSettings:
 
     pairs: ValidationPairs
     """What to look at, or a list of pairs; 8 or more make a drop distinguishable from noise."""
-    every_n_steps: int
-    """How often, in global (optimizer) steps."""
+    every_n_steps: int | None = None
+    """How often, in global (optimizer) steps; this or `budget`."""
+    budget: float | None = None
+    """In place of `every_n_steps`: the share of the run's time that evaluations may take, such as 0.02; they are spaced from
+    what the last ones took."""
     plan: CapturePlan = field(default_factory=CapturePlan)
     """Which layers, heads and sampler steps."""
     loss_fn: LossFunction | None = None
@@ -46,7 +50,7 @@ class MonitorSettings:
     default by the `loss_fn` if there is one, else by teacher forcing, and where a pipeline's call does not allow that, by
     sampling; the log says which, and why."""
     encode: Encode | None = None
-    """`encode(pipeline, pair)` → (1, …), the pair's target as latents of the pipeline; needed for teacher forcing only where the
+    """`encode(pipeline, pair)` → (1, …), the pair's target as latents of the pipeline; teacher forcing needs it only where the
     pipeline neither edits its picture nor has a plain VAE."""
     call: PipelineCall | None = None
     """`call(pipeline, pair, generator)` → output; by default as the pipeline's class wants it."""
@@ -67,6 +71,9 @@ class MonitorSettings:
     """"warn": a failed evaluation is a warning in the log; "raise": it ends the training."""
     family: Family | None = None
     """Where the reference sits in the model; found from the model by default."""
+    kept_threshold: float | None = None
+    """Where |target − reference| lies below it, an edit keeps the picture; by default Otsu's, for pipelines that edit their
+    reference and pairs without a mask."""
     imacs: IMACSSettings = field(default_factory=IMACSSettings)
     """How the score is formed."""
     num_inference_steps: int | None = None
@@ -87,8 +94,17 @@ class MonitorSettings:
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
+            if name == "every_n_steps" and value is None and self.budget is not None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+                other = ", or budget= in its place" if name == "every_n_steps" else ""
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}{other}")
+        if self.budget is not None and self.every_n_steps is not None:
+            raise ValueError("every_n_steps= and budget= say the same in two ways; give one of them")
+        if self.budget is not None and not (isinstance(self.budget, (int, float)) and 0 < self.budget < 1):
+            raise ValueError(
+                f"budget={self.budget!r}: expected a share of the run's time between 0 and 1, such as 0.02"
+            )
         if self.on_error not in ("warn", "raise"):
             raise ValueError(f'on_error={self.on_error!r}: expected "warn" or "raise"')
         if self.way not in (*WAYS, None):
@@ -97,6 +113,10 @@ class MonitorSettings:
             raise ValueError('way="loss_fn" needs a loss_fn=')
         if self.size is not None and not _is_size(self.size):
             raise ValueError(f"size={self.size!r}: expected (width, height) in pixels, such as (512, 512)")
+        if self.kept_threshold is not None and not (
+            isinstance(self.kept_threshold, (int, float)) and 0 < self.kept_threshold < 1
+        ):
+            raise ValueError(f"kept_threshold={self.kept_threshold!r}: expected a number between 0 and 1, or None")
         for name in ("stop_on", "fail_on"):
             if getattr(self, name) not in (*SEVERITIES, None):
                 expected = ", ".join(map(repr, SEVERITIES))
@@ -126,6 +146,12 @@ class MonitorSettings:
                 raise TypeError(f"{asked_by} has no setting {name!r}; {meant}")
         return cls(**given)
 
+    def spacing(self) -> Spacing:
+        """Where in the run the evaluations lie."""
+        return (
+            Budget(self.budget) if self.every_n_steps is None and self.budget else EveryNSteps(self.every_n_steps or 1)
+        )
+
     def evaluator(self) -> Evaluator:
         """What looks at the pairs as these settings say."""
         return Evaluator(
@@ -137,6 +163,7 @@ class MonitorSettings:
             way=self.way,
             encode=self.encode,
             size=self.size,
+            kept_threshold=self.kept_threshold,
             imacs=self.imacs,
             num_inference_steps=self.num_inference_steps,
             batch_size=self.batch_size,

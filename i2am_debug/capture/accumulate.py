@@ -123,7 +123,8 @@ class Accumulator:
         first = next(iter(self._layers.values()))
         steps = tuple(sorted(first.per_step["r2g"]))
         total = total_steps or steps[-1] + 1
-        groups = np.array([s * self._plan.time_groups // total for s in steps])
+        count = min(self._plan.time_groups, total)
+        groups_TS = np.arange(count)[:, None] == np.array([s * count // total for s in steps])
         reference_tokens = first.per_head["g2r"].shape[-1]
         undefined = ONE_TOKEN if reference_tokens == 1 else None
         no_place = undefined or (NO_GRID if first.reference_grid is None else None)
@@ -132,14 +133,14 @@ class Accumulator:
             why_not = {"g2r": undefined, "g2r_region": undefined, "r2g_object_mass": no_place}.get(name)
             if name not in first.per_head or why_not is not None:
                 return None
-            return self._direction(name, image, steps, groups)
+            return self._direction(name, image, steps, groups_TS)
 
         r2g, centred = direction("r2g"), direction("r2g_centred")
         assert r2g is not None and centred is not None
         return AttributionMaps(
             r2g=r2g,
             r2g_centred=centred,
-            rows=self._rows(image, steps, groups),
+            rows=self._rows(image, steps, groups_TS),
             information={
                 name: self._spread(s, s.per_head["information"][image, :, 0] / s.count)
                 for name, s in self._layers.items()
@@ -182,7 +183,7 @@ class Accumulator:
             return sums.generated_grid
         return sums.reference_grid or (1, sums.per_head["g2r"].shape[-1])
 
-    def _direction(self, name: str, image: int, steps: tuple[int, ...], groups: np.ndarray) -> DirectionMaps:
+    def _direction(self, name: str, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> DirectionMaps:
         layers = self._layers
         common = max((self._grid(s, name) for s in layers.values()), key=lambda g: g[0] * g[1])
         by_layer, by_layer_head, layer_weight, step_maps, head_maps = {}, {}, {}, [], []
@@ -206,8 +207,8 @@ class Accumulator:
         by_head[head_weight.sum(0) == 0] = torch.nan
         by_time = torch.stack(
             [
-                by_step[torch.from_numpy(groups == t)].mean(0) if (groups == t).any() else torch.full(common, torch.nan)
-                for t in range(self._plan.time_groups)
+                by_step[torch.from_numpy(of_group)].mean(0) if of_group.any() else torch.full(common, torch.nan)
+                for of_group in groups_TS
             ]
         )
         return DirectionMaps(
@@ -225,7 +226,7 @@ class Accumulator:
             maps = maps / maps.mean(-1, keepdim=True).clamp_min(1e-30)
         return resize(maps.view(-1, *grid), common)
 
-    def _rows(self, image: int, steps: tuple[int, ...], groups: np.ndarray) -> SpecificRows:
+    def _rows(self, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> SpecificRows:
         layers = self._layers
         grids = {
             name: (
@@ -244,10 +245,10 @@ class Accumulator:
             layer_weight = float(sums.weights.sum())
             unified = unified + layer_weight * _resize_rows(rows, grids[name], fine)
             weight += layer_weight
-        time_rows: list[Any] = [0] * self._plan.time_groups
+        time_rows: list[Any] = [0] * len(groups_TS)
         head_rows: list[Any] = [0] * self._all_heads
         for own, by_step in self._step_rows.items():
-            for step, group in zip(steps, groups, strict=True):
+            for step, group in zip(steps, groups_TS.argmax(0), strict=True):
                 time_rows[group] = time_rows[group] + _resize_rows(by_step[step][image].cpu(), own, small)
         for own, by_head in self._head_rows.items():
             for head, rows in by_head.items():

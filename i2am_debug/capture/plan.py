@@ -18,9 +18,9 @@ class CapturePlan:
         ValueError: a count below 1, or an unknown `layer_weighting`.
     """
 
-    sampler_steps: int | None = 5
-    """How many of the sampler's steps are looked at, one drawn from each of as many equal stretches; None = all.
-    With a `loss_fn`: how many noise times, evenly spread."""
+    sampler_steps: int | None = 4
+    """How many of the sampler's steps are looked at, one drawn from each of as many equal stretches; None = all. By teacher
+    forcing and with a `loss_fn`: how many noise times, evenly spread (None: 10)."""
     heads: int | None = 64
     """About how many (layer, head) pairs are looked at; None = all. Where the model has more, a pilot ranks them all by
     attention information and keeps the strongest half plus a weighted draw from the rest, at least one from each layer."""
@@ -29,7 +29,7 @@ class CapturePlan:
     exclude: tuple[str, ...] = ()
     """Shell patterns of layers that are left out."""
     time_groups: int = 5
-    """Groups of consecutive sampler steps for the time level; group 0 is the noisiest."""
+    """Groups of consecutive sampler steps for the time level, as many as there are steps at most; group 0 is the noisiest."""
     layer_weighting: Literal["equal", "paper"] = "equal"
     """"equal": a map is divided by its mean before layers are averaged. "paper": it isn't, so coarse layers dominate."""
     seed: int = 0

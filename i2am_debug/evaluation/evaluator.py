@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,14 @@ from ..figures.scoring import score
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
 from .call_arguments import Size
-from .calls import PipelineCall, default_call, picture_of, references_of, takes_batches
+from .calls import (
+    PipelineCall,
+    default_call,
+    edits_its_reference,
+    picture_of,
+    references_of,
+    takes_batches,
+)
 from .loss_function import LossFunction
 from .references import BLANK
 from .truth import Encode
@@ -50,6 +56,7 @@ class Evaluator:
     way: WayName | None = None
     encode: Encode | None = None
     size: Size | None = None
+    kept_threshold: float | None = None
     imacs: IMACSSettings = field(default_factory=IMACSSettings)
     num_inference_steps: int | None = None
     batch_size: int = 1
@@ -57,6 +64,10 @@ class Evaluator:
     seed: int = 0
     heads: HeadChoice | None = None
     """Chosen by `prepare`, or stored with the baseline."""
+
+    chosen: Way | None = field(default=None, init=False)
+    """The way that is taken, once `check` or `prepare` has chosen it."""
+    _pairs_at_once: int = field(default=1, init=False)
 
     @property
     def batches(self) -> list[list[int]]:
@@ -67,17 +78,18 @@ class Evaluator:
     @property
     def sampled_apart(self) -> list[int]:
         """Pairs whose picture `sample` has to make: looking by a `loss_fn` makes none."""
-        return list(range(min(self.pictures, len(self.pairs)))) if self._way.name == "loss_fn" else []
+        return list(range(min(self.pictures, len(self.pairs)))) if self._takes("loss_fn") else []
 
     def way_for(self, pipeline: Any) -> Way:
         """How the pairs are looked at; chosen once."""
-        if not hasattr(self, "_way"):
+        if self.chosen is None:
             self.use(choose_way(self, pipeline), pipeline)
-        return self._way
+        assert self.chosen is not None
+        return self.chosen
 
     def use(self, way: Way, pipeline: Any) -> None:
         """Looks at the pairs in this way from now on."""
-        self._way = way
+        self.chosen = way
         together = way.name == "loss_fn" or (
             way.name == "teacher_forcing" and self.call is None and takes_batches(pipeline)
         )
@@ -99,8 +111,21 @@ class Evaluator:
         by_default = self.loss_fn is None and self.call is None
         if by_default:
             default_call(pipeline)
-        self._pair_hashes = self.pairs.check(partial(references_of, pipeline) if by_default else None)
+        self._find_kept_regions(pipeline)
+        self._regions: list[str] = []
+
+        def look(pair: ValidationPair) -> None:
+            self._regions.append(pair.region_in_words)
+            if by_default:
+                references_of(pipeline, pair)
+
+        self._pair_hashes = self.pairs.check(look)
         self.way_for(pipeline)
+
+    def _find_kept_regions(self, pipeline: Any) -> None:
+        """Where the reference is the picture that is edited, most of it is to be kept."""
+        if not hasattr(self, "_regions") and (edits_its_reference(pipeline) or self.kept_threshold is not None):
+            self.pairs = self.pairs.with_kept_regions(self.kept_threshold)
 
     def prepare(self, pipeline: Any) -> None:
         """Chooses, once, the way and the heads to look at, these from the first pairs where the model has more than the plan
@@ -164,10 +189,11 @@ class Evaluator:
     def fingerprint(self, pipeline: Any, layers: Sequence[str]) -> dict[str, Any]:
         """All that the figures depend on beside the weights."""
         if not hasattr(self, "_pair_hashes"):
-            self._pair_hashes = self.pairs.check()
+            self.check(pipeline)
         scheduler, way = getattr(pipeline, "scheduler", None), self.way_for(pipeline)
         return {
             "pairs": self._pair_hashes,
+            "regions": self._regions,
             "way": way.name,
             "seed": self.seed,
             "num_inference_steps": self.num_inference_steps if way.name == "sampling" else None,
@@ -197,6 +223,9 @@ class Evaluator:
         """The family given, or the one found from the model."""
         return self.family or find_family(pipeline, find_denoiser(pipeline))
 
+    def _takes(self, way: WayName) -> bool:
+        return self.chosen is not None and self.chosen.name == way
+
     def _heads_of(self, pipeline: Any) -> int | None:
         """How many (layer, head) pairs the plan's layers have, or None when the modules do not say."""
         modules = self.family_of(pipeline).layers(find_denoiser(pipeline))
@@ -206,7 +235,7 @@ class Evaluator:
 
     def _population(self, observation: Observation) -> int:
         """How many steps the looked-at ones stand for; noise times of the teacher-forced way are a sample of very many."""
-        return observation.maps.total_steps if self._way.name == "sampling" else 10**6
+        return observation.maps.total_steps if self._takes("sampling") else 10**6
 
 
 def _all_or_none(masks: list[np.ndarray | None]) -> list[np.ndarray] | None:

@@ -98,7 +98,9 @@ class _Forced:
             )
         self._begin(sample) if number == 0 else self._check(sample)
         assert self._clean is not None and self._noise is not None
-        predicted = model_output[:, : sample.shape[1]] if sample.ndim > 3 else model_output  # behind it: learned variance
+        predicted = (
+            model_output[:, : sample.shape[1]] if sample.ndim > 3 else model_output
+        )  # behind it: learned variance
         if predicted.shape != sample.shape:
             raise CannotForce(f"the prediction is {tuple(predicted.shape)}, the latents are {tuple(sample.shape)}")
         error = predicted.float() - self._target(self._clean, self._noise, number)

@@ -11,6 +11,8 @@ from ..capture.trace import find_denoiser
 from ..errors import NothingCaptured, UnsupportedModel
 from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined, as_figure
+from .noise_times import times_of_a_gap, weights
+from .references import blank_reference
 
 if TYPE_CHECKING:
     from .evaluator import Evaluator
@@ -35,19 +37,23 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
     others = [evaluator.pairs[(i + 1) % len(evaluator.pairs)].reference for i in batch]
     times = _noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES, pipeline)
 
-    def losses(references: Any) -> torch.Tensor:
-        """(times, B); the same noise for the same pairs and noise time whatever the reference."""
+    def losses(references: Any, numbers: Sequence[int]) -> torch.Tensor:
+        """(numbers, B); the same noise for the same pairs and noise time whatever the reference."""
         found = []
-        for number, noise_time in enumerate(times):
+        for number in numbers:
             generator = torch.Generator().manual_seed(evaluator.seed + 7919 * number + 104729 * batch[0])
-            timesteps = torch.full((len(pairs),), noise_time, dtype=torch.int64)
+            timesteps = torch.full((len(pairs),), times[number], dtype=torch.int64)
             found.append(_checked(loss_fn(pairs, timesteps, generator, reference=references), len(pairs)))
         return torch.stack(found)
 
+    every = range(len(times))
     # The denoiser alone is traced: the pipeline's scheduler has no part in these forwards.
     with evaluator.trace(find_denoiser(pipeline), pairs, family=evaluator.family_of(pipeline)) as t:
-        own = losses(None)
-    other = losses(others) if len(evaluator.pairs) > 1 else None
+        own = losses(None, every)
+    other = losses(others, every) if len(evaluator.pairs) > 1 else None
+    few = times_of_a_gap([time / times[0] for time in times])
+    share = torch.tensor(weights([times[n] / times[0] for n in few]))
+    blank = own.mean(0) + share @ (losses([blank_reference(pair) for pair in pairs], few) - own[few])
     try:
         maps = [maps_of(t, row) for row in range(len(batch))]
     except NothingCaptured as error:
@@ -65,6 +71,7 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
             generated=None,
             loss=_mean(own[:, row]),
             wrong_reference_loss=Undefined("one pair") if other is None else _mean(other[:, row]),
+            no_reference_loss=_mean(blank[row]),
         )
         for row, (index, (own_maps, further)) in enumerate(zip(batch, maps, strict=True))
     ]

@@ -25,8 +25,12 @@ def wrong_references(pairs: ValidationPairs, batch: Sequence[int]) -> list[Image
 
 def with_reference(pair: ValidationPair, reference: Image.Image | None) -> ValidationPair:
     """The pair with another reference, or with a blank one; what is known of its own is left out."""
-    picture = Image.new("RGB", pair.reference.size, _GREY) if reference is None else reference
-    return replace(pair, reference=picture, reference_mask=None)
+    return replace(pair, reference=reference or blank_reference(pair), reference_mask=None)
+
+
+def blank_reference(pair: ValidationPair) -> Image.Image:
+    """A grey picture of the reference's size."""
+    return Image.new("RGB", pair.reference.size, _GREY)
 
 
 def _next_other(pairs: ValidationPairs, index: int) -> Image.Image | Undefined:

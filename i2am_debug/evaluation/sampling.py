@@ -1,7 +1,7 @@
 """The way of sampling: a pair is seen while the pipeline makes its picture. The dearest way; needs no noise table.
 
-There is no loss here. In its place stands how far the picture is from the truth, in the hole, or where a pair has none, in the
-whole picture; with the pair's own reference and with another one, the same noise.
+There is no loss here. In its place stands how far the picture is from the truth in the hole, in what an edit changes, or where
+a pair has neither, in the whole picture; with the pair's own reference and with another one, the same noise.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def _observe(evaluator: Evaluator, pipeline: Any, index: int) -> Observation:
 
 
 def distance(picture: Image.Image, pair: ValidationPair) -> float:
-    """Mean absolute difference of a picture and the pair's truth in its hole (or everywhere), in [0, 1]."""
+    """Mean absolute difference of a picture and the pair's truth in [0, 1], over what is to be generated anew."""
     made = picture.convert("RGB").resize(pair.target.size, Image.Resampling.BILINEAR)
     apart = np.abs(np.asarray(made, dtype=np.float32) - np.asarray(pair.target, dtype=np.float32)) / 255
-    return float(apart[pair.mask].mean() if pair.mask is not None else apart.mean())
+    anew = pair.mask if pair.mask is not None else None if pair.kept is None else ~pair.kept
+    return float(apart.mean() if anew is None else apart[anew].mean())

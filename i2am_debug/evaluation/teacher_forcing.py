@@ -121,7 +121,9 @@ class _ForcedCall:
         losses = self._scheduler.losses
         if len(losses) < len(times) or len(losses[0]) != len(pairs):
             seen = f"{len(losses)} of {len(times)} noise times" if losses else "no step of the scheduler"
-            raise CannotForce(f"a call of {len(pairs)} pairs showed {seen}, of {len(losses[0]) if losses else 0} pictures")
+            raise CannotForce(
+                f"a call of {len(pairs)} pairs showed {seen}, of {len(losses[0]) if losses else 0} pictures"
+            )
         pictures = None if output is None else [picture_of(output, row) for row in range(len(pairs))]
         return torch.stack(losses).cpu(), pictures
 
@@ -140,9 +142,7 @@ class _ForcedCall:
             return None
         self._scheduler.force([1.0], self._truth, None)
         targets = [with_reference(pair, pair.target) for pair in self._pairs]
-        return read_off_the_reference(
-            self._pipeline, evaluator.family_of(self._pipeline), lambda: self._call(targets)
-        )
+        return read_off_the_reference(self._pipeline, evaluator.family_of(self._pipeline), lambda: self._call(targets))
 
     def _truth(self, sample: torch.Tensor) -> torch.Tensor:
         """(B, …) in the layout of the pipeline's latents; made when a call first asks for it, kept for the others."""
@@ -165,7 +165,9 @@ def _forced(pipeline: Any) -> Iterator[ForcedDiffusion | ForcedFlow]:
     """The pipeline with a forced scheduler in place of its own, which is put back whatever happens."""
     name = next((n for n in _SCHEDULERS if hasattr(getattr(pipeline, n, None), "step")), None)
     if name is None:
-        raise CannotForce(f"{type(pipeline).__name__} has no scheduler with a step under one of {', '.join(_SCHEDULERS)}")
+        raise CannotForce(
+            f"{type(pipeline).__name__} has no scheduler with a step under one of {', '.join(_SCHEDULERS)}"
+        )
     own = getattr(pipeline, name)
     forced = forced_scheduler(own)
     pipeline.__dict__[name] = forced  # not by setattr, which would write the class into the pipeline's configuration

@@ -1,7 +1,7 @@
 """The truth of a pair as a pipeline's latents: what a teacher-forced call is scored against.
 
 Where generated picture and reference come in as one sequence, it is what the pipeline makes of the truth when that is given
-as the reference. Elsewhere it is the VAE's mean, scaled and packed as the pipeline does it. Otherwise the user says it, `encode=`.
+as the reference. Elsewhere it is the VAE's mean, scaled and packed as the pipeline does it. Or the user says it, `encode=`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def _mean(output: Any) -> torch.Tensor:
 
 def _scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     config = vae.config
-    if isinstance(vae, VQModel):  # Kandinsky's, whose latents are used as they are; the factor in its configuration is not
+    if isinstance(
+        vae, VQModel
+    ):  # Kandinsky's, whose latents are used as they are; the factor in its configuration is not
         return latents
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:

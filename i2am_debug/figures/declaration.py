@@ -36,7 +36,7 @@ class Need(Enum):
     OBJECT = "a mask of the object in the reference, or a kept region"
     KEPT = "a kept region"
     SEVERAL_TOKENS = "more than one reference token"
-    LOSS = "a `loss_fn`"
+    LOSS = "a loss (every way has one)"
     SECOND_PAIR = "another pair's reference"
     BASELINE = "a baseline"
     JOINT_ATTENTION = "reference and other tokens in one attention"

@@ -128,10 +128,19 @@ REFERENCE_GAP = DeclaredFigure(
     in_log=True,
     prominence=3,
 )
+BLANK_GAP = DeclaredFigure(
+    tag="blank_gap",
+    title="gap to no reference",
+    meaning="Loss with a blank reference, a grey picture, minus loss with the right one, same noise and timesteps: what any "
+    "reference is worth.",
+    needs=(Need.LOSS,),
+    compute=lambda v: v.no_reference_loss - v.loss,
+)
 LOSS = DeclaredFigure(
     tag="loss",
     title="loss",
-    meaning="The loss with the pair's own reference, at fixed noise and timesteps.",
+    meaning="The loss with the pair's own reference, at fixed noise and timesteps; by sampling, how far the picture is from "
+    "the truth (mean absolute difference).",
     worse="up",
     margin="20%",
     needs=(Need.LOSS,),
@@ -281,6 +290,7 @@ FIGURES: tuple[DeclaredFigure, ...] = (
     ENERGY_R_HOLE,
     ATTENTION_INFORMATION,
     REFERENCE_GAP,
+    BLANK_GAP,
     LOSS,
     REFERENCE_MASS,
     EDITED_MASS,

@@ -74,6 +74,11 @@ class PairView:
         """The same noise and timesteps with another pair's reference."""
         return _number(self.observation.wrong_reference_loss)
 
+    @property
+    def no_reference_loss(self) -> float:
+        """The same with a blank reference."""
+        return _number(self.observation.no_reference_loss)
+
     def imacs(self, map: np.ndarray, mask: np.ndarray) -> float:
         """`scores.score_imacs` with the run's settings."""
         return score_imacs(map, mask, self.settings)

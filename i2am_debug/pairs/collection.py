@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,20 @@ class ValidationPairs(Sequence[ValidationPair]):
             if also is not None:
                 also(pair)
         return hashes
+
+    def with_kept_regions(self, threshold: float | None = None) -> ValidationPairs:
+        """The same pairs, each with its kept region (`ValidationPair.with_kept_region`), found when first asked for."""
+        found: dict[int, dict[str, Any]] = {}
+
+        def make(index: int) -> ValidationPair:
+            pair = self[index]
+            if index in found:
+                return replace(pair, **found[index])
+            pair = pair if pair.undefined_kept is not None else pair.with_kept_region(threshold)
+            found[index] = {key: getattr(pair, key) for key in ("kept", "kept_origin", "undefined_kept")}
+            return pair
+
+        return ValidationPairs([partial(make, index) for index in range(len(self))])
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ValidationPairs:

@@ -68,7 +68,11 @@ def explain(
     if image is not None and edits_its_reference(pipeline):
         pair = pair.with_kept_region()
     evaluator = Evaluator(
-        pairs=ValidationPairs([pair]), plan=CapturePlan.full(), num_inference_steps=num_inference_steps, seed=seed
+        pairs=ValidationPairs([pair]),
+        plan=CapturePlan.full(),
+        way="sampling",
+        num_inference_steps=num_inference_steps,
+        seed=seed,
     )
     evaluator.check(pipeline)
     try:

@@ -77,6 +77,7 @@ def pair_panel(
         reference=pair.reference,
         masked_input=_cut_out(pair),
         generated=observation.generated,
+        made=observation.painted or "what the model made of it",
         truth=pair.target if has_truth else None,
         r2g=maps.r2g.unified,
         g2r=maps.undefined_g2r or maps.g2r_region.unified,
@@ -146,13 +147,12 @@ def _drawing(pair: ValidationPair) -> str:
 def _outlines(pair: ValidationPair) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, str]]:
     """What is outlined on the generated picture and on the reference, and what it is: of an edit what changes, since a line
     around all the rest would not say on which side it is meant."""
-    if not _is_kept(pair):
+    if pair.mask is not None or pair.kept is None:
         return pair.mask, pair.reference_mask, ("the hole", "the object")
-    changed = "what is changed"
+    changed, on_reference = "the changed part", pair.reference_region
     if pair.reference_mask is not None:
-        return ~pair.region, pair.reference_mask, (changed, "the object")
-    on_reference = pair.reference_region
-    return ~pair.region, None if on_reference is None else ~on_reference, (changed, changed)
+        return ~pair.kept, pair.reference_mask, (changed, "the object")
+    return ~pair.kept, None if on_reference is None else ~on_reference, (changed, changed)
 
 
 def _of_the_kept_region(pair: ValidationPair) -> str:

@@ -51,6 +51,7 @@ def panel(
     reference: Image.Image,
     masked_input: Image.Image | None,
     generated: Image.Image | None,
+    made: str = "what the model made of it",
     truth: Image.Image | None,
     r2g: Map,
     g2r: Map,
@@ -73,7 +74,7 @@ def panel(
         ("Reference", "what the model may copy from", reference),
         ("Masked input", "what the model is asked to complete", masked_input),
         ("Truth", "what it should look like", truth),
-        ("Generated", "what the model made of it", generated),
+        ("Generated", made, generated),
     )
     tiles = [_Tile(title, note, picture, partial(_scaled, picture)) for title, note, picture in offered if picture]
     under = generated or truth or masked_input or Image.new("RGB", reference.size, _GREY)

@@ -29,6 +29,7 @@ def looked_at(tiny_pipeline):
         batch_size=16,
         pictures=0,
     )
+    evaluator.prepare(tiny_pipeline)
     looks = [look for batch in evaluator.batches for look in evaluator.observe(tiny_pipeline, batch)]
     return looks, evaluator.score(looks, global_step=0, pipeline=tiny_pipeline, baseline=None)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from editing_pipeline import before_and_after, kontext_with_text_encoders
 from PIL import Image
 
 import i2am_debug
@@ -122,6 +123,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline.save_pretrained(folder / "PIPELINE_FOLDER")
     pair = validation_pairs(1, seed=7)[0]
     for name, picture in (("R", pair.reference), ("I", pair.target), ("M", pair.mask_image)):
+        picture.save(folder / f"{name}.png")
+    kontext_with_text_encoders().save_pretrained(folder / "KONTEXT_FOLDER")
+    for name, picture in zip(("before", "after"), before_and_after(), strict=True):
         picture.save(folder / f"{name}.png")
     return folder
 

@@ -40,6 +40,10 @@ class PipelineCase:
     """What is entered before the pipeline is used."""
     encode: Callable[[Any, ValidationPair], torch.Tensor] | None = None
     """The truth of a pair in the layout of the pipeline's latents, by the pipeline's own methods."""
+    tolerance: float = 0.0
+    """By how much the package's truth may differ from `encode`'s: 0 where both do the same in the same order."""
+    falls_back: str = ""
+    """Why it can't be teacher-forced; empty where it can."""
 
     def run(self, pipeline: Any, pair: ValidationPair, steps: int = STEPS) -> Any:
         """The pipeline's output for a pair, always of the same noise."""

@@ -221,5 +221,6 @@ CASES = [
             pair(n, extra=dict(decoder_num_inference_steps=STEPS, super_res_num_inference_steps=2)) for n in range(2)
         ],
         size=(32, 32),
+        falls_back="UnCLIPImageVariationPipeline has no vae; say how a target becomes its latents with encode=",
     ),
 ]

@@ -34,6 +34,7 @@ from PIL import Image
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from i2am_debug import ValidationPair
+from i2am_debug.demo.inpainting.model import to_cells
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 
 from .case import HEIGHT, STEPS, WIDTH, PipelineCase, pair, quiet
@@ -124,6 +125,12 @@ def bria() -> Any:
             tokenizer=byte_tokenizer(),
         )
     )
+
+
+def encode_bria(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
+    """(1, tokens, channels): as it encodes its references."""
+    how = dict(dtype=torch.float32, device=torch.device("cpu"))
+    return pipeline.prepare_reference_latents(pair.target, pipeline.transformer.config.in_channels, **how)[0]
 
 
 # -- OmniGen -----------------------------------------------------------------------------------------------------------
@@ -225,6 +232,12 @@ def dreamlite(kind: type) -> Any:
     return quiet(kind(vae=vae, unet=unet, scheduler=shifting_scheduler(), **own))
 
 
+def encode_dreamlite(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
+    """(1, 4, height / 8, width / 8): as it encodes its reference."""
+    pixels = pipeline.image_processor.preprocess(pair.target, height=HEIGHT, width=WIDTH)
+    return pipeline.prepare_image_latents(pixels, dtype=torch.float32, device=torch.device("cpu"))
+
+
 # -- Stable Diffusion 3 ------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +287,15 @@ def stable_diffusion_3() -> Any:
     return quiet(pipeline)
 
 
+# -- The demo's own ----------------------------------------------------------------------------------------------------
+
+
+def encode_tiny(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
+    """(1, 12, 16, 16): pixels in [-1, 1], those of a square of 2x2 as channels."""
+    pixels, _, _ = pipeline.prepare(pair.target, pair.mask_image, pair.reference)
+    return to_cells(pixels)
+
+
 def square(number: int, **changes: Any) -> ValidationPair:
     return pair(number, size=(96, 96), **changes)
 
@@ -300,6 +322,7 @@ CASES = [
                 extra=dict(SMALL, _auto_resize=False, guidance_scale=1.0),
             ),
         ],
+        encode=encode_bria,
     ),
     PipelineCase(
         name="OmniGenPipeline",
@@ -316,6 +339,7 @@ CASES = [
             build=lambda kind=kind: dreamlite(kind),
             family="spatial_concatenation",
             pairs=lambda: [pair(n, extra=SMALL) for n in range(2)],
+            encode=encode_dreamlite,
         )
         for kind in (DreamLitePipeline, DreamLiteMobilePipeline)
     ),
@@ -335,5 +359,6 @@ CASES = [
         family="unet_cross_attention",
         pairs=lambda: [pair(n, size=(32, 32), masked=True, prompt=None) for n in range(2)],
         size=(32, 32),
+        encode=encode_tiny,
     ),
 ]

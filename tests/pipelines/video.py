@@ -84,12 +84,15 @@ def unipc(shift: float) -> UniPCMultistepScheduler:
     )
 
 
-def encode_frame(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
-    """(1, 16, 1, height / 8, width / 8): the target as a video of one frame, normalised as the pipelines do."""
+def encode_video(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
+    """(1, 16, latent frames, height / 8, width / 8): first the reference, then the target; normalised as the pipelines do."""
     config = pipeline.vae.config
-    pixels = pipeline.video_processor.preprocess(pair.target, height=HEIGHT, width=WIDTH).unsqueeze(2)
+    first, then = (
+        pipeline.video_processor.preprocess(p, height=HEIGHT, width=WIDTH) for p in (pair.reference, pair.target)
+    )
+    pixels = torch.stack([first, *[then] * (pair.extra["num_frames"] - 1)], dim=2)
     mean, spread = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
-    return (pipeline.vae.encode(pixels).latent_dist.mode() - mean) / spread
+    return (pipeline.vae.encode(pixels).latent_dist.mode() - mean) * (1 / spread)
 
 
 CASES = [
@@ -98,6 +101,8 @@ CASES = [
         build=lambda: video(WanImageToVideoPipeline, WanTransformer3DModel, unipc(3.0)),
         family="wan_image_to_video",
         around=without_ftfy,
+        encode=encode_video,
+        tolerance=1e-5,  # they multiply by 1 / spread
         pairs=lambda: [
             pair(0, extra=SMALL),
             pair(1, extra=dict(SMALL, guidance_scale=1.0)),
@@ -108,6 +113,8 @@ CASES = [
         build=lambda: video(WanImageToVideoPipeline, WanTransformer3DModel, unipc(16.0), pos_embed_seq_len=2 * 17),
         family="wan_image_to_video",
         around=without_ftfy,
+        encode=encode_video,
+        tolerance=1e-5,  # they multiply by 1 / spread
         pairs=lambda: [pair(n, extra=dict(SMALL, last_image=picture(5))) for n in range(2)],
     ),
     PipelineCase(
@@ -115,6 +122,8 @@ CASES = [
         build=lambda: video(SkyReelsV2ImageToVideoPipeline, SkyReelsV2Transformer3DModel, unipc(5.0)),
         family="wan_image_to_video",
         around=without_ftfy,
+        encode=encode_video,
+        tolerance=1e-5,  # they multiply by 1 / spread
         pairs=lambda: [pair(0, extra=SMALL), pair(1, extra=dict(SMALL, guidance_scale=1.0))],
     ),
     PipelineCase(
@@ -124,6 +133,8 @@ CASES = [
         ),
         family="wan_image_to_video",
         around=without_ftfy,
+        encode=encode_video,
+        tolerance=1e-5,  # they multiply by 1 / spread
         pairs=lambda: [pair(0, extra=EDIT), pair(1, extra=dict(EDIT, guidance_scale=1.0))],
     ),
 ]

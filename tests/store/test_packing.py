@@ -432,6 +432,23 @@ def test_a_pair_without_masks_has_none_stored() -> None:
     assert pack_pictures(pair_of((8, 8), masks=False)).keys() == {"reference", "target"}
 
 
+def test_masks_take_one_bit_a_pixel_at_most() -> None:
+    noisy = np.random.default_rng(0).random((384, 384)) < 0.5
+    stored = pack_pictures(ValidationPair(name="a", reference=noise(8), target=noise(384), mask=noisy))["mask"]
+    assert Image.open(io.BytesIO(stored.tobytes())).mode == "1"
+    assert stored.nbytes < 384 * (384 // 8 + 1) + 100  # PNG adds a byte to each row
+    np.testing.assert_array_equal(np.array(unpack_picture(stored)) > 0, noisy)
+
+
+@pytest.mark.parametrize(("given", "words"), [(None, "given"), ("derived: Otsu, |target − reference| < 0.081",) * 2])
+def test_a_kept_region_comes_back_with_where_it_comes_from(given: str | None, words: str) -> None:
+    kept = np.arange(30)[None] < np.arange(20)[:, None]
+    target = np.zeros((20, 30, 3), np.uint8)
+    stored = pack_pictures(ValidationPair(name="a", reference=noise(8), target=target, kept=kept, kept_origin=given))
+    np.testing.assert_array_equal(np.array(unpack_picture(stored["kept"])) > 0, kept)
+    assert stored["kept_origin"].tobytes().decode() == words
+
+
 def test_a_large_mask_still_lies_over_its_picture() -> None:
     mask = np.zeros((600, 900), bool)
     mask[:300, 450:] = True

@@ -1,0 +1,76 @@
+"""What the first evaluation of a run found, in words: so that a person sees at once what is looked at, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..evaluation.ways import Way
+from ..figures.declaration import Need
+from ..figures.declared import ATTENTION_INFORMATION
+from ..figures.observation import Observation
+from ..figures.record import Evaluation
+from ..figures.registry import all_figures
+from ..figures.values import Undefined
+
+_WAYS = {
+    "loss_fn": "your loss_fn",
+    "teacher_forcing": "the pipeline's own call on the noised truth (teacher forcing)",
+    "sampling": "sampling every pair with two references",
+}
+
+
+def what_was_found(
+    evaluation: Evaluation, observations: Sequence[Observation], way: Way, *, memory: int, cost: str
+) -> str:
+    """Some lines: way, family, layers, heads, grids, regions, figures and why others don't exist, time and memory.
+
+    Args:
+        memory: bytes by which the peak grew.
+        cost: what the evaluation's seconds mean for the run.
+    """
+    maps = observations[0].maps
+    noise_times = (
+        f", {len(maps.steps)} noise times" if way.name != "sampling" else f", {len(maps.steps)} steps looked at"
+    )
+    heads = sum(len(numbers) for numbers in maps.heads.values())
+    of_all = "all" if evaluation.heads is None else "the strongest and a sample of the others"
+    reference = "undefined: " + maps.undefined_g2r if maps.undefined_g2r else _grid(maps.g2r.unified)
+    # A first evaluation has no baseline to be compared with; that needs no saying.
+    known = [f for f in all_figures() if f.compute is not None and Need.BASELINE not in f.needs]
+    missing: dict[str, list[str]] = {}
+    for figure in known:
+        mean = evaluation.mean(figure.tag)
+        if isinstance(mean, Undefined):
+            missing.setdefault(mean.reason, []).append(figure.title)
+    there = [f.title for f in known if not isinstance(evaluation.mean(f.tag), Undefined)]
+    copying = evaluation.copying_layer
+    lines = [
+        f"first look at {len(observations)} pairs took {evaluation.seconds:.3g} s and {memory / 2**20:.0f} MiB; {cost}",
+        f"way: {_WAYS[way.name]}{noise_times}" + (f"; not by teacher forcing: {way.instead}" if way.instead else ""),
+        f"family: {evaluation.fingerprint['family']}, {len(evaluation.layers)} layers, {heads} heads ({of_all})",
+        f"tokens: generated {_grid(maps.r2g.unified)}, reference {reference}",
+        f"regions: {_counted(evaluation.fingerprint.get('regions', ()))}",
+        f"copying layer: {copying if isinstance(copying, Undefined) else f'{copying}, {_bits(evaluation)} bit'}",
+        f"figures: {', '.join(there)}",
+        *(f"undefined, {reason}: {', '.join(titles)}" for reason, titles in missing.items()),
+    ]
+    return "\n  ".join(lines)
+
+
+def _grid(map_of: np.ndarray) -> str:
+    return "×".join(map(str, map_of.shape))
+
+
+def _counted(words: Iterable[str]) -> str:
+    """ "hole of 14 pairs, none of 2"; what differs from pair to pair behind a comma is left out."""
+    kinds = Counter(word.split(",")[0] for word in words)
+    return ", ".join(f"{kind} of {count}" for kind, count in kinds.items()) + (" pairs" if kinds else "none")
+
+
+def _bits(evaluation: Evaluation) -> str:
+    mean = evaluation.mean(ATTENTION_INFORMATION.tag)
+    return str(mean) if isinstance(mean, Undefined) or not math.isfinite(mean) else f"{mean:.2f}"
