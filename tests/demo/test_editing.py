@@ -28,7 +28,7 @@ from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.evaluation.load_pipeline import load_pipeline
 from i2am_debug.families.flux_kontext import FluxKontext
 
-COPYING_LAYER = "COPYING"
+COPYING_LAYER = "single_transformer_blocks.2"
 
 
 @pytest.fixture(scope="module")
