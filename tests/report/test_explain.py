@@ -13,7 +13,7 @@ from editing_pipeline import before_and_after, kontext_with_text_encoders
 from PIL import Image, ImageDraw
 
 from i2am_debug import CapturePlan, cli
-from i2am_debug.demo.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.errors import InvalidPair
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.gate.exit_codes import ExitCode
