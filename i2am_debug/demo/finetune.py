@@ -60,19 +60,19 @@ class DemoResult:
         }
 
     def table(self) -> str:
-        """Figures that alerts look at, of those the first that the model has; one evaluation a line."""
-        copying = self.evaluations[0].copying_layer
-        candidates = {
-            "IMACS_g": "imacs_g",
-            "IMACS_r": "imacs_r",
-            "copying layer": f"layer/{copying}/imacs_r_hole",
-            "information": "attention_information",
+        """The most telling of the figures that the model has, one evaluation a line."""
+        by_what_they_tell = {
             "reference gap": "reference_gap",
+            "information": "attention_information",
+            "kept place": "kept_place",
             "reference mass": "reference_mass",
+            "copying layer": f"layer/{self.evaluations[0].copying_layer}/imacs_r_hole",
+            "IMACS_r": "imacs_r",
+            "IMACS_g": "imacs_g",
             "loss": "loss",
         }
-        known = {title: tag for title, tag in candidates.items() if self._has(tag)}
-        columns = dict(list(known.items())[:_COLUMNS])
+        known = [(title, tag) for title, tag in by_what_they_tell.items() if self._has(tag)]
+        columns = dict(reversed(known[:_COLUMNS]))
         alerted = {a.global_step: a.severity for a in self.alerts}
         lines = ["  step  " + "  ".join(f"{title:<23}" for title in columns)]
         for evaluation in self.evaluations:

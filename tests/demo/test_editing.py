@@ -162,6 +162,7 @@ def evaluation(edit_pipeline):
         batch_size=16,
         pictures=0,
     )
+    evaluator.prepare(edit_pipeline)
     looks = [look for batch in evaluator.batches for look in evaluator.observe(edit_pipeline, batch)]
     return evaluator.score(looks, global_step=0, pipeline=edit_pipeline, baseline=None)
 
@@ -206,7 +207,7 @@ def test_the_copying_layer_looks_where_the_truth_is(edit_pipeline) -> None:
         hits["moved"].append(off[moved[i]] <= 1)
     found = {name: torch.cat(each).float().mean().item() for name, each in hits.items()}
     print(found, {name: len(torch.cat(each)) for name, each in hits.items()})
-    assert found["kept"] >= 0.9
+    assert found["kept"] >= 0.95 and found["moved"] >= 0.95
 
 
 def test_the_weights_carry_their_recipe_and_what_it_reached(edit_pipeline) -> None:
@@ -223,14 +224,17 @@ def test_the_weights_carry_their_recipe_and_what_it_reached(edit_pipeline) -> No
 # -- the fine-tune ---------------------------------------------------------------------------------------------------
 
 
-def test_shuffled_references_are_alerted_and_a_healthy_fine_tune_is_not(tmp_path) -> None:
-    broken = run_demo(tmp_path, model="edit", steps=24, sabotage="shuffle", progress=False)
-    healthy = run_demo(tmp_path, model="edit", steps=16, sabotage="none", progress=False)
-    assert broken.alerts[0].global_step in (16, 24) and broken.sabotage_step == 8
-    assert not healthy.alerts and healthy.sabotage_step is None
-    head, *rows = broken.table().splitlines()
-    assert "reference gap" in head and "reference mass" in head and "undefined" not in head
-    assert "references shuffled from here" in rows[1]
+def test_shuffled_references_are_alerted(tmp_path) -> None:
+    result = run_demo(tmp_path, model="edit", steps=16, sabotage="shuffle", progress=False)
+    assert result.sabotage_step == 8 and [alert.global_step for alert in result.alerts] == [16]
+    head, *rows = result.table().splitlines()
+    assert "reference mass" in head and "information" in head and "reference gap" in head
+    assert "references shuffled from here" in rows[1] and "ALERT" in rows[2]
+
+
+def test_a_healthy_fine_tune_is_not_alerted(tmp_path) -> None:
+    result = run_demo(tmp_path, model="edit", steps=16, sabotage="none", progress=False)
+    assert result.sabotage_step is None and not result.alerts
 
 
 def test_a_fault_of_the_other_model_is_refused(tmp_path) -> None:
