@@ -14,10 +14,6 @@ from i2am_debug.demo.pairs import validation_pairs
 from PIL import Image, ImageDraw
 
 from i2am_debug import CapturePlan, cli
-<<<<<<< HEAD
-=======
-from i2am_debug.demo.inpainting.pairs import validation_pairs
->>>>>>> edit
 from i2am_debug.errors import InvalidPair
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.gate.exit_codes import ExitCode
