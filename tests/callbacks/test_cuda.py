@@ -85,7 +85,7 @@ def test_cuda_sees_what_the_cpu_sees(name):
         observations = [one for batch in evaluator.batches for one in evaluator.observe(pipeline, batch)]
         found.append(evaluator.score(observations, global_step=0, pipeline=pipeline, baseline=None))
     for tag in ("loss", "reference_gap", "blank_gap", "imacs_g", "attention_information"):
-        assert found[1].values(tag) == pytest.approx(found[0].values(tag), rel=2e-3, abs=2e-4), tag
+        assert found[1].values(tag) == pytest.approx(found[0].values(tag), rel=2e-3, abs=2e-4, nan_ok=True), tag
     assert found[0].copying_layer == found[1].copying_layer
 
 
