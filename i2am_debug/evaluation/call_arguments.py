@@ -42,8 +42,8 @@ def size_and_steps(
     if "_auto_resize" in parameters:  # Kontext brings every picture to a million pixels otherwise
         given["_auto_resize"] = False
     if "max_area" in parameters:
-        width, height = pair.extra.get("width", given["width"]), pair.extra.get("height", given["height"])
-        given["max_area"] = width * height
+        width, height = picture_size(pipeline, pair, size)
+        given["max_area"] = pair.extra.get("width", width) * pair.extra.get("height", height)
     if "num_frames" in parameters:  # the reference and one latent frame behind it: what the pair knows the truth of
         given["num_frames"] = 1 + int(getattr(pipeline, "vae_scale_factor_temporal", 4))
     if steps is not None and "num_inference_steps" in parameters:
@@ -55,7 +55,9 @@ def plain_denoising(parameters: Mapping[str, Any], denoiser: Any) -> dict[str, A
     """Arguments for a call that begins at pure noise and has no classifier-free guidance. A model that is told the guidance
     as a number keeps it."""
     told = bool(getattr(getattr(denoiser, "config", None), "guidance_embeds", False))
-    off: dict[str, Any] = {n: 1.0 for n in _GUIDANCE if n in parameters and not (told and n == "guidance_scale")}
+    # A scale that is None by default (Qwen-Image's) is one that only a model reads that is told it.
+    names = [n for n in _GUIDANCE if n in parameters and getattr(parameters[n], "default", 1.0) is not None]
+    off: dict[str, Any] = {n: 1.0 for n in names if not (told and n == "guidance_scale")}
     if "pag_scale" in parameters:
         off["pag_scale"] = 0.0
     if "strength" in parameters:

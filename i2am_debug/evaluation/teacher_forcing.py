@@ -21,6 +21,7 @@ from .call_arguments import picture_size
 from .calls import default_call, picture_of
 from .forced_scheduler import Finished, ForcedDiffusion, ForcedFlow, forced_scheduler
 from .noise_times import noise_times, times_of_a_gap, weights
+from .prompts import prompts_encoded_once
 from .references import with_reference, wrong_references
 from .truth import encoded, read_off_the_reference
 
@@ -43,7 +44,7 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
     pairs = [evaluator.pairs[i] for i in batch]
     times = noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES)
     few = times_of_a_gap(times)
-    with _forced(pipeline) as scheduler:
+    with _forced(pipeline) as scheduler, prompts_encoded_once(pipeline):
         forced = _ForcedCall(evaluator, pipeline, scheduler, batch, pairs)
         draws = any(i < evaluator.pictures for i in batch)
         with evaluator.trace(pipeline, pairs) as t:

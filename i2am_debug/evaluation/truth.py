@@ -67,6 +67,10 @@ def encoded(pipeline: Any, pair: ValidationPair, size: Size, sample: torch.Tenso
         raise CannotForce(
             f"{type(pipeline).__name__} has no vae; say how a target becomes its latents with encode=lambda pipeline, pair: …"
         )
+    if (vae.config.get("input_channels") or 3) != 3:
+        raise CannotForce(
+            f"{type(pipeline).__name__} makes pictures of {vae.config['input_channels']} channels, a target has 3; pass encode="
+        )
     if sample.ndim > 3:  # exactly as large as the latents are, whatever the pipeline resizes to
         size = sample.shape[-1] * scale_factor(pipeline), sample.shape[-2] * scale_factor(pipeline)
     with _exact(vae):
@@ -118,10 +122,8 @@ def _mean(output: Any) -> torch.Tensor:
 
 def _scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     config = vae.config
-    if isinstance(
-        vae, VQModel
-    ):  # Kandinsky's, whose latents are used as they are; the factor in its configuration is not
-        return latents
+    if isinstance(vae, VQModel):
+        return latents  # Kandinsky uses them as they are, whatever factor the configuration names
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         latents = latents - (config.get("shift_factor") or 0.0)

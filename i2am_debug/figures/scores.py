@@ -5,6 +5,7 @@ A figure without a value raises `UndefinedFigure` with its reason; inside a run 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -149,6 +150,16 @@ def reference_lines(mask: Any, grid: Grid, settings: IMACSSettings) -> dict[str,
         that knows nothing; "perfect": the mask itself on the token grid.
     """
     inside = _mask(mask)
+    key = hashlib.sha256(inside.numpy().tobytes()).digest(), tuple(inside.shape), grid, settings
+    if key not in _LINES:  # a run asks for the same lines at every evaluation
+        _LINES[key] = _lines(inside, grid, settings)
+    return dict(_LINES[key])
+
+
+_LINES: dict[Any, dict[str, float]] = {}
+
+
+def _lines(inside: torch.Tensor, grid: Grid, settings: IMACSSettings) -> dict[str, float]:
     noise = np.random.default_rng(0).random((16, *grid))
     y, x = ((np.arange(n) + 0.5) / n - 0.5 for n in grid)
     blob = np.exp(-(y[:, None] ** 2 + x[None] ** 2) / (2 * 0.25**2))

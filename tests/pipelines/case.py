@@ -43,7 +43,7 @@ class PipelineCase:
     tolerance: float = 0.0
     """By how much the package's truth may differ from `encode`'s: 0 where both do the same in the same order."""
     falls_back: str = ""
-    """Why it can't be teacher-forced; empty where it can."""
+    """Why it can't be teacher-forced as it is; empty where it can. With an `encode` all the same, encode= is the cure."""
 
     def run(self, pipeline: Any, pair: ValidationPair, steps: int = STEPS) -> Any:
         """The pipeline's output for a pair, always of the same noise."""

@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from transformers import XLMRobertaTokenizer
@@ -179,9 +180,13 @@ def unclip() -> Any:
 
 def encode_target(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
     """(1, 4, height / 8, width / 8); neither scaled nor quantised."""
-    from diffusers.image_processor import VaeImageProcessor
-
     return pipeline.movq.encode(VaeImageProcessor().preprocess(pair.target)).latents
+
+
+def encode_small(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
+    """(1, 3, side, side): what the decoder makes is the picture itself, in [-1, 1]."""
+    side = pipeline.decoder.config.sample_size
+    return VaeImageProcessor().preprocess(pair.target, side, side)
 
 
 def guided_and_not(**changes: Any) -> list[ValidationPair]:
@@ -221,6 +226,7 @@ CASES = [
             pair(n, extra=dict(decoder_num_inference_steps=STEPS, super_res_num_inference_steps=2)) for n in range(2)
         ],
         size=(32, 32),
+        encode=encode_small,
         falls_back="UnCLIPImageVariationPipeline has no vae; say how a target becomes its latents with encode=",
     ),
 ]

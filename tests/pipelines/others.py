@@ -34,6 +34,8 @@ from PIL import Image
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from i2am_debug import ValidationPair
+from i2am_debug.demo.edit.pairs import PROMPTS
+from i2am_debug.demo.edit.pipeline import load_edit_pipeline
 from i2am_debug.demo.inpainting.model import to_cells
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 
@@ -296,6 +298,13 @@ def encode_tiny(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
     return to_cells(pixels)
 
 
+def encode_tiny_edit(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
+    """(1, tokens, channels)."""
+    pixels = pipeline.image_processor.preprocess(pair.target, 32, 32)
+    encoded = pipeline._encode_vae_image(pixels, torch.Generator().manual_seed(0))
+    return pipeline._pack_latents(encoded, *encoded.shape)
+
+
 def square(number: int, **changes: Any) -> ValidationPair:
     return pair(number, size=(96, 96), **changes)
 
@@ -360,5 +369,13 @@ CASES = [
         pairs=lambda: [pair(n, size=(32, 32), masked=True, prompt=None) for n in range(2)],
         size=(32, 32),
         encode=encode_tiny,
+    ),
+    PipelineCase(
+        name="TinyEditPipeline",
+        build=lambda: quiet(load_edit_pipeline()),
+        family="flux_kontext",
+        pairs=lambda: [pair(n, size=(32, 32), prompt=PROMPTS[n]) for n in range(2)],
+        size=(32, 32),
+        encode=encode_tiny_edit,
     ),
 ]
