@@ -33,6 +33,9 @@ _SCHEDULERS = ("scheduler", "decoder_scheduler", "noise_scheduler")
 
 _NOISE_TIMES = 10  # where the plan does not say how many
 _NOT_FINITE = "the loss is not finite"
+_BLANK_OF_EVERY = 2
+"""A blank reference is tried with one pair of so many: it costs forwards, and its mean is what is asked for."""
+_NOT_TRIED = "a blank reference is tried with every second pair"
 
 
 def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
@@ -46,13 +49,14 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
     few = times_of_a_gap(times)
     with _forced(pipeline) as scheduler, prompts_encoded_once(pipeline):
         forced = _ForcedCall(evaluator, pipeline, scheduler, batch, pairs)
+        forced.read_truth()
         draws = any(i < evaluator.pictures for i in batch)
         with evaluator.trace(pipeline, pairs) as t:
             own, pictures = forced.run(pairs, times, picture_from=min(1, len(times) - 1) if draws else None)
         others = wrong_references(evaluator.pairs, batch)
         changed = [with_reference(p, o) for p, o in zip(pairs, others, strict=True) if not isinstance(o, Undefined)]
         other = forced.run(changed, [times[n] for n in few])[0] if len(changed) == len(pairs) else None
-        blank, _ = forced.run([with_reference(p, None) for p in pairs], [times[n] for n in few])
+        blank = _blank_losses(forced, batch, pairs, [times[n] for n in few])
     loss = torch.tensor(weights(times)) @ own
     share = torch.tensor(weights([times[n] for n in few]))
 
@@ -75,7 +79,7 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
                 painted=f"predicted in one step at noise time {times[min(1, len(times) - 1)]:g}",
                 loss=as_figure(float(loss[row]), _NOT_FINITE),
                 wrong_reference_loss=worse(other, row, reason),
-                no_reference_loss=worse(blank, row, ""),
+                no_reference_loss=worse(blank if index % _BLANK_OF_EVERY == 0 else None, row, _NOT_TRIED),
             )
         )
     return observations
@@ -89,7 +93,20 @@ def check_teacher_forcing(evaluator: Evaluator, pipeline: Any) -> None:
     """
     pairs = [evaluator.pairs[0]]
     with torch.no_grad(), _forced(pipeline) as scheduler:
-        _ForcedCall(evaluator, pipeline, scheduler, [0], pairs).run(pairs, noise_times(2))
+        forced = _ForcedCall(evaluator, pipeline, scheduler, [0], pairs)
+        forced.read_truth()
+        forced.run(pairs, noise_times(2))
+
+
+def _blank_losses(
+    forced: _ForcedCall, batch: Sequence[int], pairs: Sequence[ValidationPair], times: Sequence[float]
+) -> torch.Tensor:
+    """(times, B) with a blank reference; NaN for the pairs that it is not tried with."""
+    losses = torch.full((len(times), len(batch)), torch.nan)
+    rows = [row for row, index in enumerate(batch) if index % _BLANK_OF_EVERY == 0]
+    if rows:
+        losses[:, rows] = forced.of_rows(rows).run([with_reference(pairs[row], None) for row in rows], times)[0]
+    return losses
 
 
 class _ForcedCall:
@@ -106,7 +123,23 @@ class _ForcedCall:
         self._evaluator, self._pipeline, self._scheduler = evaluator, pipeline, scheduler
         self._batch, self._pairs = batch, pairs
         self._latents: torch.Tensor | None = None
-        self._read = self._read_off_the_reference()
+        self._read: torch.Tensor | None = None
+
+    def read_truth(self) -> None:
+        """What the pipeline makes of the targets as references, in a call that ends at the first denoiser input."""
+        evaluator = self._evaluator
+        if evaluator.encode is None and evaluator.call is None:
+            self._scheduler.force([1.0], self._truth, None)
+            targets = [with_reference(pair, pair.target) for pair in self._pairs]
+            family = evaluator.family_of(self._pipeline)
+            self._read = read_off_the_reference(self._pipeline, family, lambda: self._call(targets))
+
+    def of_rows(self, rows: Sequence[int]) -> _ForcedCall:
+        """The same for some of the batch's pairs."""
+        batch, pairs = [self._batch[row] for row in rows], [self._pairs[row] for row in rows]
+        some = _ForcedCall(self._evaluator, self._pipeline, self._scheduler, batch, pairs)
+        some._latents = None if self._latents is None else self._latents[list(rows)]
+        return some
 
     def run(
         self, pairs: Sequence[ValidationPair], times: Sequence[float], picture_from: int | None = None
@@ -135,15 +168,6 @@ class _ForcedCall:
             return self._evaluator.call(self._pipeline, pairs[0], generators[0])
         steps, size = len(self._scheduler.times), self._evaluator.size
         return default_call(self._pipeline, steps, size=size, plain=True).batch(self._pipeline, pairs, generators)
-
-    def _read_off_the_reference(self) -> torch.Tensor | None:
-        """What the pipeline makes of the targets as references, in a call that ends at the first denoiser input."""
-        evaluator = self._evaluator
-        if evaluator.encode is not None or evaluator.call is not None:
-            return None
-        self._scheduler.force([1.0], self._truth, None)
-        targets = [with_reference(pair, pair.target) for pair in self._pairs]
-        return read_off_the_reference(self._pipeline, evaluator.family_of(self._pipeline), lambda: self._call(targets))
 
     def _truth(self, sample: torch.Tensor) -> torch.Tensor:
         """(B, …) in the layout of the pipeline's latents; made when a call first asks for it, kept for the others."""

@@ -290,7 +290,8 @@ def _outlined(picture: Image.Image, mask: np.ndarray, size: Size) -> Image.Image
     # A border of nothing, so that a mask that touches the picture's edge is closed there.
     inside, image = ImageOps.expand(inside, 4), _scaled(picture, size)
     for colour, grown, shrunk in (((16, 18, 22), 3, 7), ((255, 255, 255), 1, 5)):
-        outer, inner = inside.filter(ImageFilter.MaxFilter(grown)), inside.filter(ImageFilter.MinFilter(shrunk))
+        outer = inside.filter(ImageFilter.MaxFilter(grown)) if grown > 1 else inside  # Pillow 12.3 dies of a size of 1
+        inner = inside.filter(ImageFilter.MinFilter(shrunk))
         image.paste(colour, mask=ImageOps.crop(ImageChops.subtract(outer, inner), 4))
     return image
 

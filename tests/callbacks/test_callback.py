@@ -42,8 +42,8 @@ def assert_same(ours, theirs, where="state"):
         assert ours == theirs, where
 
 
-@pytest.mark.parametrize("with_loss", [True, False], ids=["loss_fn", "sampling"])
-def test_training_with_the_callback_is_bit_identical(tmp_path, with_loss):
+@pytest.mark.parametrize("way", ["loss_fn", "teacher_forcing", "sampling"])
+def test_training_with_the_callback_is_bit_identical(tmp_path, way):
     alone = Run(tmp_path / "alone", tracker=False)
     alone.train(40)
     expected = alone.state()
@@ -51,7 +51,7 @@ def test_training_with_the_callback_is_bit_identical(tmp_path, with_loss):
     watched = Run(tmp_path / "watched")
     watched.unet.mid_block.eval()  # deliberately in evaluation mode: must stay so, and must be so in both runs
     watched.unet.mid_block.train()
-    callback = watched.callback(with_loss=with_loss, pairs=validation_pairs(2, seed=11))
+    callback = watched.callback(with_loss=way == "loss_fn", way=way, pairs=validation_pairs(2, seed=11))
     callback.on_train_begin(0)
     watched.train(40, callback)
     callback.on_train_end(40)

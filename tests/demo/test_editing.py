@@ -178,7 +178,7 @@ def test_the_copying_layer_is_found_and_looks_at_the_reference(evaluation) -> No
     assert evaluation.mean("attention_information") > 2
 
 
-@pytest.mark.parametrize(("layer", "follows_what_moved"), zip(COPYING_LAYERS, (False, True), strict=True))
+@pytest.mark.parametrize(("layer", "follows_what_moved"), [*zip(COPYING_LAYERS, (False, True), strict=True)])
 def test_a_copying_layer_looks_where_the_truth_is(edit_pipeline, layer, follows_what_moved) -> None:
     """Patches that are kept look at their own place; those of a moved object, in one layer, at the place that it came from."""
     count = 48
