@@ -28,7 +28,8 @@ from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.evaluation.load_pipeline import load_pipeline
 from i2am_debug.families.flux_kontext import FluxKontext
 
-COPYING_LAYER = "single_transformer_blocks.2"
+COPYING_LAYERS = ("single_transformer_blocks.1", "single_transformer_blocks.2")
+"""Both copy, and hold nearly as much information: which of them has more depends on the pairs."""
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +174,13 @@ def test_a_wrong_reference_costs_five_times_the_loss(evaluation) -> None:
 
 
 def test_the_copying_layer_is_found_and_looks_at_the_reference(evaluation) -> None:
-    assert evaluation.copying_layer == COPYING_LAYER
+    assert evaluation.copying_layer in COPYING_LAYERS
     assert evaluation.mean("attention_information") > 2
 
 
-def test_the_copying_layer_looks_where_the_truth_is(edit_pipeline) -> None:
-    """Patches that are kept look at their own place, those of a moved object at the place that it came from."""
+@pytest.mark.parametrize(("layer", "follows_what_moved"), [*zip(COPYING_LAYERS, (False, True), strict=True)])
+def test_a_copying_layer_looks_where_the_truth_is(edit_pipeline, layer, follows_what_moved) -> None:
+    """Patches that are kept look at their own place; those of a moved object, in one layer, at the place that it came from."""
     count = 48
     batch = make_batch(count, torch.Generator().manual_seed(5))
     words, target, reference = (
@@ -197,7 +199,7 @@ def test_the_copying_layer_looks_where_the_truth_is(edit_pipeline) -> None:
     )
     hits = {"kept": [], "moved": []}
     for i in range(count):
-        grid, rows = seen.maps(i).rows.by_layer[COPYING_LAYER]
+        grid, rows = seen.maps(i).rows.by_layer[layer]
         assert grid == (GRID, GRID)
         best = torch.as_tensor(rows).reshape(GRID, GRID, -1).argmax(-1)
         dx, dy = (int(v) // 4 for v in batch.shift_B2[i])
@@ -207,7 +209,8 @@ def test_the_copying_layer_looks_where_the_truth_is(edit_pipeline) -> None:
         hits["moved"].append(off[moved[i]] <= 1)
     found = {name: torch.cat(each).float().mean().item() for name, each in hits.items()}
     print(found, {name: len(torch.cat(each)) for name, each in hits.items()})
-    assert found["kept"] >= 0.95 and found["moved"] >= 0.95
+    assert found["kept"] >= 0.95
+    assert found["moved"] >= 0.95 if follows_what_moved else found["moved"] < 0.5
 
 
 def test_the_weights_carry_their_recipe_and_what_it_reached(edit_pipeline) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from editing_pipeline import before_and_after, kontext_with_text_encoders
-from i2am_debug.demo.pairs import validation_pairs
 from PIL import Image, ImageDraw
 
 from i2am_debug import CapturePlan, cli
+from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.errors import InvalidPair
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.gate.exit_codes import ExitCode

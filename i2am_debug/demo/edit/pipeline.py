@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import is_transformers_available
 from safetensors.torch import load_file
 
+from ...errors import UnsupportedModel
 from ..pixel_vae import PixelVAE
 from .model import InstructionEncoder, new_scheduler, new_transformer, pooled
 from .pairs import SIZE
@@ -99,7 +101,15 @@ class TinyEditPipeline(FluxKontextPipeline):
 
 
 def load_edit_pipeline(weights: Path = WEIGHTS, *, device: str | torch.device = "cpu") -> TinyEditPipeline:
-    """The pipeline with the shipped weights, in float32 and evaluation mode."""
+    """The pipeline with the shipped weights, in float32 and evaluation mode.
+
+    Raises:
+        UnsupportedModel: transformers is missing, without which diffusers has no Kontext pipeline.
+    """
+    if not is_transformers_available():
+        raise UnsupportedModel(
+            "the editing demo runs FluxKontextPipeline, which needs transformers: pip install transformers"
+        )
     state = load_file(weights)
     parts = {"transformer": new_transformer(), "instruction_encoder": InstructionEncoder()}
     for name, module in parts.items():
