@@ -24,7 +24,7 @@ class AccelerateProcesses:
         return self._accelerator.is_main_process
 
     @property
-    def _several(self) -> bool:
+    def several(self) -> bool:
         return self._accelerator.num_processes > 1
 
     def share(self, work: list[Any]) -> list[Any]:
@@ -42,7 +42,7 @@ class AccelerateProcesses:
             found = [work()]
         except Exception as raised:
             error = raised
-        if self._several:
+        if self.several:
             told = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
             if error is None and any(told):
                 raise I2AMError(f"another process failed: {next(t for t in told if t)}")
@@ -53,7 +53,7 @@ class AccelerateProcesses:
     def gather(self, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each process, on every process; an error on one is an error on all."""
         found = [self.agree(work)]
-        return gather_object(found) if self._several else found
+        return gather_object(found) if self.several else found
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main process, on every process; its error too."""
@@ -64,7 +64,7 @@ class AccelerateProcesses:
                 outcome = [work(), None]
             except Exception as raised:
                 error, outcome = raised, [None, f"{type(raised).__name__}: {raised}"]
-        if self._several:
+        if self.several:
             broadcast_object_list(outcome)
         if error is not None:
             raise error

@@ -21,6 +21,11 @@ class Processes(Protocol):
     @property
     def is_main(self) -> bool: ...
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        ...
+
     def share(self, work: list[Any]) -> list[Any]:
         """This process's part of the work; all parts are of one length, padded with repetitions."""
         ...

@@ -65,6 +65,7 @@ class Monitor:
         self._spacing = settings.spacing()
         self.should_stop = False
         """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
+        self.evaluator.in_step = processes.several
         self._pipeline, self._processes, self._open_trackers = pipeline, processes, trackers
         self._alert_state = AlertState(settings.rules)
         self._trackers: Trackers | None = None

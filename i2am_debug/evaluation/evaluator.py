@@ -65,6 +65,8 @@ class Evaluator:
     heads: HeadChoice | None = None
     """Chosen by `prepare`, or stored with the baseline."""
 
+    in_step: bool = field(default=False, init=False)
+    """Every pair must take as many forwards as any other: the processes that share the pairs may share the model too."""
     chosen: Way | None = field(default=None, init=False)
     """The way that is taken, once `check` or `prepare` has chosen it."""
     _pairs_at_once: int = field(default=1, init=False)

@@ -56,7 +56,7 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
         others = wrong_references(evaluator.pairs, batch)
         changed = [with_reference(p, o) for p, o in zip(pairs, others, strict=True) if not isinstance(o, Undefined)]
         other = forced.run(changed, [times[n] for n in few])[0] if len(changed) == len(pairs) else None
-        blank = _blank_losses(forced, batch, pairs, [times[n] for n in few])
+        blank = _blank_losses(forced, batch, pairs, [times[n] for n in few], every=evaluator.in_step)
     loss = torch.tensor(weights(times)) @ own
     share = torch.tensor(weights([times[n] for n in few]))
 
@@ -86,24 +86,31 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
 
 
 def check_teacher_forcing(evaluator: Evaluator, pipeline: Any) -> None:
-    """Tries a call of the first pair at two noise times.
+    """Tries a call at two noise times, of the first pair of each combination of sizes.
 
     Raises:
         CannotForce: the call can't be teacher-forced; says why.
     """
-    pairs = [evaluator.pairs[0]]
+    of_sizes: dict[Any, tuple[int, ValidationPair]] = {}
+    for index, pair in enumerate(evaluator.pairs):
+        of_sizes.setdefault((pair.target.size, pair.reference.size, len(pair.further_references)), (index, pair))
     with torch.no_grad(), _forced(pipeline) as scheduler:
-        forced = _ForcedCall(evaluator, pipeline, scheduler, [0], pairs)
-        forced.read_truth()
-        forced.run(pairs, noise_times(2))
+        for index, pair in of_sizes.values():
+            forced = _ForcedCall(evaluator, pipeline, scheduler, [index], [pair])
+            forced.read_truth()
+            try:
+                forced.run([pair], noise_times(2))
+            except CannotForce as error:
+                raise CannotForce(f"pair {pair.name!r}: {error}") from None
 
 
 def _blank_losses(
-    forced: _ForcedCall, batch: Sequence[int], pairs: Sequence[ValidationPair], times: Sequence[float]
+    forced: _ForcedCall, batch: Sequence[int], pairs: Sequence[ValidationPair], times: Sequence[float], *, every: bool
 ) -> torch.Tensor:
-    """(times, B) with a blank reference; NaN for the pairs that it is not tried with."""
+    """(times, B) with a blank reference; NaN for the pairs that it is not tried with. `every`: for the sake of equal forwards
+    it is tried with all; what is made of the losses is the same."""
     losses = torch.full((len(times), len(batch)), torch.nan)
-    rows = [row for row, index in enumerate(batch) if index % _BLANK_OF_EVERY == 0]
+    rows = [row for row, index in enumerate(batch) if every or index % _BLANK_OF_EVERY == 0]
     if rows:
         losses[:, rows] = forced.of_rows(rows).run([with_reference(pairs[row], None) for row in rows], times)[0]
     return losses

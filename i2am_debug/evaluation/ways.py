@@ -42,7 +42,7 @@ class Way:
 
 def choose_way(evaluator: Evaluator, pipeline: Any) -> Way:
     """The way asked for; else the loss function if there is one, else teacher forcing if the pipeline's call allows it (which
-    is tried on the first pair), else sampling.
+    is tried on a pair of each size), else sampling.
 
     Raises:
         CannotForce: teacher forcing was asked for by name and can't be.

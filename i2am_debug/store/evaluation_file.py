@@ -62,8 +62,9 @@ def write_evaluation(path: Path, evaluation: Evaluation, arrays: Mapping[str, np
 
 
 def pairs_file_name(evaluation: Evaluation) -> str:
-    """Of the file with the pictures of its pairs; other pairs have another one."""
-    digest = hashlib.sha256(json.dumps(evaluation.fingerprint.get("pairs")).encode()).hexdigest()
+    """Of the file with the pictures of its pairs; other pairs have another one, and so have other derived regions."""
+    pairs, regions = (evaluation.fingerprint.get(key) for key in ("pairs", "regions"))
+    digest = hashlib.sha256(json.dumps(pairs if regions is None else [pairs, regions]).encode()).hexdigest()
     return f"pairs_{digest[:12]}.safetensors"
 
 
