@@ -168,7 +168,11 @@ def new_callback(
     `pairs` are those of the model by default.
     """
     pairs = model.validation_pairs() if pairs is None else pairs
-    as_the_demo = {"loss_fn": model.loss_fn(pipeline), "batch_size": len(pairs), "num_inference_steps": 10}
+    as_the_demo: dict[str, Any] = {
+        "loss_fn": model.loss_fn(pipeline),
+        "batch_size": len(pairs),
+        "num_inference_steps": 10,
+    }
     return I2AMCallback(
         accelerator, pipeline=pipeline, pairs=pairs, every_n_steps=EVERY, on_error="raise", **(as_the_demo | settings)
     )

@@ -75,7 +75,7 @@ def picture_psnr(pipeline: TinyEditPipeline, pairs: ValidationPairs) -> float:
     """Mean over pairs of the peak signal-to-noise ratio of the whole picture, dB; touches no random state but its own."""
     made = pipeline(
         image=[p.reference for p in pairs],
-        prompt=[p.prompt for p in pairs],
+        prompt=[p.prompt or "" for p in pairs],
         num_inference_steps=_SAMPLER_STEPS,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
