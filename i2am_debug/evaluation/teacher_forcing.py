@@ -76,7 +76,7 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
                 maps=maps,
                 further=further,
                 generated=pictures[row] if pictures and index < evaluator.pictures else None,
-                painted=f"predicted in one step at noise time {times[min(1, len(times) - 1)]:g}",
+                painted=f"predicted in one step from {times[min(1, len(times) - 1)]:.0%} noise",
                 loss=as_figure(float(loss[row]), _NOT_FINITE),
                 wrong_reference_loss=worse(other, row, reason),
                 no_reference_loss=worse(blank if index % _BLANK_OF_EVERY == 0 else None, row, _NOT_TRIED),
