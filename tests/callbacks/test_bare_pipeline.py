@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from editing_run import first_evaluation, watched  # loads torch, so that this process has one thread, as the others
 from test_callback import assert_same
+from two_processes import run_on_two
 
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
@@ -43,15 +41,7 @@ def test_training_is_bit_identical_and_everything_is_measured(tmp_path, caplog):
 
 def test_two_processes_agree_with_one_and_take_equal_forwards(tmp_path):
     first_evaluation(tmp_path / "one", tmp_path / "one.json")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(SCRIPT), str(tmp_path / "two"), str(tmp_path / "two.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two(SCRIPT, tmp_path / "two", tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert two["ways"] == ["teacher_forcing"] * 2
     assert (

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from training import evaluate_and_report  # loads torch, so that this process has one thread, as the others
+from two_processes import run_on_two
 
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
@@ -19,16 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "training.py"
 
 def test_two_processes_share_the_pairs_and_agree_with_one(tmp_path):
     evaluate_and_report(tmp_path / "one", tmp_path / "one.json")
-    # `accelerate launch --cpu` starts more than one process through MPI only; torchrun with gloo needs none.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(SCRIPT), str(tmp_path / "two"), str(tmp_path / "two.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two(SCRIPT, tmp_path / "two", tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert len(two["forwards"]) == 2 and two["forwards"][0] == two["forwards"][1] > 0
     assert two["wrote"] == [True, False], "only the main process opens the store"
