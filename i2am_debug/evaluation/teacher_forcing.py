@@ -101,7 +101,8 @@ def check_teacher_forcing(evaluator: Evaluator, pipeline: Any) -> None:
             try:
                 forced.run([pair], noise_times(2))
             except CannotForce as error:
-                raise CannotForce(f"pair {pair.name!r}: {error}") from None
+                where = f"pair {pair.name!r}: " if len(of_sizes) > 1 else ""
+                raise CannotForce(f"{where}{error}") from None
 
 
 def _blank_losses(

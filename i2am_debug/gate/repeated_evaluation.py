@@ -20,7 +20,8 @@ def evaluate_repeatedly(
     steps: int | None = None,
     baseline: Evaluation | None = None,
 ) -> list[Evaluation]:
-    """Samples all pairs `repeats` times, each time with another seed.
+    """Looks at all pairs `repeats` times, each time with another seed: by sampling where `steps` are given or the baseline was
+    made so, else as a run without a `loss_fn` does.
 
     Args:
         baseline: what the margins are for; everything but the seed must be as in it.
@@ -32,7 +33,12 @@ def evaluate_repeatedly(
     loaded = load_pipeline(pipeline)
     if hasattr(loaded, "set_progress_bar_config"):
         loaded.set_progress_bar_config(disable=True)
-    evaluator = Evaluator(pairs=ValidationPairs.from_folder(pairs), num_inference_steps=steps)
+    way = None if baseline is None else baseline.fingerprint["way"]
+    evaluator = Evaluator(
+        pairs=ValidationPairs.from_folder(pairs),
+        way="sampling" if way == "sampling" or (way is None and steps is not None) else None,
+        num_inference_steps=steps,
+    )
     evaluator.check(loaded)
     out = []
     for seed in range(repeats):

@@ -169,6 +169,7 @@ def test_every_reference_of_a_pair_has_its_figures_maps_and_picture(tmp_path):
         pairs=both,
         every_n_steps=5,
         plan=CapturePlan(sampler_steps=2),
+        way="sampling",
         num_inference_steps=2,
         on_error="raise",
         disable_progress_bar=True,
