@@ -24,7 +24,7 @@ from .alerts.judge import refuse_idle_rules
 from .alerts.rule import at_least
 from .errors import I2AMError, IMACSRegression
 from .evaluation.memory import peak_memory
-from .figures.declared import ATTENTION_INFORMATION
+from .figures.declared import ATTENTION_INFORMATION, REFERENCE_GAP
 from .figures.observation import Observation, merge_observations
 from .figures.record import Evaluation, differences, in_words
 from .figures.values import Undefined
@@ -249,21 +249,33 @@ class Monitor:
         watched = None if isinstance(copying, Undefined) else copying
         evaluation = replace(evaluation, watched_layer=watched, seconds=time.monotonic() - started)
         store.write(evaluation, *pack_observations(observations, watched))
-        if self._newest is None:
-            self._tell_what_was_found(evaluation, observations, peak_memory() - memory)
-        self._newest = evaluation  # only now: what is not stored is no baseline to compare with
+        is_first, self._newest = (
+            self._newest is None,
+            evaluation,
+        )  # only now: what is not stored is no baseline to compare with
         if self._baseline is None:
             self._baseline, self._baseline_maps = evaluation, unified_maps(observations)
         alert = self._judge(evaluation, store)
-        return evaluation, *self._report(evaluation, alert, observations, trackers, store)
+        told = self._report(evaluation, alert, observations, trackers, store)
+        if is_first:
+            seconds = time.monotonic() - started
+            self._tell_what_was_found(evaluation, observations, seconds, peak_memory() - memory)
+        return evaluation, *told
 
-    def _tell_what_was_found(self, evaluation: Evaluation, observations: list[Observation], memory: int) -> None:
+    def _tell_what_was_found(
+        self, evaluation: Evaluation, observations: list[Observation], seconds: float, memory: int
+    ) -> None:
         way = self.evaluator.chosen
         assert way is not None
-        cost = self._spacing.in_words(evaluation.seconds)
-        logger.info("i2am: %s", what_was_found(evaluation, observations, way, memory=memory, cost=cost))
+        found = what_was_found(
+            evaluation, observations, way, seconds=seconds, memory=memory, cost=self._spacing.in_words(seconds)
+        )
+        logger.info("i2am: %s", found)
         if way.instead:
             logger.warning("i2am: every pair is sampled, which is slow: %s", way.instead)
+        gap = evaluation.mean(REFERENCE_GAP.tag)
+        if isinstance(gap, Undefined):
+            logger.warning("i2am: no reference gap, which tells most: %s", gap.reason)
 
     def _report(
         self,

@@ -6,6 +6,7 @@ Looking (`Evaluator.observe`, on every process) is apart from scoring (`Evaluato
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,12 +71,16 @@ class Evaluator:
     chosen: Way | None = field(default=None, init=False)
     """The way that is taken, once `check` or `prepare` has chosen it."""
     _pairs_at_once: int = field(default=1, init=False)
+    _sizes: list[Any] = field(default_factory=list, init=False)
 
     @property
     def batches(self) -> list[list[int]]:
         """Pair numbers of each batch; fixed, so that a pair's noise does not depend on how many processes share the work."""
+        alike: dict[Any, list[int]] = {}
+        for index in range(len(self.pairs)):  # one call has pictures of one size
+            alike.setdefault(self._sizes[index] if self._sizes else None, []).append(index)
         size = self._pairs_at_once
-        return [list(range(i, min(i + size, len(self.pairs)))) for i in range(0, len(self.pairs), size)]
+        return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
 
     @property
     def sampled_apart(self) -> list[int]:
@@ -115,13 +120,23 @@ class Evaluator:
             default_call(pipeline)
         self._find_kept_regions(pipeline)
         self._regions: list[str] = []
+        self._sizes, without_prompt = [], []
 
         def look(pair: ValidationPair) -> None:
             self._regions.append(pair.region_in_words)
+            self._sizes.append((pair.target.size, pair.reference.size))
+            if not pair.prompt:
+                without_prompt.append(pair.name)
             if by_default:
                 references_of(pipeline, pair)
 
         self._pair_hashes = self.pairs.check(look)
+        if 0 < len(without_prompt) < len(self.pairs):
+            warnings.warn(
+                f"{len(without_prompt)} of {len(self.pairs)} pairs have no prompt: {', '.join(without_prompt[:5])}; they are "
+                "called with an empty one",
+                stacklevel=2,
+            )
         self.way_for(pipeline)
 
     def _find_kept_regions(self, pipeline: Any) -> None:

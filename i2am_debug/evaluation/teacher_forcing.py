@@ -186,7 +186,13 @@ class _ForcedCall:
     def _made(self, sample: torch.Tensor) -> torch.Tensor:
         evaluator, pipeline = self._evaluator, self._pipeline
         if evaluator.encode is not None:
-            return torch.cat([evaluator.encode(pipeline, pair) for pair in self._pairs])
+            said = torch.cat([evaluator.encode(pipeline, pair) for pair in self._pairs])
+            if said.shape != sample.shape:
+                raise CannotForce(
+                    f"encode= gave {tuple(said.shape)} for {len(self._pairs)} pairs, the pipeline's latents are "
+                    f"{tuple(sample.shape)}: it must return a pair's target in their layout, (1, …)"
+                )
+            return said
         if self._read is not None and self._read.shape[1:] == sample.shape[1:]:
             return self._read
         sizes = [picture_size(pipeline, pair, evaluator.size) for pair in self._pairs]

@@ -45,7 +45,7 @@ def choose_way(evaluator: Evaluator, pipeline: Any) -> Way:
     is tried on a pair of each size), else sampling.
 
     Raises:
-        CannotForce: teacher forcing was asked for by name and can't be.
+        CannotForce: teacher forcing was asked for, by name or by `encode`, and can't be.
     """
     if evaluator.way is not None:
         if evaluator.way == "teacher_forcing":
@@ -58,6 +58,8 @@ def choose_way(evaluator: Evaluator, pipeline: Any) -> Way:
     except torch.OutOfMemoryError:
         raise  # sampling would need as much
     except CannotForce as error:
+        if evaluator.encode is not None:
+            raise  # somebody who says how targets become latents wants no sampling
         return Way(name="sampling", instead=str(error))
     except Exception as error:  # sampling may work all the same, and if it doesn't, its own error is the one to read
         return Way(name="sampling", instead=f"the teacher-forced call raised {type(error).__name__}: {error}")

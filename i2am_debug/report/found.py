@@ -24,11 +24,12 @@ _WAYS = {
 
 
 def what_was_found(
-    evaluation: Evaluation, observations: Sequence[Observation], way: Way, *, memory: int, cost: str
+    evaluation: Evaluation, observations: Sequence[Observation], way: Way, *, seconds: float, memory: int, cost: str
 ) -> str:
     """Some lines: way, family, layers, heads, grids, regions, figures and why others don't exist, time and memory.
 
     Args:
+        seconds: all that the evaluation took, drawing included.
         memory: bytes by which the peak grew.
         cost: what the evaluation's seconds mean for the run.
     """
@@ -49,14 +50,14 @@ def what_was_found(
     there = [f.title for f in known if not isinstance(evaluation.mean(f.tag), Undefined)]
     copying = evaluation.copying_layer
     lines = [
-        f"first look at {len(observations)} pairs took {evaluation.seconds:.3g} s and {memory / 2**20:.0f} MiB; {cost}",
+        f"first look at {len(observations)} pairs took {seconds:.3g} s and {memory / 2**20:.0f} MiB; {cost}",
         f"way: {_WAYS[way.name]}{noise_times}" + (f"; not by teacher forcing: {way.instead}" if way.instead else ""),
         f"family: {evaluation.fingerprint['family']}, {len(evaluation.layers)} layers, {heads} heads ({of_all})",
         f"tokens: generated {_grid(maps.r2g.unified)}, reference {reference}",
         f"regions: {_counted(evaluation.fingerprint.get('regions', ()))}",
         f"copying layer: {copying if isinstance(copying, Undefined) else f'{copying}, {_bits(evaluation)} bit'}",
-        f"figures: {', '.join(there)}",
-        *(f"undefined, {reason}: {', '.join(titles)}" for reason, titles in missing.items()),
+        f"figures: {'; '.join(there)}",
+        *(f"undefined, {reason}: {'; '.join(titles)}" for reason, titles in missing.items()),
     ]
     return "\n  ".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..figures.declaration import Need
 from ..figures.record import Evaluation
 from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Undefined
@@ -16,6 +17,8 @@ def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:
             continue
         where = f" ({copying_layer})" if tag != figure.tag else ""
         estimate = evaluation.estimate(tag)
+        if isinstance(estimate, Undefined) and Need.BASELINE in figure.needs:
+            continue  # a first evaluation, which needs no saying
         unit = f" {figure.unit}" if figure.unit and not isinstance(estimate, Undefined) else ""
         parts.append(f"{figure.title}{where} {estimate}{unit}")
     return (

@@ -84,7 +84,7 @@ def pair_panel(
         region=region,
         reference_region=reference_region,
         figures=figures,
-        subtitle=f"{subtitle} · R2G is the paper's, which shifts of a token's logits can move (see imacs_g_centred)",
+        subtitle=f"{subtitle} · R2G is the paper's: it can move without the picture changing (compare IMACS_g, centred)",
         outlined=words,
         drawing=_drawing(pair),
         note=_of_the_kept_region(pair),
