@@ -191,7 +191,10 @@ class Monitor:
                 error,
                 exc_info=not isinstance(error, I2AMError),
             )
-        self._spacing.evaluated(global_step, time.monotonic() - started)
+        took = time.monotonic() - started
+        self._spacing.evaluated(global_step, took)
+        if self.settings.budget is not None and self._processes.is_main:
+            logger.info("i2am: %.3g s of looking: %s", took, self._spacing.in_words(took))
         self._act_on(alert)  # outside the try: an on_alert that raises, and fail_on, mean to end the training
         if failed and self.settings.on_error == "raise":
             raise self._what_failed(global_step, failed)

@@ -197,6 +197,7 @@ class Evaluator:
             "pairs": self._pair_hashes,
             "regions": self._regions,
             "way": way.name,
+            "not_teacher_forced": way.instead or None,
             "seed": self.seed,
             "num_inference_steps": self.num_inference_steps if way.name == "sampling" else None,
             "batch_size": self._pairs_at_once,
