@@ -15,7 +15,6 @@ from i2am_debug import ValidationPairs
 from i2am_debug.demo.inpainting.model import denoising_loss
 from i2am_debug.demo.inpainting.pairs import make_batch, validation_pairs
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
-from i2am_debug.demo.inpainting.training import teacher_forced
 from i2am_debug.demo.pixel_vae import LATENT_CHANNELS
 
 
@@ -27,10 +26,8 @@ def main(folder: str, steps: int = 20) -> None:
     unet, optimizer = accelerator.prepare(pipeline.unet, optimizer)
 
     pairs: ValidationPairs = validation_pairs(8, seed=7)  # of your own: ValidationPairs.from_folder("val")
-    loss_fn = teacher_forced(pipeline)  # optional: without it every pair is sampled, and there is no reference gap
-    callback = I2AMCallback(
-        accelerator, pipeline=pipeline, pairs=pairs, every_n_steps=10, loss_fn=loss_fn, batch_size=8
-    )
+    # batch_size: pairs in one call, for pipelines that take several; budget=0.02 in place of every_n_steps spaces by cost
+    callback = I2AMCallback(accelerator, pipeline=pipeline, pairs=pairs, every_n_steps=10, batch_size=8)
     accelerator.register_for_checkpointing(callback)
     callback.on_train_begin(0)
 
