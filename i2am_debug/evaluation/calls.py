@@ -86,9 +86,12 @@ class DefaultCall:
             arguments.update(plain_denoising(parameters, denoiser_of(pipeline)))
         unknown = sorted(set(arguments) - set(parameters))
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            text = (
+                "; the words go under prompt" if "prompt" in parameters and {"text", "caption"} & set(unknown) else ""
+            )
             raise InvalidPair(
                 f"pair {pair.name!r} has {', '.join(unknown)}, which {type(pipeline).__name__} does not take; "
-                "leave the key out of metadata.jsonl or pass call="
+                f"leave the key out of metadata.jsonl or pass call={text}"
             )
         return arguments
 

@@ -246,3 +246,64 @@ def test_the_picture_is_the_prediction_of_one_noise_time():
     for number, t in enumerate(forced.timesteps):
         sample = forced.step(torch.full_like(noise, number), t, sample, return_dict=False)[0]
     assert (sample == 1).all()
+
+
+# -- what a person gets wrong ------------------------------------------------------------------------------------------
+
+
+def test_an_encode_of_another_shape_is_an_error_at_once(tiny_pipeline, pairs):
+    evaluator = Evaluator(pairs=pairs[:2], encode=lambda pipeline, pair: torch.zeros(1, 4, 8, 8))
+    with pytest.raises(
+        CannotForce, match=r"encode= gave \(1, 4, 8, 8\) for 1 pairs, the pipeline's latents are \(1, 12, 16, 16\)"
+    ):
+        evaluator.check(tiny_pipeline)
+
+
+def test_an_encode_of_ones_own_is_what_is_scored_against(tiny_pipeline, pairs):
+    def encode(pipeline, pair):
+        pixels = torch.from_numpy(np.asarray(pair.target, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        return torch.nn.functional.pixel_unshuffle(pixels, 2)
+
+    (_, given), (_, found) = (looked_at(tiny_pipeline, pairs[:2], **s) for s in ({"encode": encode}, {}))
+    np.testing.assert_allclose(given.values("loss"), found.values("loss"), rtol=1e-4)
+
+
+def test_a_pair_without_a_prompt_among_others_is_named(tiny_pipeline, pairs):
+    named = [with_reference(pair, pair.reference) for pair in pairs[:3]]
+    object.__setattr__(named[0], "prompt", "a cat")
+    with pytest.warns(UserWarning, match="2 of 3 pairs have no prompt: demo_01, demo_02"):
+        Evaluator(pairs=ValidationPairs(named), call=lambda *_: None, way="sampling").check(tiny_pipeline)
+
+
+def test_pairs_of_one_call_have_one_size(tiny_pipeline, pairs):
+    wide = with_reference(pairs[1], pairs[1].reference.resize((48, 32)))
+    evaluator = Evaluator(pairs=ValidationPairs([pairs[0], wide, pairs[2], pairs[3]]), batch_size=2, pictures=0)
+    evaluator.check(tiny_pipeline)
+    assert evaluator.batches == [[0, 2], [3], [1]]
+    assert [one.index for batch in evaluator.batches for one in evaluator.observe(tiny_pipeline, batch)] == [0, 2, 3, 1]
+
+
+def test_a_failing_combination_of_sizes_is_named(tiny_pipeline, pairs, monkeypatch):
+    wide = with_reference(pairs[1], pairs[1].reference.resize((48, 32)))
+    real = type(tiny_pipeline).prepare
+
+    def prepare(self, image, mask_image, example_image):
+        assert not isinstance(example_image, list) and example_image.size == (32, 32)
+        return real(self, image, mask_image, example_image)
+
+    monkeypatch.setattr(type(tiny_pipeline), "prepare", prepare)
+    evaluator = Evaluator(pairs=ValidationPairs([pairs[0], wide]))
+    evaluator.check(tiny_pipeline)
+    assert (
+        evaluator.chosen.name == "sampling"
+        and "the teacher-forced call raised AssertionError" in evaluator.chosen.instead
+    )
+
+
+def test_what_runs_out_of_memory_is_not_taken_for_a_call_that_cannot_be_forced(tiny_pipeline, pairs, monkeypatch):
+    def forward(*args, **kwargs):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(tiny_pipeline.unet, "forward", forward)
+    with pytest.raises(torch.OutOfMemoryError, match="planted"):
+        Evaluator(pairs=pairs[:2]).check(tiny_pipeline)
