@@ -38,7 +38,7 @@ from .calls import (
     takes_batches,
 )
 from .loss_function import LossFunction
-from .references import BLANK
+from .references import blank_colour
 from .truth import Encode
 from .ways import Way, WayName, choose_way
 
@@ -217,7 +217,7 @@ class Evaluator:
             "num_inference_steps": self.num_inference_steps if way.name == "sampling" else None,
             "batch_size": self._pairs_at_once,
             "size": None if self.size is None else list(self.size),
-            "no_reference": BLANK if way.name == "teacher_forcing" else None,
+            "no_reference": None if way.name == "sampling" else list(blank_colour(pipeline, self.family_of(pipeline))),
             "scheduler": type(scheduler).__name__ if scheduler is not None else None,
             "plan": self.plan.to_dict(),
             "imacs": self.imacs.to_dict(),

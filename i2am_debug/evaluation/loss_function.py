@@ -12,7 +12,7 @@ from ..errors import NothingCaptured, UnsupportedModel
 from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined, as_figure
 from .noise_times import times_of_a_gap, weights
-from .references import blank_reference
+from .references import blank_colour, blank_reference
 
 if TYPE_CHECKING:
     from .evaluator import Evaluator
@@ -51,9 +51,10 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
     with evaluator.trace(find_denoiser(pipeline), pairs, family=evaluator.family_of(pipeline)) as t:
         own = losses(None, every)
     other = losses(others, every) if len(evaluator.pairs) > 1 else None
+    colour = blank_colour(pipeline, evaluator.family_of(pipeline))
     few = times_of_a_gap([time / times[0] for time in times])
     share = torch.tensor(weights([times[n] / times[0] for n in few]))
-    blank = own.mean(0) + share @ (losses([blank_reference(pair) for pair in pairs], few) - own[few])
+    blank = own.mean(0) + share @ (losses([blank_reference(pair, colour) for pair in pairs], few) - own[few])
     try:
         maps = [maps_of(t, row) for row in range(len(batch))]
     except NothingCaptured as error:

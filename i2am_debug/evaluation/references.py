@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
+from ..families.family import Family
 from ..figures.values import Undefined
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
 
-BLANK = "grey picture"
-"""What "no reference" is: zeros, as models see a picture in [-1, 1]."""
+Colour = tuple[int, int, int]
 
-_GREY = (127, 127, 127)
+_GREY: Colour = (127, 127, 127)
+
+
+def blank_colour(pipeline: Any, family: Family) -> Colour:
+    """Of the picture that stands for no reference: zeros where the model takes it in.
+
+    That is mid-grey for models that read pictures in [-1, 1]; where the family says that an image encoder reads them
+    (`reads_encoder`), the mean that the pipeline's own image processor subtracts.
+    """
+    processors = (getattr(pipeline, name, None) for name in ("feature_extractor", "image_processor"))
+    means = (getattr(processor, "image_mean", None) for processor in processors)
+    mean = next((one for one in means if one is not None), None)
+    if mean is None or not getattr(family, "reads_encoder", False):
+        return _GREY
+    red, green, blue = (round(255 * share) for share in mean)
+    return red, green, blue
 
 
 def wrong_references(pairs: ValidationPairs, batch: Sequence[int]) -> list[Image.Image | Undefined]:
@@ -23,14 +39,14 @@ def wrong_references(pairs: ValidationPairs, batch: Sequence[int]) -> list[Image
     return [_next_other(pairs, index) for index in batch]
 
 
-def with_reference(pair: ValidationPair, reference: Image.Image | None) -> ValidationPair:
-    """The pair with another reference, or with a blank one; what is known of its own is left out."""
-    return replace(pair, reference=reference or blank_reference(pair), reference_mask=None)
+def with_reference(pair: ValidationPair, reference: Image.Image) -> ValidationPair:
+    """The pair with another reference; what is known of its own is left out."""
+    return replace(pair, reference=reference, reference_mask=None)
 
 
-def blank_reference(pair: ValidationPair) -> Image.Image:
-    """A grey picture of the reference's size."""
-    return Image.new("RGB", pair.reference.size, _GREY)
+def blank_reference(pair: ValidationPair, colour: Colour) -> Image.Image:
+    """A picture of one colour and of the reference's size."""
+    return Image.new("RGB", pair.reference.size, colour)
 
 
 def _next_other(pairs: ValidationPairs, index: int) -> Image.Image | Undefined:

@@ -22,7 +22,7 @@ from .calls import default_call, picture_of
 from .forced_scheduler import Finished, ForcedDiffusion, ForcedFlow, forced_scheduler
 from .noise_times import noise_times, times_of_a_gap, weights
 from .prompts import prompts_encoded_once
-from .references import with_reference, wrong_references
+from .references import Colour, blank_colour, blank_reference, with_reference, wrong_references
 from .truth import encoded, read_off_the_reference
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def _blank_losses(
     losses = torch.full((len(times), len(batch)), torch.nan)
     rows = [row for row, index in enumerate(batch) if every or index % _BLANK_OF_EVERY == 0]
     if rows:
-        losses[:, rows] = forced.of_rows(rows).run([with_reference(pairs[row], None) for row in rows], times)[0]
+        blank = [with_reference(pairs[row], blank_reference(pairs[row], forced.blank_colour)) for row in rows]
+        losses[:, rows] = forced.of_rows(rows).run(blank, times)[0]
     return losses
 
 
@@ -132,6 +133,11 @@ class _ForcedCall:
         self._batch, self._pairs = batch, pairs
         self._latents: torch.Tensor | None = None
         self._read: torch.Tensor | None = None
+
+    @property
+    def blank_colour(self) -> Colour:
+        """Of the picture that is no reference to this model."""
+        return blank_colour(self._pipeline, self._evaluator.family_of(self._pipeline))
 
     def read_truth(self) -> None:
         """What the pipeline makes of the targets as references, in a call that ends at the first denoiser input."""

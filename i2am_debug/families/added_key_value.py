@@ -40,6 +40,7 @@ class AddedKeyValue:
         reference_mass="yes",
     )
     projections: ClassVar[bool] = False  # to_k gives the picture's own keys only
+    reads_encoder: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if not self.layers(denoiser):

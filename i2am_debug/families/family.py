@@ -75,7 +75,8 @@ class Family(Protocol):
 
     A family whose denoiser gets generated picture and reference as one sequence may also have
     `reference_latents(arguments)`, which gives (B, tokens, channels) of reference 0 in the arguments of a forward call, or None
-    without one: the truth's latents are read there (evaluation/truth.py).
+    without one: the truth's latents are read there (evaluation/truth.py). A family whose reference is read by an image encoder
+    says `reads_encoder = True`: "no reference" is then what that encoder's own preparation makes zeros of.
     """
 
     @property

@@ -39,6 +39,7 @@ class FluxIPAdapter:
         reference_mass="between several pictures of one adapter; no branch share, as the branch is added elsewhere",
     )
     projections: ClassVar[bool] = False
+    reads_encoder: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if all(find_transformer(denoiser, name) is None for name in _TRANSFORMERS):

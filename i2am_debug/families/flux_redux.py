@@ -33,6 +33,7 @@ class FluxRedux:
     name: ClassVar[str] = "flux_redux"
     about: ClassVar[About] = About(models="Flux Redux (asked for with family=FluxRedux())", reference_mass="yes")
     projections: ClassVar[bool] = False
+    reads_encoder: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if find_transformer(denoiser, "FluxTransformer2DModel") is None:

@@ -41,6 +41,7 @@ class IPAdapter:
         reference_mass="the branch's share of the norm; between several pictures of one adapter",
     )
     projections: ClassVar[bool] = False
+    reads_encoder: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if not self.layers(denoiser):

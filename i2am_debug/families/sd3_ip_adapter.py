@@ -35,6 +35,7 @@ class SD3IPAdapter:
         reference_mass="of the adapter's own attention, before its scale",
     )
     projections: ClassVar[bool] = False
+    reads_encoder: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if self.layers(denoiser):

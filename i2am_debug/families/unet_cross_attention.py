@@ -37,6 +37,7 @@ class UNetCrossAttention:
         imacs="IMACS_g; IMACS_r as G2R",
     )
     projections: ClassVar[bool] = True
+    reads_encoder: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if not self.layers(denoiser):

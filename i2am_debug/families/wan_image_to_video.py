@@ -42,6 +42,7 @@ class WanImageToVideo:
         reference_mass="the branch's share of the norm; between the first and the last frame's picture: yes",
     )
     projections: ClassVar[bool] = False
+    reads_encoder: ClassVar[bool] = True
 
     def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
         if not any(c.__name__ in _MODELS for c in type(denoiser).__mro__):

@@ -131,8 +131,8 @@ REFERENCE_GAP = DeclaredFigure(
 BLANK_GAP = DeclaredFigure(
     tag="blank_gap",
     title="gap to no reference",
-    meaning="Loss with a blank reference, a grey picture, minus loss with the right one, same noise and timesteps: what any "
-    "reference is worth. By teacher forcing of every second pair.",
+    meaning="Loss with a blank reference, a picture of one colour, minus loss with the right one, same noise and timesteps: "
+    "what any reference is worth. By teacher forcing of every second pair.",
     needs=(Need.LOSS,),
     compute=lambda v: v.no_reference_loss - v.loss,
 )

@@ -172,3 +172,37 @@ def test_the_picture_of_an_output():
     assert picture_of(video).size == (6, 4) and colour(picture_of(video)) == (255, 255, 255)
     with pytest.raises(UnsupportedModel, match="returned a Tensor.*output_type='pil'"):
         picture_of(torch.zeros(1))
+
+
+class Sized(Recording):
+    vae_scale_factor, transformer = 8, object()
+
+    def __call__(self, image=None, height=None, width=None, max_area=None, _auto_resize=True, generator=None):
+        return self.arguments(locals())
+
+
+def test_the_picture_has_the_targets_size_rounded_to_what_the_model_takes_or_the_one_asked_for():
+    uneven = pair(mask=None, target=Image.new("RGB", (70, 40)), reference=Image.new("RGB", (140, 80)))
+    got = called(Sized(), uneven)
+    assert (got["width"], got["height"], got["max_area"], got["_auto_resize"]) == (64, 32, 64 * 32, False)
+    assert got["image"].size == (140, 80)
+    asked = default_call(Sized(), size=(140, 80))(Sized(), uneven, torch.Generator())
+    assert (asked["width"], asked["height"]) == (144, 80)
+    assert asked["image"].size == (280, 160)  # references are scaled as the targets are
+    own = called(Sized(), pair(mask=None, extra={"height": 96, "width": 96}))
+    assert (own["height"], own["max_area"]) == (96, 96 * 96)
+
+
+def test_plain_denoising_has_no_guidance_but_what_the_model_is_told():
+    def arguments(**config):
+        class Guided(Sized):
+            unet, transformer = None, SimpleNamespace(config=SimpleNamespace(**config))
+
+            def __call__(self, image=None, guidance_scale=3.5, true_cfg_scale=4.0, strength=0.6, generator=None):
+                return self.arguments(locals())
+
+        return default_call(Guided(), plain=True)(Guided(), pair(mask=None), torch.Generator())
+
+    free, told = arguments(guidance_embeds=False), arguments(guidance_embeds=True)
+    assert (free["guidance_scale"], free["true_cfg_scale"], free["strength"]) == (1.0, 1.0, 1.0)
+    assert (told["guidance_scale"], told["true_cfg_scale"], told["strength"]) == (3.5, 1.0, 1.0)

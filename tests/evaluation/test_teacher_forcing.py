@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from i2am_debug.errors import CannotForce
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.evaluation.forced_scheduler import Finished, ForcedDiffusion, forced_scheduler
 from i2am_debug.evaluation.noise_times import noise_times, times_of_a_gap, weights
-from i2am_debug.evaluation.references import with_reference, wrong_references
+from i2am_debug.evaluation.references import blank_colour, blank_reference, with_reference, wrong_references
+from i2am_debug.families.flux_kontext import FluxKontext
+from i2am_debug.families.ip_adapter import IPAdapter
+from i2am_debug.families.unet_cross_attention import UNetCrossAttention
 from i2am_debug.figures.values import Undefined
 
 PAIRS = 16
@@ -111,7 +116,14 @@ def test_the_wrong_reference_is_another_one_of_the_same_size_if_there_is_any(pai
     assert found[0].getpixel((0, 0)) == (0, 0, 255) and found[1].size == (6, 8)
     assert wrong_references(ValidationPairs([a]), [0]) == [Undefined("one pair")]
     assert wrong_references(ValidationPairs([a, a, a]), [0]) == [Undefined("all pairs have the same reference")]
-    assert with_reference(a, None).reference.getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_no_reference_is_what_becomes_zeros_where_the_model_takes_it_in(tiny_pipeline):
+    clip = SimpleNamespace(feature_extractor=SimpleNamespace(image_mean=[0.48145466, 0.4578275, 0.40821073]))
+    assert blank_colour(clip, UNetCrossAttention()) == blank_colour(clip, IPAdapter()) == (123, 117, 104)
+    assert blank_colour(clip, FluxKontext()) == blank_colour(tiny_pipeline, UNetCrossAttention()) == (127, 127, 127)
+    grey = blank_reference(demo_model("inpainting").validation_pairs()[0], (1, 2, 3))
+    assert grey.size == (32, 32) and grey.getcolors() == [(32 * 32, (1, 2, 3))]
 
 
 # -- every scheduler ---------------------------------------------------------------------------------------------------
