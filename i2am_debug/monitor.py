@@ -129,7 +129,9 @@ class Monitor:
             IMACSRegression: an alert as severe as `fail_on`, on every process.
             Exception: what went wrong, whatever `on_error` says.
         """
+        started = time.monotonic()
         evaluation, alert, failed = self._observe_and_write(global_step)
+        self._spacing.evaluated(global_step, time.monotonic() - started)
         self._act_on(alert)
         if failed:
             raise self._what_failed(global_step, failed)
@@ -249,10 +251,8 @@ class Monitor:
         watched = None if isinstance(copying, Undefined) else copying
         evaluation = replace(evaluation, watched_layer=watched, seconds=time.monotonic() - started)
         store.write(evaluation, *pack_observations(observations, watched))
-        is_first, self._newest = (
-            self._newest is None,
-            evaluation,
-        )  # only now: what is not stored is no baseline to compare with
+        is_first = self._newest is None
+        self._newest = evaluation  # only now: what is not stored is no baseline to compare with
         if self._baseline is None:
             self._baseline, self._baseline_maps = evaluation, unified_maps(observations)
         alert = self._judge(evaluation, store)

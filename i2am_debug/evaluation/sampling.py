@@ -32,8 +32,10 @@ def _observe(evaluator: Evaluator, pipeline: Any, index: int) -> Observation:
         generated = evaluator.sample(pipeline, index)
     maps, further = maps_of(t, 0)
     (other,) = wrong_references(evaluator.pairs, [index])
-    wrong: Figure = other if isinstance(other, Undefined) else Undefined("")
-    if not isinstance(other, Undefined):
+    wrong: Figure
+    if isinstance(other, Undefined):
+        wrong = other
+    else:
         wrong = distance(evaluator.sample(pipeline, index, with_reference(pair, other)), pair)
     return Observation(
         index=index,

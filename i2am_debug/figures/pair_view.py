@@ -116,7 +116,7 @@ class PairView:
 
     def edited_mass(self) -> float:
         """The same of the changed region's tokens: those in the hole, or outside the kept region."""
-        self.region  # noqa: B018 — says what is missing
+        _given(self.pair.region, self._without("no mask"))
         edited = self.maps.reference_mass_outside if self.pair.mask is None else self.maps.reference_mass_inside
         return _mean(edited, _NO_JOINT)
 
