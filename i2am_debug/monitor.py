@@ -29,6 +29,7 @@ from .figures.record import Evaluation, differences, in_words
 from .figures.values import Undefined
 from .loop import Processes, Trackers
 from .report.found import what_was_found
+from .run import stages
 from .run.reporter import Failure, Reporter
 from .run.stages import Stage, at, where
 from .settings import MonitorSettings
@@ -231,8 +232,8 @@ class Monitor:
             raise
 
         def put_back() -> None:
-            with at(Stage.PUT_BACK):
-                stack.close()
+            with at(Stage.PUT_BACK, is_entered=False), stack:
+                stages.entered(Stage.PUT_BACK)
 
         self._processes.agree(put_back)
 

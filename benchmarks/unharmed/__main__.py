@@ -11,7 +11,7 @@ from pathlib import Path
 
 PARTS = ("identity", "faults", "kills", "mutations", "growth")
 
-sys.path[:0] = ["tests", "tests/families"]  # where the training loops and tiny pipelines are
+sys.path[:0] = ["tests", "tests/families", "tests/capture"]  # where the training loops and tiny pipelines are
 
 
 def main() -> int:
