@@ -28,9 +28,9 @@ _WINDOWS = 10
 
 
 def measure(*, long: bool) -> Found:
-    """3000 evaluations of 8 pairs, in the short form 150; medians of the first tenth and of the last one."""
+    """3000 evaluations of 8 pairs, in the short form 50; medians of the first tenth and of the last one."""
     torch.set_num_threads(1)
-    count = 3000 if long else 150
+    count = 3000 if long else 50
     window = count // _WINDOWS
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
@@ -61,7 +61,7 @@ def measure(*, long: bool) -> Found:
     ]
     if ratio > 1.25:
         harm.append(f"an evaluation takes {ratio:.2f} times what it took at first")
-    if grown > 0.03 * count:
+    if grown > max(16, 0.03 * count):
         harm.append(f"{grown:.0f} MiB more after {count} evaluations")
     counted = {"time of an evaluation, last tenth against second": f"{ratio:.2f}", "MiB between": round(grown, 1)}
     return Found(rows=rows, harm=harm, counted=counted)

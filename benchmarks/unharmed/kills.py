@@ -6,6 +6,7 @@ through must have the evaluations, alerts and weights of one that was never kill
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -101,6 +102,7 @@ class _Progress:
 
 
 def _train(folder: Path) -> None:
+    logging.getLogger("i2am_debug").setLevel(logging.ERROR)
     run = Run(folder)
     run.accelerator.register_for_checkpointing(_Progress(run))
     callback = run.callback(
