@@ -59,3 +59,10 @@ class IMACSRegression(I2AMError, RuntimeError):
 
 class StoreError(I2AMError, ValueError):
     """A stored evaluation is missing, broken, or was written by a newer version."""
+
+
+class TrainingChanged(I2AMError, RuntimeError):
+    """An evaluation changed what is being trained and it can't be undone: to go on would train other weights than before.
+
+    It ends the training whatever `on_error` says.
+    """
