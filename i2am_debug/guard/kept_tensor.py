@@ -51,7 +51,7 @@ class KeptTensor:
 def _plain(tensor: torch.Tensor) -> list[torch.Tensor]:
     if is_traceable_wrapper_subclass(tensor):
         inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return [part for one in inner for part in _plain(one)]
+        return [part for one in inner if isinstance(one, torch.Tensor) for part in _plain(one)]  # a mesh is named too
     return [] if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized else [tensor]
 
 

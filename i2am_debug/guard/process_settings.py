@@ -24,7 +24,7 @@ class ProcessSettings:
     def put_back(self) -> None:
         """One that fails does not keep the others from being put back."""
         with ExitStack() as stack:
-            for setting, value in reversed(self._found):
+            for setting, value in self._found:  # which a stack undoes from the last to the first
                 stack.callback(_write_if_changed, setting, value)
 
 
@@ -84,7 +84,7 @@ def _autocast() -> Iterator[Setting]:
 
 
 def _precision() -> Iterator[Setting]:
-    """The new names first, so that they are written last: writing an old name writes new ones too, not the other way."""
+    """The new names first, so that they are written last: writing an old name writes new ones too."""
     backends = torch.backends
     for owner in (backends.cuda.matmul, getattr(backends.cudnn, "conv", None), getattr(backends.cudnn, "rnn", None)):
         if hasattr(owner, "fp32_precision"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,20 @@ def reshard(roots: Iterable[nn.Module]) -> None:
     """Gives FSDP2's modules the parameters that are trained: in and after a forward they hold gathered ones."""
     for module in dict.fromkeys(module for root in roots for module in root.modules()):
         if _is_fsdp2(module):
+            _end_forward(module._get_fsdp_state())
             module.reshard()
+
+
+def _end_forward(state: Any) -> None:
+    """After a forward that raised, FSDP2 takes itself to be inside it still: it would neither reshard now nor gather in the
+    next one (torch 2.13; there is no public way)."""
+    state._training_state = type(state._training_state).IDLE
+    state._state_ctx.iter_forward_root = None
+    groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+    for group in filter(None, groups):
+        if group._all_gather_result is not None:
+            group.wait_for_unshard()
+        group._training_state = type(group._training_state).IDLE
 
 
 def has_reducer(root: nn.Module) -> bool:
