@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def measure(*, long: bool) -> Found:
                 harm += [f"{set_up.name}, {way}, evaluation {outcome}: {one}" for one in wrong]
     ran = [row for row in rows if not row["result"].startswith("not run")]
     identical = sum(row["result"] == "identical" for row in ran)
-    return Found(rows=rows, harm=harm, counted={"identical": identical, "of": len(ran), "not run": len(rows) - len(ran)})
+    return Found(
+        rows=rows, harm=harm, counted={"identical": identical, "of": len(ran), "not run": len(rows) - len(ran)}
+    )
 
 
 def _cases(long: bool) -> Iterator[tuple[SetUp, list[tuple[str, str]]]]:
@@ -120,14 +123,20 @@ def _trained(set_up: SetUp, folder: Path, way: str | None, outcome: str | None) 
             callback.on_step_end(number)
             fault.armed = False
 
-        level = logging.getLogger("i2am_debug").level
-        logging.getLogger("i2am_debug").setLevel(logging.CRITICAL if outcome == "raises" else logging.ERROR)
-        try:
+        with _silent():  # an untrained model alerts at every step, and the planted faults are told of
             losses = set_up.train(run, STEPS, look)
-        finally:
-            logging.getLogger("i2am_debug").setLevel(level)
         evaluated = [evaluation.global_step for evaluation in callback.history()]
     return {**_left(run, losses), "evaluated": evaluated, "fired": fault.fired}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    logger = logging.getLogger("i2am_debug")
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
 
 
 def _of_the_pipeline_looked_at(run: Run, set_up: SetUp) -> Any:

@@ -265,9 +265,7 @@ def _all() -> Iterator[SetUp]:
             ("torch.compile, in the pipeline too", compiled_for_both),
             ("module.compile", compiled_in_place),
         ):
-            yield SetUp(
-                name=f"{name}, {backend}", adapt=partial(how, backend), in_short_form=short, unavailable=check
-            )
+            yield SetUp(name=f"{name}, {backend}", adapt=partial(how, backend), in_short_form=short, unavailable=check)
 
 
 SET_UPS = tuple(_all())

@@ -37,11 +37,6 @@ class KeptObjects:
         elif has_attributes(thing):
             self._remember_one(thing)
 
-    def evaluation_mode(self) -> None:
-        """Of every module remembered."""
-        for module in self._training:
-            module.training = False
-
     def put_back(self) -> None:
         """One that fails does not keep the others from being put back."""
         with ExitStack() as stack:

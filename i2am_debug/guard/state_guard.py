@@ -11,6 +11,7 @@ from torch import nn
 
 from ..capture.trace import find_denoiser
 from ..errors import TrainingChanged
+from .mentioned import mentioned
 from .modules import KeptObjects
 from .process_settings import ProcessSettings, leave_autocast_cache_alone
 from .random_states import RandomStates
@@ -30,6 +31,8 @@ class StateGuard(AbstractContextManager["StateGuard"]):
       processors, adapters, every other attribute (`set_timesteps` changes the noise times that a training draws from);
     - parameters' and buffers' data, gradients and `requires_grad`. Data that was replaced is put back exactly, and said
       once. The bytes of what is trained are summed before and after, to tell whether they were written to.
+
+    A function that builds the pipeline is looked into first, for the parts that it may change before it returns them.
 
     Left alone: the state of wrappers (DDP, FSDP, DeepSpeed, `torch.compile`), parameters that FSDP1 or ZeRO-3 exchange, and
     what hangs on a module but is neither of torch, diffusers, peft, transformers, Accelerate nor a processor.
@@ -70,6 +73,9 @@ class StateGuard(AbstractContextManager["StateGuard"]):
     def pipeline(self, given: Any) -> Any:
         """The pipeline given, or what the function given builds, with all of its parts watched."""
         is_built = isinstance(given, nn.Module) or any(hasattr(given, n) for n in ("unet", "transformer", "components"))
+        if not is_built:
+            for part in mentioned(given):
+                self._remember(part, trained=False)
         pipeline = given if is_built else given()
         self.watch([pipeline, find_denoiser(pipeline), *getattr(pipeline, "components", {}).values()])
         if hasattr(pipeline, "set_progress_bar_config"):
@@ -77,10 +83,15 @@ class StateGuard(AbstractContextManager["StateGuard"]):
         return pipeline
 
     def _watch(self, thing: Any, *, trained: bool) -> None:
+        self._remember(thing, trained=trained)
+        if isinstance(thing, nn.Module):
+            for module in thing.modules():
+                module.training = False
+
+    def _remember(self, thing: Any, *, trained: bool) -> None:
         self._objects.remember(thing)
         if isinstance(thing, nn.Module):
             self._tensors.remember(named_tensors(thing), trained=trained)
-            self._objects.evaluation_mode()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         lost, cause = self._put_back()

@@ -36,7 +36,11 @@ def of_the_process() -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()),
+        "autocast": (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+        ),
         "benchmark": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
         **_precision(),
         "sdpa": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()),
@@ -77,7 +81,14 @@ def _describe(value: Any, path: str, found: dict[str, Any], known: dict[int, str
         return
     known[id(value)] = path
     if isinstance(value, torch.Tensor):
-        found[path] = (id(value), value.dtype, value.device, value.requires_grad, value.data_ptr(), tuple(value.stride()))
+        found[path] = (
+            id(value),
+            value.dtype,
+            value.device,
+            value.requires_grad,
+            value.data_ptr(),
+            tuple(value.stride()),
+        )
         if not value.is_meta:
             found[f"{path}/bytes"] = value.detach().clone().reshape(-1).view(torch.uint8).numpy().tobytes()
         if value.is_leaf:

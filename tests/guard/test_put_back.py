@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from diffusers.hooks import HookRegistry
 from diffusers.hooks import ModelHook as DiffusersHook
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
+from pipelines.pictures import autoencoder, clip_image_encoder
 from pipelines.stable_diffusion import load_ip_adapter, sd, unet
 from pipelines.text import clip_text_encoder, clip_tokenizer
-from pipelines.pictures import autoencoder, clip_image_encoder
 
 from i2am_debug.guard import attributes, process_settings
 from i2am_debug.guard.modules import KeptObjects
@@ -278,7 +279,10 @@ def test_one_part_that_can_not_be_put_back_does_not_keep_the_others(monkeypatch,
     monkeypatch.setattr(kind, "put_back", put_back)
     pipeline = with_adapters()
     before, process = described(pipeline.unet), of_the_process()
-    with pytest.raises(Exception, match="could not be put back or checked: OSError: planted"), StateGuard([pipeline.unet]):
+    with (
+        pytest.raises(Exception, match="could not be put back or checked: OSError: planted"),
+        StateGuard([pipeline.unet]),
+    ):
         TOUCHED["freeu"](pipeline), pipeline.unet.half(), torch.rand(3), torch.set_grad_enabled(False)
     assert differences(before, described(pipeline.unet)) == []
     assert differences(process, of_the_process()) == []
@@ -322,3 +326,47 @@ def test_a_guard_without_settings_and_random_states_would_be_seen(monkeypatch, n
         monkeypatch.undo()
         for states in before:
             states.put_back()
+
+
+class Script:
+    """Holds its parts as a trainer does."""
+
+    def __init__(self):
+        self.pipeline = with_adapters()
+        self.scheduler, self.vae = self.pipeline.scheduler, self.pipeline.vae
+
+    def build(self):
+        self.vae.enable_tiling(), self.scheduler.set_timesteps(3), self.vae.requires_grad_(False)
+        self.pipeline.scheduler = DDIMScheduler()
+        return self.pipeline
+
+
+@pytest.mark.parametrize("how", ["closure", "partial", "method", "global"])
+def test_what_a_function_does_before_it_returns_the_pipeline_is_put_back(how):
+    script = Script()
+    vae, scheduler, pipeline = script.vae, script.scheduler, script.pipeline
+
+    def build():
+        vae.enable_tiling(), scheduler.set_timesteps(3)
+        pipeline.scheduler = DDIMScheduler()
+        return pipeline
+
+    def with_arguments(vae, *, pipeline):
+        vae.enable_tiling()
+        pipeline.scheduler.set_timesteps(3)
+        pipeline.scheduler = DDIMScheduler()
+        return pipeline
+
+    globals()["THE_SCRIPTS"] = script
+    builds = {
+        "closure": build,
+        "partial": partial(with_arguments, vae, pipeline=pipeline),
+        "method": script.build,
+        "global": lambda: THE_SCRIPTS.build(),  # noqa: F821
+    }
+    parts = [pipeline, vae, scheduler]
+    before = described(*parts)
+    with StateGuard([pipeline.unet]) as guard:
+        guard.pipeline(builds[how])
+        assert differences(before, described(*parts))
+    assert differences(before, described(*parts)) == []

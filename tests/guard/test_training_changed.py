@@ -158,11 +158,16 @@ def test_an_evaluation_that_touches_nothing_says_nothing(caplog, tmp_path):
     assert "trained" not in caplog.text
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64]
+)
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (64, 3), (4, 6, 5, 5), (0, 3)])
 def test_a_checksum_sees_every_single_byte(dtype, shape):
     tensor = torch.zeros(shape, dtype=dtype)
-    views = [tensor, torch.zeros(shape, dtype=dtype).to(memory_format=torch.channels_last) if len(shape) == 4 else tensor]
+    views = [
+        tensor,
+        torch.zeros(shape, dtype=dtype).to(memory_format=torch.channels_last) if len(shape) == 4 else tensor,
+    ]
     flat = torch.zeros(tensor.numel() + 1, dtype=dtype)
     views.append(flat[1:].view(shape))  # in a storage that begins elsewhere
     for view in views:
@@ -178,7 +183,12 @@ def test_a_checksum_sees_every_single_byte(dtype, shape):
 
 def test_a_checksum_sees_signs_not_numbers_and_what_moves_about():
     tensor = torch.arange(1.0, 129.0)
-    for change in (lambda t: t.neg_(), lambda t: t.copy_(t.flip(0)), lambda t: t[3].fill_(float("nan")), lambda t: t.zero_()):
+    for change in (
+        lambda t: t.neg_(),
+        lambda t: t.copy_(t.flip(0)),
+        lambda t: t[3].fill_(float("nan")),
+        lambda t: t.zero_(),
+    ):
         one = tensor.clone()
         sums = Checksums([one])
         change(one)
