@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from i2am_debug.figures.record import Evaluation
+from i2am_debug.guard.state_guard import StateGuard
 from i2am_debug.monitor import Monitor
 from i2am_debug.settings import MonitorSettings
 
 from .processes import AccelerateProcesses
-from .state_guard import StateGuard
 from .trackers import RunTrackers
 
 
@@ -56,6 +56,7 @@ class I2AMCallback:
         self.accelerator = accelerator
         self._given_pipeline = pipeline
         self._logdir = logdir
+        self._told: set[str] = set()
         self.monitor = Monitor(
             MonitorSettings.of("I2AMCallback", pairs=pairs, every_n_steps=every_n_steps, **settings),
             pipeline=self._pipeline,
@@ -110,7 +111,7 @@ class I2AMCallback:
     @contextmanager
     def _pipeline(self) -> Iterator[Any]:
         """A pipeline of the current weights, with everything that is being trained left as it was."""
-        with StateGuard(self.accelerator._models) as guard:
+        with StateGuard(self.accelerator._models, told=self._told) as guard:
             yield guard.pipeline(self._given_pipeline)
 
     def _open_trackers(self) -> RunTrackers:

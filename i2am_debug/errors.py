@@ -62,7 +62,10 @@ class StoreError(I2AMError, ValueError):
 
 
 class TrainingChanged(I2AMError, RuntimeError):
-    """An evaluation changed what is being trained, beyond putting back; ends the training whatever `on_error` says."""
+    """An evaluation changed what is being trained and it can't be undone: to go on would train other weights than before.
+
+    It ends the training whatever `on_error` says.
+    """
 
 
 class NoRoom(I2AMError, OSError):

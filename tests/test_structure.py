@@ -65,6 +65,7 @@ ROOMS = (
     "alerts",
     "store",
     "report",
+    "guard",
     "settings",
     "loop",
     "run",
