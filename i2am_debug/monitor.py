@@ -79,6 +79,7 @@ class Monitor:
         self._unwritten: list[Alert] = []  # alerts that the disk did not take; tried again at every evaluation
         if settings.baseline is not None:
             self._baseline, self._baseline_maps = read_evaluation(settings.baseline)
+            self.evaluator.heads = self._baseline.heads
 
     # -- the steps of a run ------------------------------------------------------------------------------------------
 
