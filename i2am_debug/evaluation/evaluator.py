@@ -246,7 +246,7 @@ class Evaluator:
             "seed": self.seed,
             "num_inference_steps": self.num_inference_steps if way.name == "sampling" else None,
             "batch_size": self._pairs_at_once,
-            "size": None if self.size is None else list(self.size),
+            "size": None if self.size is None or way.name == "loss_fn" else list(self.size),
             "no_reference": None if way.name == "sampling" else list(blank_colour(pipeline, family)),
             **{name: code if name in _CODE_OF[way.name] else None for name, code in self._code.items()},
             **of_pipeline(pipeline),

@@ -28,23 +28,37 @@ from .teacher_forcing import scheduler_name
 
 _LONG = 120  # characters of a value; what is longer, such as a table of betas, is told by its digest
 _PLAIN = (bool, int, float, str, type(None))
+_ALWAYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "timestep_spacing",
+    "shift",
+)
+"""Entries of a scheduler's configuration that are told at their defaults too, so that a difference shows both values."""
 
 
 def of_pipeline(pipeline: Any) -> dict[str, Any]:
     """The pipeline's class and its own switches, its scheduler's class and configuration.
 
-    Of the scheduler everything is told, whatever the way reads of it: a pipeline's code may ask for any entry.
+    Of the scheduler everything is told, whatever the way reads of it: a pipeline's code may ask for any entry. What is at its
+    default is left out: another diffusers, which knows an argument more, must not make every stored baseline useless.
     """
     scheduler = getattr(pipeline, scheduler_name(pipeline) or "scheduler", None)
     config = dict(getattr(scheduler, "config", {}))
     if hasattr(scheduler, "set_shift"):  # which leaves the configuration as it was
         config["shift"] = scheduler.shift
     switches = dict(pipeline.config) if isinstance(pipeline, DiffusionPipeline) else {}
+    switches = {
+        key: value for key, value in switches.items() if isinstance(value, _PLAIN)
+    }  # the others are its modules
     return {
         "pipeline": type(pipeline).__name__,
-        **_entries("pipeline", {key: value for key, value in switches.items() if isinstance(value, _PLAIN)}),
+        **_entries("pipeline", _not_defaults(pipeline, switches)),
         "scheduler": None if scheduler is None else type(scheduler).__name__,
-        **_entries("scheduler", config),
+        **_entries("scheduler", _not_defaults(scheduler, config)),
     }
 
 
@@ -102,6 +116,13 @@ def of_value(value: Any) -> Any:
     if isinstance(value, (slice, range, torch.dtype, torch.device)):
         return repr(value)
     return of_code(value) if callable(value) else type(value).__name__
+
+
+def _not_defaults(made: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a configuration that its class does not have by itself, and those that are always told."""
+    parameters = inspect.signature(type(made).__init__).parameters
+    defaults = {name: of_value(parameter.default) for name, parameter in parameters.items()}
+    return {k: v for k, v in config.items() if k in _ALWAYS or k not in defaults or of_value(v) != defaults[k]}
 
 
 def _entries(of: str, settings: Mapping[str, Any]) -> dict[str, Any]:
