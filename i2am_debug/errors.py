@@ -35,15 +35,15 @@ class UndefinedFigure(I2AMError, ValueError):
 
 
 class NotComparable(I2AMError, ValueError):
-    """Two evaluations differ in what their figures depend on; `differences` names each such thing."""
+    """Two evaluations differ in what their figures depend on; `differences` names each such thing, `cure` says what to do."""
 
-    def __init__(self, differences: dict[str, tuple[object, object]]) -> None:
+    def __init__(self, differences: dict[str, tuple[object, object]], cure: str = "") -> None:
         listed = "; ".join(f"{name}: {ours!r} here, {theirs!r} there" for name, (ours, theirs) in differences.items())
-        super().__init__(f"the two evaluations are not comparable, they differ in {listed}")
-        self.differences = differences
+        super().__init__(f"the two evaluations are not comparable, they differ in {listed}{cure}")
+        self.differences, self.cure = differences, cure
 
-    def __reduce__(self) -> tuple[type, tuple[dict]]:
-        return type(self), (self.differences,)
+    def __reduce__(self) -> tuple[type, tuple[dict, str]]:
+        return type(self), (self.differences, self.cure)
 
 
 class IMACSRegression(I2AMError, RuntimeError):

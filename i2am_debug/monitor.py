@@ -87,6 +87,7 @@ class Monitor:
         self._failing: set[str] = set()  # stages that failed last time, which need no second warning
         if settings.baseline is not None:
             self.reporter.baseline, self.reporter.baseline_maps = read_evaluation(settings.baseline)
+            self.evaluator.heads = self.reporter.baseline.heads
 
     # -- the steps of a run ------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import NotComparable
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.load_pipeline import load_pipeline
-from ..figures.record import Evaluation, differences
+from ..figures.record import Evaluation, cure, differences
 from ..pairs.collection import ValidationPairs
 
 
@@ -24,7 +24,7 @@ def evaluate_repeatedly(
     made so, else as a run without a `loss_fn` does.
 
     Args:
-        baseline: what the margins are for; everything but the seed must be as in it.
+        baseline: what the margins are for, whose heads are looked at; everything but the seed must be as in it.
 
     Raises:
         NotComparable: something else differs from the baseline.
@@ -38,6 +38,7 @@ def evaluate_repeatedly(
         pairs=ValidationPairs.from_folder(pairs),
         way="sampling" if way == "sampling" or (way is None and steps is not None) else None,
         num_inference_steps=steps,
+        heads=None if baseline is None else baseline.heads,
     )
     evaluator.check(loaded)
     out = []
@@ -49,6 +50,6 @@ def evaluate_repeatedly(
         unlike = {} if baseline is None else differences(evaluation, baseline)
         unlike.pop("seed", None)
         if unlike:
-            raise NotComparable(unlike)
+            raise NotComparable(unlike, cure(unlike))
         out.append(evaluation)
     return out
