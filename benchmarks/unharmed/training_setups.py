@@ -38,6 +38,8 @@ class SetUp:
     pipeline: Callable[[Run], Any] = lambda run: run.pipeline
     """What the callback gets as `pipeline=`: a pipeline, or a function that builds one."""
     in_short_form: bool = True
+    is_slow: bool = False
+    """Whether a case takes minutes; the long form then tries one way only."""
     unavailable: Callable[[], str] = lambda: ""
     """Why it can't be run here; empty where it can."""
 
@@ -165,7 +167,7 @@ def lora(run: Run) -> None:
 
 def compiled(backend: str, run: Run) -> None:
     torch._dynamo.reset()
-    run.unet = torch.compile(run.unet, backend=backend)
+    run.unet = torch.compile(run.unet, backend=backend, dynamic=False)
 
 
 def compiled_for_both(backend: str, run: Run) -> None:
@@ -175,7 +177,7 @@ def compiled_for_both(backend: str, run: Run) -> None:
 
 def compiled_in_place(backend: str, run: Run) -> None:
     torch._dynamo.reset()
-    run.unet.compile(backend=backend)
+    run.unet.compile(backend=backend, dynamic=False)
 
 
 def no_peft() -> str:
@@ -259,13 +261,19 @@ def _all() -> Iterator[SetUp]:
     yield SetUp(name="workers", begin=partial(loader, False), train=from_a_loader)
     yield SetUp(name="workers, persistent", begin=partial(loader, True), train=from_a_loader)
     for backend, check in (("eager", lambda: ""), ("inductor", no_compiler)):
-        short = backend == "eager"
-        for name, how in (
-            ("torch.compile", compiled),
-            ("torch.compile, in the pipeline too", compiled_for_both),
-            ("module.compile", compiled_in_place),
-        ):
-            yield SetUp(name=f"{name}, {backend}", adapt=partial(how, backend), in_short_form=short, unavailable=check)
+        hows = {
+            "torch.compile": compiled,
+            "torch.compile, in the pipeline too": compiled_for_both,
+            "module.compile": compiled_in_place,
+        }
+        for name, how in hows.items():
+            yield SetUp(
+                name=f"{name}, {backend}",
+                adapt=partial(how, backend),
+                in_short_form=(how, backend) == (compiled_for_both, "eager"),  # the others take a minute or more
+                is_slow=backend == "inductor",
+                unavailable=check,
+            )
 
 
 SET_UPS = tuple(_all())
