@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed
 
-from i2am_debug.errors import I2AMError
+from i2am_debug.errors import ProcessFailed
+
+from .arrivals import Arrivals
+from .lockstep import Lockstep, greatest
 
 T = TypeVar("T")
 
@@ -18,6 +24,8 @@ class AccelerateProcesses:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
+        self._arrivals = Arrivals()
+        self._lockstep = Lockstep(partial(greatest, accelerator.device), lambda text: gather_object([text]))
 
     @property
     def is_main(self) -> bool:
@@ -34,8 +42,16 @@ class AccelerateProcesses:
         with self._accelerator.split_between_processes(work, apply_padding=True) as mine:
             return mine
 
+    def in_lockstep(self, pipeline: Any) -> AbstractContextManager[None]:
+        """A block in which an error on one process is an error on all, although the model that runs may be shared."""
+        if not (self.several and distributed.is_initialized()):
+            return nullcontext()
+        parts = getattr(pipeline, "components", {}).values()
+        return self._lockstep.over([*self._accelerator._models, pipeline, *parts])
+
     def agree(self, work: Callable[[], T]) -> T:
         """What `work` returns on this process; an error on one is an error on all."""
+        self._all_here()
         found: list[T] = []
         error: Exception | None = None
         try:
@@ -45,7 +61,7 @@ class AccelerateProcesses:
         if self.several:
             told = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
             if error is None and any(told):
-                raise I2AMError(f"another process failed: {next(t for t in told if t)}")
+                raise ProcessFailed(f"another process failed: {next(t for t in told if t)}")
         if error is not None:
             raise error
         return found[0]
@@ -57,6 +73,7 @@ class AccelerateProcesses:
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main process, on every process; its error too."""
+        self._all_here()
         outcome: list[Any] = [None, None]
         error: Exception | None = None
         if self.is_main:
@@ -69,9 +86,14 @@ class AccelerateProcesses:
         if error is not None:
             raise error
         if outcome[1] is not None:
-            raise I2AMError(f"the main process failed: {outcome[1]}")
+            raise ProcessFailed(f"the main process failed: {outcome[1]}")
         return outcome[0]
 
     def wait(self) -> None:
         """Until all have come here."""
+        self._all_here()
         self._accelerator.wait_for_everyone()
+
+    def _all_here(self) -> None:
+        if self.several and distributed.is_initialized():
+            self._arrivals.all_here()

@@ -65,7 +65,7 @@ class Monitor:
         self._spacing = settings.spacing()
         self.should_stop = False
         """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
-        self.evaluator.in_step = processes.several
+        self.evaluator.in_step, self.evaluator.in_lockstep = processes.several, processes.in_lockstep
         self._pipeline, self._processes, self._open_trackers = pipeline, processes, trackers
         self._alert_state = AlertState(settings.rules)
         self._trackers: Trackers | None = None
@@ -90,7 +90,7 @@ class Monitor:
         """
         with ExitStack() as stack:
             pipeline = self._processes.agree(lambda: stack.enter_context(self._pipeline()))
-            self._processes.agree(lambda: self.evaluator.check(pipeline))
+            self._processes.agree(lambda: self._together(pipeline, self.evaluator.check))
             self._take_one_way(pipeline)
         if self._resumed_at is None and self._processes.is_main:
             self._resumed_at = global_step  # whatever the folder holds beyond this step is of an abandoned attempt
@@ -101,22 +101,21 @@ class Monitor:
 
     def step(self, global_step: int) -> None:
         """Evaluates when it is time (`every_n_steps` or `budget`); once a step, however often it is called."""
-        if global_step != self._last_step and self._spacing.due(global_step, self._processes.from_main):
-            self._evaluate_or_warn(global_step)
+        if global_step != self._last_step:
+            self._evaluate_or_warn(global_step, lambda: self._spacing.due(global_step, self._processes.from_main))
 
     def end(self, global_step: int) -> None:
         """Evaluates the final weights unless just done, and closes what was opened."""
         if global_step != self._last_step:
             self._evaluate_or_warn(global_step)
         failure = None
-        try:
-            if self._trackers is not None:
-                self._trackers.close()
-        except Exception as error:  # the other processes must not wait for ever, nor the script's last save be lost
-            failure = error
         # A script that ends now frees its process group while gloo's thread may still hold our last gather's tensors;
         # both then wait for the interpreter's lock for ever (torch 2.13, CPU). A barrier gives that thread time.
-        self._processes.wait()
+        for last in (lambda: self._trackers and self._trackers.close(), self._processes.wait):
+            try:
+                last()
+            except Exception as error:  # the other processes must not wait for ever, nor the script's last save be lost
+                failure = failure or error
         if failure is not None and self.settings.on_error == "raise":
             raise failure
         if failure is not None:
@@ -172,16 +171,23 @@ class Monitor:
 
     def _take_one_way(self, pipeline: Any) -> None:
         """What one process can't teacher-force, none does: their figures are of one evaluation."""
-        ways = self._processes.gather(lambda: self.evaluator.way_for(pipeline))
+        ways = self._processes.gather(lambda: self._together(pipeline, self.evaluator.way_for))
         self.evaluator.use(next((way for way in ways if way.instead), ways[0]), pipeline)
+
+    def _together(self, pipeline: Any, work: Callable[[Any], T]) -> T:
+        """Work that runs forwards of the pipeline; if it fails on one process, it does on all."""
+        with self._processes.in_lockstep(pipeline):
+            return work(pipeline)
 
     def _is_due_at_the_beginning(self, global_step: int) -> bool:
         saved_before_it_was_evaluated = self._spacing.falls_on(global_step) and global_step != self._last_step
         return self._baseline is None or self._last_step is None or saved_before_it_was_evaluated
 
-    def _evaluate_or_warn(self, global_step: int) -> None:
+    def _evaluate_or_warn(self, global_step: int, is_due: Callable[[], bool] = lambda: True) -> None:
         alert, failed, started = None, None, time.monotonic()
         try:
+            if not is_due():
+                return
             _, alert, failed = self._observe_and_write(global_step)
         except Exception as error:
             if self.settings.on_error == "raise":
@@ -213,7 +219,8 @@ class Monitor:
         started, memory = time.monotonic(), peak_memory()
         with ExitStack() as stack:
             pipeline = self._processes.agree(lambda: stack.enter_context(self._pipeline()))
-            everyones = self._processes.gather(lambda: self._observe(pipeline))
+            self._take_one_way(pipeline)
+            everyones = self._processes.gather(lambda: self._together(pipeline, self._observe))
             pictures = {i: picture for _, some in everyones for i, picture in some.items()}
             observations = [observation for some, _ in everyones for observation in some]
             observations = merge_observations(observations, pictures, len(self.evaluator.pairs))
