@@ -38,39 +38,45 @@ class Arrivals:
     def all_here(self) -> None:
         """Waits until all processes have come to this meeting.
 
+        Who comes to one that others gave up joins the next, so that processes find together again.
+
         Raises:
-            ProcessMissing: they have not in time; told to those who come later too.
+            ProcessMissing: they have not in time.
         """
         store, processes = distributed.distributed_c10d._get_default_store(), distributed.get_world_size()
-        self._met += 1
-        counter, everybody = (f"i2am_debug/{self._of_run}/{self._met}/{name}" for name in ("count", "all"))
-        count = store.add(counter, 1)
+        count = _GIVEN_UP
+        while count >= _GIVEN_UP:
+            self._met += 1
+            count = store.add(self._key("count"), 1)
+            if count >= _GIVEN_UP:
+                self._keeps *= _IN_VAIN
         if count < processes:
-            count = self._wait(store, counter, everybody, processes)
-        elif count == processes:
-            store.set(everybody, "")
+            self._wait(store, processes)
+        else:
+            store.set(self._key("all"), "")
             for name in ("count", "all"):  # all who come here have left the last one
-                store.delete_key(f"i2am_debug/{self._of_run}/{self._met - 1}/{name}")
-        if count >= _GIVEN_UP:
-            self._keeps *= _IN_VAIN
-            raise ProcessMissing(_text(count % _GIVEN_UP, processes, "in time"))
+                store.delete_key(self._key(name, ago=1))
         self._keeps = 1.0
 
-    def _wait(self, store: Any, counter: str, everybody: str, processes: int) -> int:
-        """How many came at last, and `_GIVEN_UP` more if one gave up waiting."""
-        patience = self._patience or _PATIENCE * store.timeout.total_seconds()
+    def _key(self, name: str, ago: int = 0) -> str:
+        return f"i2am_debug/{self._of_run}/{self._met - ago}/{name}"
+
+    def _wait(self, store: Any, processes: int) -> None:
+        patience = self._keeps * (self._patience or _PATIENCE * store.timeout.total_seconds())
         begin, hinted = time.monotonic(), False
-        while (waited := time.monotonic() - begin) < patience * self._keeps:
-            if store.check([everybody]):
-                return processes
+        while (waited := time.monotonic() - begin) < patience:
+            if store.check([self._key("all")]):
+                return
             if waited > _HINT_AFTER and not hinted:
                 hinted = True
-                came = store.add(counter, 0) % _GIVEN_UP
+                came = store.add(self._key("count"), 0) % _GIVEN_UP
                 logger.warning("i2am: waiting: %s", _text(came, processes, f"after {waited:.0f} s"))
             time.sleep(min(0.25, 0.001 + waited / 20))
-        count = store.add(counter, _GIVEN_UP)
+        count = store.add(self._key("count"), _GIVEN_UP)
         all_came_in_the_last_moment = count == processes + _GIVEN_UP
-        return processes if all_came_in_the_last_moment else count
+        if not all_came_in_the_last_moment:
+            self._keeps *= _IN_VAIN
+            raise ProcessMissing(_text(count % _GIVEN_UP, processes, f"in {patience:.3g} s"))
 
 
 def _text(came: int, processes: int, when: str) -> str:

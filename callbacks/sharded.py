@@ -69,7 +69,7 @@ class ShardedModules:
         self._groups_were = [
             (g, g._training_state, g.is_sharded, list(g._post_forward_indices)) for s in self._states for g in _groups(s)
         ]
-        self._order = {id(s._comm_ctx): len(s._comm_ctx.post_forward_order) for s in self._states}
+        self._order = {id(s._comm_ctx): len(s._comm_ctx.post_forward_order) for s in self._states if _has_run(s)}
 
     def put_back(self, *, left_half_way: bool) -> None:
         """`left_half_way`: the processes may have come to different modules, so all weights are sharded, on all of them."""
@@ -77,6 +77,8 @@ class ShardedModules:
             state._training_state, state._state_ctx.iter_forward_root = training, root
             if left_half_way:
                 getattr(state, "_modules_to_run_forward", set()).clear()
+            if not _has_run(state):
+                continue
             _drop_gathered(state._comm_ctx)
             del state._comm_ctx.post_forward_order[self._order.get(id(state._comm_ctx), 0) :]
         for group, training, was_sharded, indices in self._groups_were:
@@ -93,6 +95,10 @@ def _hands_buffers_round(module: nn.Module) -> bool:
 
 def _states(modules: Iterable[nn.Module]) -> Iterator[Any]:
     return (module._get_fsdp_state() for module in modules if isinstance(module, FSDPModule))
+
+
+def _has_run(state: Any) -> bool:
+    return hasattr(state._comm_ctx, "post_forward_order")
 
 
 def _groups(state: Any) -> list[Any]:
