@@ -20,7 +20,9 @@ logger = logging.getLogger("i2am_debug")
 _PATIENCE = 0.75
 """Of the process group's own timeout. A process that is late by more ends the training with or without us: the others wait for
 it in their next gradients. Less than the whole, so that this error comes first."""
-_IN_VAIN = 0.1  # how much of its patience a process keeps that waited in vain; in a run gone wrong it would wait at every step
+_IN_VAIN = (
+    0.1  # how much of its patience a process keeps that waited in vain; in a run gone wrong it would wait at every step
+)
 _HINT_AFTER = 60.0  # seconds
 _GIVEN_UP = 1 << 32
 _numbers = itertools.count()

@@ -54,7 +54,9 @@ class CheckpointFile:
     ) -> None:
         self._processes, self._state, self._resume, self._registered = processes, state, resume, registered
         number = _of_accelerator[accelerator] = _of_accelerator.get(accelerator, -1) + 1
-        self._name = STATE_FILE if number == 0 else f"i2am_debug_{number}.state"  # of the run's callbacks, in their order
+        self._name = (
+            STATE_FILE if number == 0 else f"i2am_debug_{number}.state"
+        )  # of the run's callbacks, in their order
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
 
@@ -75,8 +77,8 @@ class CheckpointFile:
                 self._resume(state)
             elif not self._registered():
                 logger.warning(
-                    "i2am: %s holds no state of the callback (%s); its baseline will be the first evaluation from now on, unless "
-                    "baseline= names one",
+                    "i2am: %s holds no state of the callback (%s); its baseline will be the first evaluation from now on, "
+                    "unless baseline= names one",
                     input_dir,
                     self._name,
                 )

@@ -59,6 +59,7 @@ class Lockstep:
             return
         sharded, ended_well = ShardedModules(self._gates), False
         handles = self._hooked() if outermost else []
+        eager = torch.compiler.set_stance("force_eager")  # compiled modules skip hooks added after compilation
         self._depth += 1
         try:
             yield
@@ -68,6 +69,7 @@ class Lockstep:
             self._tell(error)
             raise
         finally:
+            eager.__exit__(None, None, None)
             for handle in handles:
                 handle.remove()
             sharded.put_back(left_half_way=not ended_well)
@@ -141,9 +143,9 @@ class Lockstep:
 
 def _say_that_the_others_wait(gate: Gate, error: Exception) -> None:
     logger.critical(
-        "i2am: looking failed inside a collective of %s, in which the other processes now wait, and it can't be finished: "
-        "%s: %s. The process group will end the training; free memory for looking (batch_size=1), or see "
-        "docs/training-loops.md on sharded models",
+        "i2am: looking failed inside a forward of %s, whose collectives can't be finished: %s: %s. If the other processes wait "
+        "in one, the process group will end the training at its timeout; batch_size=1 takes less memory, and "
+        "docs/training-loops.md says what is covered of sharded models",
         gate.name,
         type(error).__name__,
         error,

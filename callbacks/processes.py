@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -14,7 +14,9 @@ from torch import distributed
 from i2am_debug.errors import ProcessFailed
 
 from .arrivals import Arrivals
-from .lockstep import Lockstep, greatest
+
+if TYPE_CHECKING:
+    from .lockstep import Lockstep
 
 T = TypeVar("T")
 
@@ -25,7 +27,6 @@ class AccelerateProcesses:
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._arrivals = Arrivals()
-        self._lockstep = Lockstep(partial(greatest, accelerator.device), lambda text: gather_object([text]))
 
     @property
     def is_main(self) -> bool:
@@ -44,7 +45,7 @@ class AccelerateProcesses:
 
     def in_lockstep(self, pipeline: Any) -> AbstractContextManager[None]:
         """A block in which an error on one process is an error on all, although the model that runs may be shared."""
-        if not (self.several and distributed.is_initialized()):
+        if not self._talk_by_torch:
             return nullcontext()
         parts = getattr(pipeline, "components", {}).values()
         return self._lockstep.over([*self._accelerator._models, pipeline, *parts])
@@ -95,5 +96,15 @@ class AccelerateProcesses:
         self._accelerator.wait_for_everyone()
 
     def _all_here(self) -> None:
-        if self.several and distributed.is_initialized():
+        if self._talk_by_torch:
             self._arrivals.all_here()
+
+    @property
+    def _talk_by_torch(self) -> bool:
+        return self.several and distributed.is_available() and distributed.is_initialized()
+
+    @cached_property
+    def _lockstep(self) -> Lockstep:
+        from .lockstep import Lockstep, greatest  # knows FSDP, which not every build of torch has
+
+        return Lockstep(partial(greatest, self._accelerator.device), lambda text: gather_object([text]))

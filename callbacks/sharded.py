@@ -1,7 +1,7 @@
-"""Models whose forward is a matter of all processes: where their collectives are, and their state after a forward left half-way.
+"""Models whose forward is a matter of all processes: where they wait, and their state after a forward left half-way.
 
-FSDP2 gathers the weights of a module when its forward begins. Its state is private to torch, so everything that touches it is in
-this file. Moves no weights but by `unshard` and `reshard`.
+FSDP2 gathers the weights of a module when its forward begins. Its state is private to torch; all that touches it is in this
+file. Moves no weights but by `unshard` and `reshard`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class ShardedModules:
         self._states = list({id(s): s for s in _states(gate.module for gate in all_gates)}.values())
         self._states_were = [(s, s._training_state, s._state_ctx.iter_forward_root) for s in self._states]
         self._groups_were = [
-            (g, g._training_state, g.is_sharded, list(g._post_forward_indices)) for s in self._states for g in _groups(s)
+            (g, g._training_state, g.is_sharded, list(g._post_forward_indices))
+            for s in self._states
+            for g in _groups(s)
         ]
         self._order = {id(s._comm_ctx): len(s._comm_ctx.post_forward_order) for s in self._states if _has_run(s)}
 
@@ -102,7 +104,7 @@ def _has_run(state: Any) -> bool:
 
 
 def _groups(state: Any) -> list[Any]:
-    """Of a module's weights those that are gathered together; torch before 2.11 knows one a module."""
+    """Of a module's weights those that are gathered together; an older torch knows one a module."""
     if hasattr(state, "_fsdp_param_groups"):
         return list(state._fsdp_param_groups)
     return [] if state._fsdp_param_group is None else [state._fsdp_param_group]

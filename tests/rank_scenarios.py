@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType, gather_object, set_seed
-from i2am_debug.callbacks import I2AMCallback
+from i2am_debug.callbacks import I2AMCallback, checkpoints
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training import untrained_pipeline
@@ -136,7 +136,9 @@ def raised_in_a_collective(run: Run) -> Iterator[None]:
     if is_last(run):
         (group,) = run.pipeline.unet.up_blocks[0]._get_fsdp_state()._fsdp_param_groups
         left = [torch.OutOfMemoryError("planted")]
-        with mock.patch.object(group, "unshard", lambda *given: left and raised(left.pop()) or type(group).unshard(group)):
+        with mock.patch.object(
+            group, "unshard", lambda *given: raised(left.pop()) if left else type(group).unshard(group)
+        ):
             yield
         assert not left, "the fault never fired"
     else:
@@ -282,6 +284,22 @@ def main_only_by_budget(run: Run, folder: Path, step: int) -> I2AMCallback:
     return callback
 
 
+def resumed(run: Run, folder: Path, step: int) -> I2AMCallback:
+    """Saved by the main process alone, as scripts do, and loaded by all; where only the main process sees the file."""
+    callback = run.callback(folder)
+    callback.on_step_end(step)
+    if is_main(run):
+        run.accelerator.save_state(str(folder / "checkpoint"))
+    run.accelerator.wait_for_everyone()
+    callback.monitor.resume({})
+    hidden = nothing(run) if is_main(run) else mock.patch.object(checkpoints, "read_state", side_effect=OSError)
+    with hidden:
+        run.accelerator.load_state(str(folder / "checkpoint"))
+    assert callback.monitor._last_step == step
+    callback.on_train_begin(step)
+    return callback
+
+
 SCENARIOS: dict[str, Callable[[Run, Path, int], I2AMCallback]] = {
     "healthy": evaluated(),
     "by a loss": by_a_loss,
@@ -299,10 +317,15 @@ SCENARIOS: dict[str, Callable[[Run, Path, int], I2AMCallback]] = {
     "main's write raises": evaluated(broken(RunStore, "write", OSError(28, "planted: no space"), is_main)),
     "tracker's close raises": tracker_close_raises,
     "begun twice": begun_twice,
+    "resumed": resumed,
     "main only": main_only,
     "main only by budget": main_only_by_budget,
 }
-NOT_FOR = {"out of memory in a collective": ("ddp", "plugin"), "more forwards": ("ddp",)}
+NOT_FOR = {
+    "out of memory in a collective": ("ddp", "plugin"),
+    "more forwards": ("ddp",),
+    "resumed": ("fsdp2", "plugin"),
+}
 """Kinds of model that a scenario says nothing of."""
 STEPS = {"in the middle": 2}  # trained inside of the scenario
 

@@ -70,7 +70,7 @@ class Evaluator:
     in_step: bool = field(default=False, init=False)
     """Every pair must take as many forwards as any other: the processes that share the pairs may share the model too."""
     in_lockstep: Callable[[Any], AbstractContextManager[None]] = field(default=nullcontext, init=False)
-    """A block around forwards of this pipeline that may fail on one of the processes that share it, and end well all the same."""
+    """A block around forwards that may fail on one of the processes that share the model, and end well all the same."""
     chosen: Way | None = field(default=None, init=False)
     """The way that is taken, once `check` or `prepare` has chosen it."""
     _pairs_at_once: int = field(default=1, init=False)

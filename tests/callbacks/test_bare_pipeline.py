@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from editing_run import first_evaluation, watched  # loads torch, so that this process has one thread, as the others
-from test_callback import assert_same
 from several_processes import run_on_several
+from test_callback import assert_same
 
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined

@@ -87,7 +87,9 @@ def of_another_kind(path):
 
 
 def of_another_shape(path):
-    save_file({}, str(path), {"i2am_debug_state": json.dumps({"last_step": 4, "baseline": "{}", "spacing": {"step": 1}})})
+    save_file(
+        {}, str(path), {"i2am_debug_state": json.dumps({"last_step": 4, "baseline": "{}", "spacing": {"step": 1}})}
+    )
 
 
 def no_object(path):

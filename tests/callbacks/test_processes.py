@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from training import evaluate_and_report  # loads torch, so that this process has one thread, as the others
 from several_processes import run_on_several
+from training import evaluate_and_report  # loads torch, so that this process has one thread, as the others
 
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined

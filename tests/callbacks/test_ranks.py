@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from i2am_debug.callbacks.arrivals import Arrivals
 from rank_scenarios import NOT_FOR, SCENARIOS, figures
 from several_processes import run_on_several
 
+from i2am_debug.errors import ProcessMissing
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 
@@ -33,13 +38,19 @@ AWAY = SKIPPED + r"1 of \d processes have come in 1 s; call on_train_begin, .* o
 UNEQUAL = SKIPPED + r"the processes do not run the same forwards \(process 0 has ended; process 1 begins FSDP"
 TOLD = {  # scenario → what the process that fails (or misses the others) says, and what one of the others
     "in the middle": (SKIPPED + "planted", SKIPPED + "another process failed: RuntimeError: planted"),
-    "factory raises": (SKIPPED + "planted in the", SKIPPED + "another process failed: ValueError: planted in the factory"),
+    "factory raises": (
+        SKIPPED + "planted in the",
+        SKIPPED + "another process failed: ValueError: planted in the factory",
+    ),
     "before a forward": (SKIPPED + "planted", SKIPPED + "another process failed: RuntimeError: planted"),
     "inside at the first pair": (SKIPPED + "planted", SKIPPED + "another process failed: RuntimeError: planted"),
     "inside at the second pair": (SKIPPED + "planted", SKIPPED + "another process failed: RuntimeError: planted"),
     "inside the encoder": (SKIPPED + "planted", SKIPPED + "another process failed: RuntimeError: planted"),
     "out of memory inside": (SKIPPED + "planted", SKIPPED + "another process failed: OutOfMemoryError: planted"),
-    "out of memory in a collective": (SKIPPED + "planted", SKIPPED + "another process failed: OutOfMemoryError: planted"),
+    "out of memory in a collective": (
+        SKIPPED + "planted",
+        SKIPPED + "another process failed: OutOfMemoryError: planted",
+    ),
     "more forwards": (UNEQUAL, UNEQUAL),
     "trial fails": ("", "every pair is sampled, which is slow: .*planted: no truth here"),
     "trial fails inside": ("", "every pair is sampled, which is slow: the teacher-forced call raised .*planted"),
@@ -49,8 +60,8 @@ TOLD = {  # scenario → what the process that fails (or misses the others) says
     "main only by budget": ("", AWAY),
 }
 EVALUATED = {  # after the first step of a scenario; none where it failed
-    **dict.fromkeys(("healthy", "by a loss", "in the middle", "begun twice", "tracker's close raises"), [0, 5]),
-    **dict.fromkeys(("trial fails", "trial fails inside"), [0, 5]),
+    **{name: [0, 5] for name in ("healthy", "by a loss", "in the middle", "begun twice", "resumed")},
+    **{name: [0, 5] for name in ("trial fails", "trial fails inside", "tracker's close raises")},
     "main only by budget": [],
 }
 
@@ -103,3 +114,65 @@ def test_the_figures_are_those_of_one_process(found, alone, processes, pairs, ki
 def alone(tmp_path_factory) -> dict[int, Evaluation]:
     folder = tmp_path_factory.mktemp("alone")
     return {pairs: Evaluation.from_json(figures(folder / str(pairs), "ddp", pairs)) for pairs in (3, 7)}
+
+
+class Member:
+    """A process that comes to meetings, here a thread with its own count of them."""
+
+    def __init__(self, patience: float | None) -> None:
+        self.arrivals = Arrivals(patience)
+        self.arrivals._of_run = 0
+
+    def comes(self) -> str:
+        try:
+            self.arrivals.all_here()
+        except ProcessMissing as error:
+            return str(error)
+        return "all here"
+
+
+@pytest.fixture
+def one_store(monkeypatch):
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    return store
+
+
+def together(*members: Member) -> list[str]:
+    with ThreadPoolExecutor(len(members)) as pool:
+        return list(pool.map(Member.comes, members))
+
+
+def test_processes_that_come_together_meet_as_often_as_they_like_and_leave_nothing_in_the_store(one_store):
+    members = [Member(30.0) for _ in range(3)]
+    for _ in range(20):
+        assert together(*members) == ["all here"] * 3
+    assert one_store.num_keys() <= 4
+
+
+def test_who_stayed_away_is_counted_and_who_comes_late_finds_the_others_again(one_store, caplog, monkeypatch):
+    monkeypatch.setattr("i2am_debug.callbacks.arrivals._HINT_AFTER", 0.05)
+    early, other, late = (Member(0.5) for _ in range(3))
+    assert all(
+        text.startswith("2 of 3 processes have come in 0.5 s; call on_train_begin") for text in together(early, other)
+    )
+    assert "i2am: waiting: 2 of 3 processes have come after 0 s" in caplog.text
+    assert late.comes().startswith("1 of 3 processes have come in 0.05 s"), (
+        "it waits no more than a tenth where others gave up"
+    )
+    for member in (early, other, late):
+        member.arrivals._patience = 300.0
+    assert together(early, other, late) == ["all here"] * 3
+    assert early.arrivals._keeps == 1.0
+
+
+def test_patience_is_most_of_the_process_groups_own(one_store, monkeypatch):
+    """With NCCL 10 minutes: a rank that is late by less may have saved a checkpoint or sampled pictures."""
+    slept = []
+    monkeypatch.setattr("i2am_debug.callbacks.arrivals.time.sleep", slept.append)
+    clock = iter(range(10**6))
+    monkeypatch.setattr("i2am_debug.callbacks.arrivals.time.monotonic", lambda: float(next(clock)))
+    one_store.set_timeout(timedelta(minutes=10))
+    alone = Member(None)
+    assert alone.comes().startswith("1 of 3 processes have come in 450 s") and 440 < len(slept) <= 450
