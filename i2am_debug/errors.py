@@ -57,6 +57,14 @@ class IMACSRegression(I2AMError, RuntimeError):
         return type(self), (str(self), self.alert)
 
 
+class ProcessFailed(I2AMError, RuntimeError):
+    """Of the processes that train together another one failed, so that this one stopped too; the text says at what."""
+
+
+class ProcessMissing(I2AMError, RuntimeError):
+    """Not every process called the callback; nothing was done."""
+
+
 class StoreError(I2AMError, ValueError):
     """A stored evaluation is missing, broken, or was written by a newer version."""
 

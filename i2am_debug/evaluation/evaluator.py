@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +77,8 @@ class Evaluator:
 
     in_step: bool = field(default=False, init=False)
     """Every pair must take as many forwards as any other: the processes that share the pairs may share the model too."""
+    in_lockstep: Callable[[Any], AbstractContextManager[None]] = field(default=nullcontext, init=False)
+    """A block around forwards that may fail on one of the processes that share the model, and end well all the same."""
     chosen: Way | None = field(default=None, init=False)
     """The way that is taken, once `check` or `prepare` has chosen it."""
     _pairs_at_once: int = field(default=1, init=False)
