@@ -109,6 +109,9 @@ def _add_calibrate(commands: Any) -> None:
         "--pairs", type=Path, metavar="FOLDER", help="with --pipeline: validation pairs with metadata.jsonl"
     )
     calibrate.add_argument(
+        "--allow-outside", action="store_true", help="with --pairs: also files that lie outside that folder"
+    )
+    calibrate.add_argument(
         "--repeats", type=at_least(5), default=8, metavar="N", help="with --pipeline: evaluations (default: 8)"
     )
     calibrate.add_argument(
@@ -354,7 +357,14 @@ def _from_pipeline(args: argparse.Namespace) -> Any:
 
         baseline = read_figures(args.baseline)
     return margins_from_repeats(
-        evaluate_repeatedly(args.pipeline, args.pairs, repeats=args.repeats, steps=args.steps, baseline=baseline)
+        evaluate_repeatedly(
+            args.pipeline,
+            args.pairs,
+            repeats=args.repeats,
+            steps=args.steps,
+            baseline=baseline,
+            allow_outside=args.allow_outside,
+        )
     )
 
 
