@@ -50,7 +50,7 @@ def _text(listing: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         status = None
     except (OSError, ValueError) as error:
-        raise InvalidPair(f"{str(listing):.{_SHOWN}} can't be opened: {why_not_opened(error)}") from None
+        raise InvalidPair(f"{listing!s:.{_SHOWN}} can't be opened: {why_not_opened(error)}") from None
     if status is None or not stat.S_ISREG(status.st_mode):
         raise InvalidPair(
             f"no {listing}; expected one JSON object a line, such as "
