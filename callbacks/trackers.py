@@ -1,13 +1,13 @@
 """Writes an evaluation into the run's own TensorBoard, wandb or other tracker.
 
-Two event writers in one folder make TensorBoard lose points, so the tracker's existing writer is used; only a run without a
-TensorBoard tracker gets a writer of its own, in a folder of its own.
+Figures and words go through the tracker's existing writer; only a run without a TensorBoard tracker gets one of its own.
+Pictures are a TensorBoard run of their own below the run's folder (`event_writer` says why).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from i2am_debug.figures.values import Undefined
 from i2am_debug.store.files import PLUGIN_NAME
 
 from ..figures.registry import all_figures, of_copying_layer
+from .event_writer import PictureWriter, SharedWriter
+
+PICTURES = "i2am_pictures"
+"""The folder of the pictures' own run, inside the run's."""
 
 PREFIX = "i2am/"
 _WANDB_LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
@@ -38,7 +42,8 @@ class RunTrackers:
         | `i2am/reference_lines/<figure>/<line>` | what maps without a model score; the charts under Custom Scalars show them |
         | `i2am/alert` | 1 at an evaluation that raised an alert, else 0; `i2am/alert/text` its words |
         | `i2am/undefined` | figures without a value, and why (text) |
-        | `i2am/pair_00` … | one panel a pair; `/time`, `/heads`, `/layers`, `/specific` of the first pairs |
+        | `i2am/pair_00` … | one panel a pair; `/time`, `/heads`, `/layers`, `/specific` of the first pairs; in the run
+        `<run>/i2am_pictures` |
     """
 
     def __init__(self, trackers: Iterable[Any], fallback_folder: Path) -> None:
@@ -50,14 +55,20 @@ class RunTrackers:
             from torch.utils.tensorboard import SummaryWriter
 
             own = SummaryWriter(str(fallback_folder))
-        self._writer = own
+        self._shared = SharedWriter(own)
+        self._pictures = PictureWriter(lambda: self.folder / PICTURES)
         self._layout_written = False
         self._undefined: str | None = None
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self._writer.log_dir)
+        return self._shared.folder
+
+    @property
+    def pictures_in_order(self) -> bool:
+        """Whether a tracker takes pictures that drops what comes for a step once later ones have begun, as wandb does."""
+        return any(hasattr(tracker, "log_images") for tracker in self._others)
 
     def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None:
         """Every figure's mean over the pairs, the reference lines, and once the charts that put them together."""
@@ -78,47 +89,50 @@ class RunTrackers:
         for score, lines in evaluation.reference_lines.items():
             values.update({f"{PREFIX}reference_lines/{score}/{line}": float(v) for line, v in lines.items()})
         step = evaluation.global_step
-        for tag, number in values.items():
-            self._writer.add_scalar(tag, number, step)
+        text = "\n".join(f"- `{PREFIX}{tag}`: undefined: {reason}" for tag, reason in undefined.items())
+        with self._shared.writing() as writer:
+            for tag, number in values.items():
+                writer.add_scalar(tag, number, step)
+            if not self._layout_written:
+                writer.add_custom_scalars(_chart_layout(evaluation))
+                writer._get_file_writer().add_summary(marker(), step)
+            if text and text != self._undefined:
+                writer.add_text(f"{PREFIX}undefined", text, step)
+        self._layout_written, self._undefined = True, text
         for tracker in self._others:
             tracker.log(values, step=step)
-        if not self._layout_written:
-            self._writer.add_custom_scalars(_chart_layout(evaluation))
-            self._writer._get_file_writer().add_summary(marker(), step)
-            self._layout_written = True
-        text = "\n".join(f"- `{PREFIX}{tag}`: undefined: {reason}" for tag, reason in undefined.items())
-        if text and text != self._undefined:
-            self._writer.add_text(f"{PREFIX}undefined", text, step)
-        self._undefined = text
 
-    def pictures(self, pictures: Mapping[str, Callable[[], Image.Image]], global_step: int) -> None:
-        """Draws and writes each picture under its tag."""
-        for tag, draw in pictures.items():
-            array = np.asarray(draw())
-            self._writer.add_image(PREFIX + tag, array, global_step, dataformats="HWC")
-            for tracker in self._others:
-                if hasattr(tracker, "log_images"):
-                    tracker.log_images({PREFIX + tag: [array]}, step=global_step)
+    def picture(self, tag: str, picture: Image.Image, global_step: int) -> None:
+        """Writes one picture under its tag; of trackers beside TensorBoard to those that take pictures."""
+        array = np.asarray(picture)
+        self._pictures.write(PREFIX + tag, array, global_step)
+        for tracker in self._others:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({PREFIX + tag: [array]}, step=global_step)
 
     def alert(self, alert: Alert | None, global_step: int) -> None:
         """1 and the words of an alert, or 0; wandb's own alert too, which reaches a person by mail or chat."""
-        self._writer.add_scalar(f"{PREFIX}alert", float(alert is not None), global_step)
+        with self._shared.writing() as writer:
+            writer.add_scalar(f"{PREFIX}alert", float(alert is not None), global_step)
+            if alert is not None:
+                writer.add_text(f"{PREFIX}alert/text", alert.text, global_step)
         for tracker in self._others:
             tracker.log({f"{PREFIX}alert": float(alert is not None)}, step=global_step)
             if alert is not None and tracker.name == "wandb":
                 title = f"i2am: {headline(alert.findings)} at step {alert.global_step}"
                 tracker.tracker.alert(title=title, text=alert.text, level=_WANDB_LEVELS[alert.severity])
-        if alert is not None:
-            self._writer.add_text(f"{PREFIX}alert/text", alert.text, global_step)
 
     def flush(self) -> None:
-        """Makes what was written visible to a TensorBoard that is running."""
-        self._writer.flush()
+        """Makes the pictures that were written visible to a TensorBoard that is running."""
+        self._pictures.flush()
 
     def close(self) -> None:
-        """Closes the writer if it is not the tracker's."""
-        if self._opened:
-            self._writer.close()
+        """Closes the pictures' file, and the writer if it is not the tracker's."""
+        try:
+            self._pictures.close()
+        finally:
+            if self._opened:
+                self._shared.close()
 
 
 def marker() -> Any:

@@ -59,3 +59,11 @@ class IMACSRegression(I2AMError, RuntimeError):
 
 class StoreError(I2AMError, ValueError):
     """A stored evaluation is missing, broken, or was written by a newer version."""
+
+
+class TrainingChanged(I2AMError, RuntimeError):
+    """An evaluation changed what is being trained, beyond putting back; ends the training whatever `on_error` says."""
+
+
+class NoRoom(I2AMError, OSError):
+    """A disk has too little room for what is to be written and for the training's own files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -55,8 +55,19 @@ class Trackers(Protocol):
         """The run's folder, in which its evaluations are stored."""
         ...
 
+    @property
+    def pictures_in_order(self) -> bool:
+        """Whether a picture has to be handed over before the run's steps go on."""
+        ...
+
     def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None: ...
     def alert(self, alert: Alert | None, global_step: int) -> None: ...
-    def pictures(self, pictures: Mapping[str, Callable[[], Image.Image]], global_step: int) -> None: ...
-    def flush(self) -> None: ...
+    def picture(self, tag: str, picture: Image.Image, global_step: int) -> None:
+        """Writes one picture; called from a thread of its own, unless `pictures_in_order`."""
+        ...
+
+    def flush(self) -> None:
+        """Makes the pictures visible."""
+        ...
+
     def close(self) -> None: ...

@@ -67,6 +67,7 @@ ROOMS = (
     "report",
     "settings",
     "loop",
+    "run",
     "monitor",
     "gate",
     "pytest_plugin",

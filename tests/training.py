@@ -126,7 +126,7 @@ def evaluate_and_report(folder: Path, report: Path) -> Run:
     callback.on_step_end(9)  # not due
     callback.on_step_end(10)
     counts = gather_object([forwards[0]])
-    wrote = gather_object([callback.monitor._store is not None])
+    wrote = gather_object([callback.monitor.reporter._store is not None])
     steps = gather_object([evaluation.global_step])
     callback.on_train_end(10)  # evaluated already
     evaluations = [e.to_json() for e in callback.history()]

@@ -37,6 +37,12 @@ def findings(rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> t
     return tuple(_patient(rule, rules, baseline, history) for rule in _on_single_figures(rules, baseline))
 
 
+def judged_figures(rules: Rules, baseline: Evaluation) -> tuple[str, ...]:
+    """The tags that `findings` asks an evaluation for."""
+    tags = (resolve(rule.figure, baseline) for rule in _on_single_figures(rules, baseline))
+    return tuple(dict.fromkeys(tag for tag in tags if isinstance(tag, str)))
+
+
 def refuse_idle_rules(rules: Rules, baseline: Evaluation) -> None:
     """A rule on a figure that no evaluation has, or with a margin that nothing reaches, would never fire.
 

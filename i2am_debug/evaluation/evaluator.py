@@ -72,6 +72,7 @@ class Evaluator:
     """The way that is taken, once `check` or `prepare` has chosen it."""
     _pairs_at_once: int = field(default=1, init=False)
     _sizes: list[Any] = field(default_factory=list, init=False)
+    _names: list[str] = field(default_factory=list, init=False)
 
     @property
     def batches(self) -> list[list[int]]:
@@ -86,6 +87,10 @@ class Evaluator:
     def sampled_apart(self) -> list[int]:
         """Pairs whose picture `sample` has to make: looking by a `loss_fn` makes none."""
         return list(range(min(self.pictures, len(self.pairs)))) if self._takes("loss_fn") else []
+
+    def names_of(self, batch: Sequence[int]) -> list[str]:
+        """The names of these pairs, for errors; their numbers until `check` has made every pair once."""
+        return [self._names[index] if self._names else str(index) for index in batch]
 
     def way_for(self, pipeline: Any) -> Way:
         """How the pairs are looked at; chosen once."""
@@ -120,9 +125,10 @@ class Evaluator:
             default_call(pipeline)
         self._find_kept_regions(pipeline)
         self._regions: list[str] = []
-        self._sizes, without_prompt = [], []
+        self._sizes, names, without_prompt = [], [], []
 
         def look(pair: ValidationPair) -> None:
+            names.append(pair.name)
             self._regions.append(pair.region_in_words)
             self._sizes.append((pair.target.size, pair.reference.size))
             if not pair.prompt:
@@ -130,7 +136,7 @@ class Evaluator:
             if by_default:
                 references_of(pipeline, pair)
 
-        self._pair_hashes = self.pairs.check(look)
+        self._pair_hashes, self._names = self.pairs.check(look), names
         if 0 < len(without_prompt) < len(self.pairs):
             warnings.warn(
                 f"{len(without_prompt)} of {len(self.pairs)} pairs have no prompt: {', '.join(without_prompt[:5])}; they are "

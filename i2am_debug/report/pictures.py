@@ -23,22 +23,19 @@ from .render import choose_patches, panel, specific_grid, strip
 
 def pictures_of(
     evaluation: Evaluation, observations: Sequence[Observation], pairs: ValidationPairs, *, panels: int, strips: int
-) -> dict[str, Callable[[], Image.Image]]:
-    """Tag → function that draws: a panel for each of the first `panels` pairs, and strips for the first `strips`."""
-    out: dict[str, Callable[[], Image.Image]] = {}
+) -> dict[str, tuple[str, Callable[[], Image.Image]]]:
+    """Tag → name of the pair, and function that draws: panels of the first `panels` pairs, and strips of the first `strips`."""
+    out: dict[str, tuple[str, Callable[[], Image.Image]]] = {}
     for number, observation in enumerate(observations):
         tag = f"pair_{number:02d}"
         pair = pairs[observation.index]
         subtitle = f"step {evaluation.global_step}"
         if number < panels:
-            out[tag] = partial(pair_panel, observation, pair, figures_of_pair(evaluation, number, pair), subtitle)
+            figures = figures_of_pair(evaluation, number, pair)
+            out[tag] = pair.name, partial(pair_panel, observation, pair, figures, subtitle)
         if number < strips:
-            out.update(
-                {
-                    f"{tag}/{name}": draw
-                    for name, draw in level_strips(observation.maps, pair, observation.generated).items()
-                }
-            )
+            strips_of = level_strips(observation.maps, pair, observation.generated)
+            out.update({f"{tag}/{name}": (pair.name, draw) for name, draw in strips_of.items()})
     return out
 
 

@@ -304,6 +304,11 @@ def _blend(ground: Image.Image, strength: Image.Image) -> Image.Image:
     return Image.composite(heat.convert("RGB"), ground, opacity)
 
 
+def get_ready_to_draw() -> None:
+    """Imports and keeps what drawing needs: not for a thread that runs beside others to do."""
+    _colours(), font(14)
+
+
 @lru_cache(maxsize=1)
 def _colours() -> bytes:
     from matplotlib import colormaps

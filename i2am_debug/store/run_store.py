@@ -89,7 +89,7 @@ class RunStore:
     def write(self, evaluation: Evaluation, arrays: Mapping[str, np.ndarray], grids: Mapping[str, Any]) -> Path:
         """Writes one evaluation: its file first, then its line."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step_{evaluation.global_step:08d}.safetensors"
+        path = self._path(evaluation.global_step)
         write_evaluation(path, evaluation, arrays, grids)
         append_line(self.index, _index_line(evaluation, path))
         return path
@@ -123,8 +123,8 @@ class RunStore:
     def resume(self, global_step: int) -> None:
         """Training goes on from `global_step`: later evaluations and alerts belong to an abandoned attempt."""
         for file, steps in (
-            (self.index, [s.global_step for s in self.evaluations()]),
-            (self.alerts_file, [a.global_step for a in self.alerts()]),
+            (self.index, {s.global_step for s in self.readable_evaluations()}),
+            (self.alerts_file, self.alerted_steps()),
         ):
             if any(step > global_step for step in steps):
                 append_line(file, {"resumed_at": global_step})
@@ -145,23 +145,38 @@ class RunStore:
         """
         return _counting(self.alerts_file, Alert.from_json, lambda alert: alert.global_step)
 
-    def thin(self, keep: int, protected: Iterable[int]) -> None:
-        """Drops the rows of all but the newest `keep` evaluations and the `protected` steps; their maps and figures stay."""
-        spared = set(protected)
-        everything = self.evaluations()
-        for stored in everything[: max(0, len(everything) - keep)]:
-            if stored.global_step in spared or not stored.path.is_file():
-                continue
-            try:
-                with safe_open(stored.path, framework="numpy") as file:
-                    names = list(file.keys())
-                    if not any("/rows/" in n for n in names):
-                        continue
-                    arrays = {n: file.get_tensor(n) for n in names if "/rows/" not in n}
-                    metadata = file.metadata()
-            except SafetensorError as error:
-                raise StoreError(f"{stored.path} can't be read: {error}") from None
-            save_arrays(stored.path, arrays, metadata)
+    def readable_evaluations(self) -> list[Stored]:
+        """All evaluations that count and whose line can be read, by step: a training goes on whatever stands in the index."""
+        return _counting(self.index, lambda row: _stored(row, self.folder), lambda s: s.global_step, skip_broken=True)
+
+    def alerted_steps(self) -> set[int]:
+        """The steps of all alerts that count and can be read."""
+        alerts = _counting(self.alerts_file, Alert.from_json, lambda alert: alert.global_step, skip_broken=True)
+        return {alert.global_step for alert in alerts}
+
+    def tidy(self) -> None:
+        """Removes what writes that were killed have left; not for a folder into which somebody else is writing."""
+        for torn in [*self.folder.glob("*.tmp"), *self.folder.glob("alerts/*/*.tmp")]:
+            torn.unlink(missing_ok=True)
+
+    def drop_rows(self, global_step: int) -> None:
+        """Rewrites an evaluation's file without its specific-reference rows; its maps and figures stay."""
+        path = self._path(global_step)
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="numpy") as file:
+                names = list(file.keys())
+                if not any("/rows/" in n for n in names):
+                    return
+                arrays = {n: file.get_tensor(n) for n in names if "/rows/" not in n}
+                metadata = file.metadata()
+        except SafetensorError as error:
+            raise StoreError(f"{path} can't be read: {error}") from None
+        save_arrays(path, arrays, metadata)
+
+    def _path(self, global_step: int) -> Path:
+        return self.folder / f"step_{global_step:08d}.safetensors"
 
 
 def _index_line(evaluation: Evaluation, path: Path) -> dict[str, Any]:
@@ -199,8 +214,14 @@ def _stored(row: Mapping[str, Any], folder: Path) -> Stored:
     )
 
 
-def _counting(path: Path, parse: Callable[[Mapping[str, Any]], T], step_of: Callable[[T], int]) -> list[T]:
-    """The lines of an index that count: the last of each step, without what a resume has superseded."""
+def _counting(
+    path: Path, parse: Callable[[Mapping[str, Any]], T], step_of: Callable[[T], int], *, skip_broken: bool = False
+) -> list[T]:
+    """The lines of an index that count: the last of each step, without what a resume has superseded.
+
+    Raises:
+        StoreError: a line is of a newer version or none of ours; not with `skip_broken`.
+    """
     found: dict[int, T] = {}
     for row in read_lines(path):
         try:
@@ -213,9 +234,11 @@ def _counting(path: Path, parse: Callable[[Mapping[str, Any]], T], step_of: Call
             if isinstance(step, bool) or not isinstance(step, int):
                 raise ValueError(f"the step is {step!r}")
             found[step] = item
-        except StoreError:
-            raise
-        except NOT_OURS as error:
+        except (StoreError, *NOT_OURS) as error:
+            if skip_broken:
+                continue
+            if isinstance(error, StoreError):
+                raise
             raise StoreError(
                 f"{path} has a line that can't be read ({error!r}); was it written by another version?"
             ) from None

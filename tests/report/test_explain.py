@@ -226,7 +226,7 @@ def test_an_evaluation_draws_pairs_without_any_region(seen: Any, words: list[str
     pair, observation, evaluation = seen
     bare = dataclasses.replace(pair, mask=None, reference_mask=None, undefined_kept="the target is another")
     drawn = pictures_of(evaluation, [observation], ValidationPairs([bare]), panels=1, strips=1)
-    for draw in drawn.values():
+    for _, draw in drawn.values():
         draw()
     text = said(words)
     assert "what the model draws from it" in text and "No kept region: the target is another." in text

@@ -336,7 +336,7 @@ def test_thinning_a_store_drops_exactly_the_rows_of_what_was_packed(tmp_path: Pa
     run = RunStore(tmp_path)
     arrays, grids = pack_observations([look(0), look(1)], "layer.1")
     path = run.write(evaluation(0), arrays, grids)
-    run.thin(0, [])
+    run.drop_rows(0)
     rows = {f"{i}/rows/{name}{end}" for i in range(2) for name in grids[str(i)] for end in ("", "/scale")}
     assert len(rows) == 24 and rows < arrays.keys()
     assert load_file(path).keys() == arrays.keys() - rows

@@ -747,45 +747,57 @@ def test_an_alert_of_a_step_that_is_evaluated_again_replaces_the_old_one(run: Ru
 # -- thinning --------------------------------------------------------------------------------------------------------
 
 
-def test_thin_drops_rows_of_old_unprotected_evaluations_only(run: RunStore, packed: Any) -> None:
-    paths = {step: run.write(evaluation(step), *packed) for step in (0, 100, 200, 300, 400)}
+def test_dropping_rows_drops_nothing_else_and_only_of_that_evaluation(run: RunStore, packed: Any) -> None:
+    paths = {step: run.write(evaluation(step), *packed) for step in (0, 100, 200)}
     before, listed = contents(run.folder), run.evaluations()
     rows = {name for name in packed[0] if name.startswith("0/rows/")}
     assert len(rows) == 4  # two, each with its scales
 
-    run.thin(2, [0])
+    run.drop_rows(100)
     assert run.evaluations() == listed
-    thinned = {paths[100].name, paths[200].name}
     for name, content in contents(run.folder).items():
-        assert (content != before[name]) == (name in thinned)
-    for step in (100, 200):
-        arrays = load_file(paths[step])
-        assert arrays.keys() == packed[0].keys() - rows
-        for name, value in arrays.items():
-            assert value.dtype == packed[0][name].dtype
-            np.testing.assert_array_equal(value, packed[0][name])
-        assert read_evaluation(paths[step])[0] == evaluation(step)
+        assert (content != before[name]) == (name == paths[100].name)
+    arrays = load_file(paths[100])
+    assert arrays.keys() == packed[0].keys() - rows
+    for name, value in arrays.items():
+        assert value.dtype == packed[0][name].dtype
+        np.testing.assert_array_equal(value, packed[0][name])
+    assert read_evaluation(paths[100])[0] == evaluation(100)
 
     again = contents(run.folder)
-    run.thin(2, [0])
+    run.drop_rows(100)
     assert contents(run.folder) == again
 
 
-def test_thin_keeps_all_when_there_are_few_and_skips_lost_files(run: RunStore, packed: Any) -> None:
-    for step in (0, 100, 200):
-        run.write(evaluation(step), *packed)
-    before = contents(run.folder)
-    for keep in (3, 5):
-        run.thin(keep, [])
-        assert contents(run.folder) == before
-    (run.folder / "step_00000000.safetensors").unlink()
-    run.thin(1, [])
-    assert not any("/rows/" in n for n in load_file(run.folder / "step_00000100.safetensors"))
-
-
-def test_thinning_names_a_broken_file(run: RunStore, packed: Any) -> None:
+def test_dropping_rows_skips_a_lost_file_and_names_a_broken_one(run: RunStore, packed: Any) -> None:
     path = run.write(evaluation(0), *packed)
+    run.drop_rows(7)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(StoreError) as caught:
-        run.thin(0, [])
+        run.drop_rows(0)
     assert str(path) in str(caught.value)
+
+
+def test_what_killed_writes_left_is_removed(run: RunStore, packed: Any) -> None:
+    run.write(evaluation(0), *packed)
+    (run.folder / "alerts/step_00000000").mkdir(parents=True)
+    before = contents(run.folder)
+    for torn in ("step_00000005.safetensorsabc.tmp", "alerts/step_00000000/pair_00.pngxyz.tmp"):
+        (run.folder / torn).write_bytes(b"half")
+    run.tidy()
+    assert contents(run.folder) == before
+
+
+# -- what a training goes on with ------------------------------------------------------------------------------------
+
+
+def test_a_training_goes_on_whatever_stands_in_the_index(run: RunStore, packed: Any) -> None:
+    run.write(evaluation(0), *packed)
+    with open(run.index, "a", encoding="utf-8") as file:
+        file.write('{"format": 1, "global_step": "x"}\n{"format": 99}\n[1]\n{"resumed_at": null}\n')
+    run.write(evaluation(100), *packed)
+    assert [one.global_step for one in run.readable_evaluations()] == [0, 100]
+    with pytest.raises(StoreError):
+        run.evaluations()
+    run.resume(50)
+    assert [one.global_step for one in run.readable_evaluations()] == [0]

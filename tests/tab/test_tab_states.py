@@ -139,7 +139,7 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mark(write(folder / "newer file", 0, 8))
     newer(own(folder / "newer file") / "step_00000008.safetensors")
     mark(write(folder / "thinned", 0, 8, 16))
-    RunStore(folder / "thinned").thin(1, [])
+    RunStore(folder / "thinned").drop_rows(0), RunStore(folder / "thinned").drop_rows(8)
     one_token = Undefined("one reference token")
     mark(
         write(

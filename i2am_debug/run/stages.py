@@ -1,0 +1,52 @@
+"""Every stage of an evaluation by name, so that what fails says where, and of which pair. Knows nothing of what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from enum import Enum
+
+
+class Stage(Enum):
+    """In the order in which an evaluation goes through them; the value says what is being done."""
+
+    PIPELINE = "building the pipeline"
+    PREPARE = "choosing how to look"
+    LOOK = "looking"
+    PICTURE = "making a picture"
+    PUT_BACK = "putting back what an evaluation may touch"
+    OPEN = "opening the run's trackers"
+    SCORE = "scoring"
+    PACK = "packing the maps"
+    STORE = "writing the evaluation"
+    JUDGE = "judging it"
+    ALERT_PANELS = "drawing the alert's panels"
+    ALERT_FILE = "writing the alert to alerts.jsonl"
+    FIGURES = "writing the figures to the trackers"
+    ALERT_TOLD = "writing the alert to the trackers"
+    PAIRS = "writing the pairs' own pictures"
+    THIN = "thinning the stored rows"
+    DRAW = "drawing and writing the pictures"
+    CLOSE = "closing the trackers"
+
+
+@contextmanager
+def at(stage: Stage, pairs: Sequence[str] = ()) -> Iterator[None]:
+    """Notes on what is raised inside at which stage it was, and for which pairs; of nested stages the innermost."""
+    try:
+        entered(stage, pairs)
+        yield
+    except Exception as error:
+        if where(error) is None:
+            with suppress(AttributeError):
+                error.i2am_where = stage.value + (f" (pair {', '.join(map(repr, pairs))})" if pairs else "")  # type: ignore[attr-defined]
+        raise
+
+
+def where(error: BaseException) -> str | None:
+    """What was being done when it was raised: a stage in words, with its pairs."""
+    return getattr(error, "i2am_where", None)
+
+
+def entered(stage: Stage, pairs: Sequence[str]) -> None:
+    """Called on entering a stage. Does nothing: where tests plant faults."""
