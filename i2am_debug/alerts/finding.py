@@ -92,7 +92,10 @@ class Finding:
         Raises:
             ValueError: it has another form; names `where` it stands.
         """
-        return cls(**{key: entry(row, key, read, where) for key, read in _STORED.items()})
+        known = {key: entry(row, key, read, where) for key, read in _STORED.items()}
+        if unknown := sorted(set(row) - set(known)):
+            raise ValueError(f"{where} has {unknown[0]!r:.100}, which is of no finding")
+        return cls(**known)
 
 
 _STORED: Mapping[str, Read[Any]] = {

@@ -15,7 +15,7 @@ from .declaration import DeclaredFigure
 from .estimates import Estimate, estimates
 from .margin import Margin
 from .stored_form import entry, finite_or_none, listed, mapped, number, optional, plain, text, whole_number, wrong
-from .values import OF_FURTHER, Figure, Undefined, figure_from_json, figure_to_json, name_from_json
+from .values import OF_FURTHER, Figure, Undefined, as_figure, figure_from_json, figure_to_json, name_from_json
 
 FORMAT = 1
 """Version of the stored form. A reader refuses a higher one."""
@@ -75,7 +75,8 @@ class Evaluation:
         numbers = [v for v in values if not isinstance(v, Undefined)]
         if not numbers:
             return Undefined(self._why(tag))
-        return float(np.mean(numbers))
+        with np.errstate(over="ignore"):
+            return as_figure(float(np.mean(numbers)), "its mean is beyond what a float holds")
 
     def estimate(self, tag: str) -> Estimate | Undefined:
         """The mean of a figure with its interval; undefined as `mean` is."""

@@ -6,6 +6,7 @@ reading has to be afraid of it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ T = TypeVar("T")
 Read = Callable[[Any, str], T]
 """(value, where it stands) → what it is; raises `ValueError`."""
 
-LARGEST = 1e100
-"""A number may be so large; beyond it sums of squares would leave a float's range."""
+LARGEST = sys.float_info.max
+"""A number may be so large."""
 LATEST = 10**12
 """No training has so many steps."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,5 +68,5 @@ def name_from_json(value: Any, where: str) -> str | Undefined:
 
 
 def as_figure(value: float, reason: str = _NOT_FINITE) -> Figure:
-    """A finite number as a float, anything else, and what sums of squares could not hold, as undefined."""
-    return float(value) if -LARGEST <= value <= LARGEST else Undefined(reason)
+    """A finite number as a float, anything else as undefined."""
+    return float(value) if math.isfinite(value) else Undefined(reason)

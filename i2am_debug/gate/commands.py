@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import I2AMError, NotComparable
 from .exit_codes import ExitCode
 
+_ANYWAY = "also what was evaluated after a critical alert"
 _RUN = "a run's folder, or a folder with one run in it"
 
 
@@ -84,6 +85,7 @@ def _add_baseline(commands: Any) -> None:
     save.add_argument("run_folder", type=Path, metavar="RUN", help=_RUN)
     save.add_argument("--step", type=int, metavar="N", help="the evaluation at this step (default: the last one)")
     save.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors", help="where to write it")
+    save.add_argument("--anyway", action="store_true", help=_ANYWAY)
     save.set_defaults(run=_save)
     show = kinds.add_parser("show", help="what a baseline holds")
     show.add_argument("file", type=Path, metavar="FILE.safetensors")
@@ -93,6 +95,7 @@ def _add_baseline(commands: Any) -> None:
     update.add_argument("file", type=Path, metavar="FILE.safetensors")
     update.add_argument("run_folder", type=Path, metavar="RUN", help=_RUN)
     update.add_argument("--step", type=int, metavar="N", help="the evaluation at this step (default: the last one)")
+    update.add_argument("--anyway", action="store_true", help=_ANYWAY)
     update.set_defaults(run=_update)
 
 
@@ -239,7 +242,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def _save(args: argparse.Namespace) -> int:
     from ..store.find_run import find_evaluation, find_store
-    from .baseline import describe, require_new, save_baseline
+    from .baseline import describe, require_healthy, require_new, save_baseline
 
     if args.output.suffix != ".safetensors" or args.output.is_dir():
         return _usage(f"baseline save: -o {args.output}: expected a file ending in .safetensors")
@@ -247,7 +250,10 @@ def _save(args: argparse.Namespace) -> int:
     def save() -> None:
         require_new(args.output)
         store = find_store(args.run_folder)
-        print(describe(save_baseline(store, find_evaluation(store, args.step), args.output)))
+        stored = find_evaluation(store, args.step)
+        if not args.anyway:
+            require_healthy(store, stored)
+        print(describe(save_baseline(store, stored, args.output)))
         print(f"\n{args.output}")
 
     return _with_usage_errors("baseline save", save)
@@ -263,11 +269,14 @@ def _show(args: argparse.Namespace) -> int:
 
 def _update(args: argparse.Namespace) -> int:
     from ..store.find_run import find_evaluation, find_store
-    from .baseline import compare, update_baseline
+    from .baseline import compare, require_healthy, update_baseline
 
     def update() -> None:
         store = find_store(args.run_folder)
-        print(compare(*update_baseline(args.file, store, find_evaluation(store, args.step))))
+        stored = find_evaluation(store, args.step)
+        if not args.anyway:
+            require_healthy(store, stored)
+        print(compare(*update_baseline(args.file, store, stored)))
         print(f"\n{args.file}")
 
     return _with_usage_errors("baseline update", update)

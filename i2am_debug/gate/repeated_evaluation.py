@@ -35,7 +35,7 @@ def evaluate_repeatedly(
     loaded = load_pipeline(pipeline)
     if hasattr(loaded, "set_progress_bar_config"):
         loaded.set_progress_bar_config(disable=True)
-    way = None if baseline is None else baseline.fingerprint["way"]
+    way = None if baseline is None else baseline.fingerprint.get("way")
     evaluator = Evaluator(
         pairs=ValidationPairs.from_folder(pairs, allow_outside=allow_outside),
         way="sampling" if way == "sampling" or (way is None and steps is not None) else None,

@@ -159,8 +159,8 @@ def _file(folder: Path, value: Any, what: str, allow_outside: bool) -> Path:
         raise InvalidPair(f"{what} names {value!r:.{_SHOWN}}, which can't be opened: {why_not_opened(error)}") from None
     if not is_inside:
         raise InvalidPair(
-            f"{what} names {value!r:.{_SHOWN}}, which leads out of the folder {folder}; move the file into it, or, if you trust "
-            "who wrote it, say allow_outside=True (--allow-outside)"
+            f"{what} names {value!r:.{_SHOWN}}, which leads out of the folder {folder}; move the file into it, or, if you "
+            "trust who wrote it, say allow_outside=True (--allow-outside)"
         )
     if not is_file:
         raise InvalidPair(f"{what} names {path}, which does not exist or is no plain file")
