@@ -25,6 +25,7 @@ _SIXTEEN_BITS = 2**16 - 1
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 """What Pillow reads from these as 32-bit integers has 16 bits: a PNG has no more, and a PGM is scaled to them."""
 
+_FROM_SIXTEEN_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)  # 65535 → 255, to the nearest
 _SMALLER = "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if it is meant to be so large"
 _SHOWN = 200  # characters of a name in an error
 
@@ -136,11 +137,12 @@ def _eight_bits(image: Image.Image, what: str, file_format: str | None) -> Image
         raise InvalidPair(f"{what} has no pixels: it is {image.width}x{image.height}")
     if image.mode == "F":
         return _from_array(np.asarray(image), what)
-    if image.mode == "I" or image.mode.startswith("I;"):
-        values = np.asarray(image.convert("I"))
+    if image.mode.startswith("I;"):
+        return _from_array(np.asarray(image), what)
+    if image.mode == "I":
+        values = np.asarray(image)
         least, most = int(values.min()), int(values.max())
-        known = image.mode != "I" or file_format in _SIXTEEN_BIT_FORMATS
-        if not (known or (least >= 0 and 255 < most <= _SIXTEEN_BITS)):
+        if not (file_format in _SIXTEEN_BIT_FORMATS or (least >= 0 and 255 < most <= _SIXTEEN_BITS)):
             raise InvalidPair(
                 f"{what} has 32-bit integers from {least} to {most}, whose range is not known; save it with 8 or 16 bits, "
                 "or as floats in [0, 1]"
@@ -171,8 +173,8 @@ def _from_array(array: np.ndarray, what: str) -> Image.Image:
                 "floating-point pictures must lie in [0, 1]: divide them by their range"
             )
         array = (array.clip(0, 1) * 255).round().astype(np.uint8)
-    elif array.dtype == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 → 255, to the nearest
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either order of bytes
+        array = _FROM_SIXTEEN_BITS[array]
     elif array.dtype != np.uint8:
         raise InvalidPair(f"{what} has dtype {array.dtype}; expected uint8, uint16, bool or float in [0, 1]")
     picture = Image.fromarray(array)
