@@ -94,14 +94,19 @@ def measure(*, long: bool) -> Found:
 def _in_a_process(
     todo: list[tuple[str, int]], folder: Path, calls: list[Call], peaks: dict[str, int]
 ) -> tuple[str, int] | None:
-    """Takes what a process of its own finds; what it was at when it ended too early, or None."""
+    """Takes what a process of its own finds; what it was at when it ended too early, or None.
+
+    Raises:
+        RuntimeError: it ended before it came to the first one: what is not damaged can't be read either.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     own = Path(tempfile.mkdtemp(dir=folder))
     process = context.Process(target=_work, args=(todo, own, theirs), daemon=True)
     process.start()
     theirs.close()
-    begun: tuple[str, int] | None = todo[0]
+    begun: tuple[str, int] | None = None
+    done = False
     try:
         while ours.poll(_ANSWER):
             what, said = ours.recv()
@@ -112,13 +117,15 @@ def _in_a_process(
             elif what == "peak":
                 peaks[said[0]] = said[1]
             else:
-                begun = None
+                done = True
                 break
     except EOFError:
         pass
     process.kill()
     process.join()
-    return begun
+    if begun is None:
+        raise RuntimeError(f"the valid files can't be read: run python -m {__name__} {todo[0][0]} {todo[0][1]}")
+    return None if done else begun
 
 
 def _work(todo: list[tuple[str, int]], folder: Path, pipe: Any) -> None:
@@ -186,7 +193,7 @@ def _outcome(read: Any, folder: Path, file: Path) -> tuple[str, str]:
         return "too slow", f"more than {SECONDS:.0f} s"
     except Contradiction as error:
         return "contradicted", str(error)[:300]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = str(error)
         if not (isinstance(error, I2AMError) or (type(error) is ValueError and _raised_by_us(error))):
             return "foreign", f"{type(error).__name__}: {text[-300:]}"
