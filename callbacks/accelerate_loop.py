@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,22 @@ import torch
 from accelerate import Accelerator
 
 from i2am_debug.figures.record import Evaluation
+from i2am_debug.guard.state_guard import StateGuard
 from i2am_debug.monitor import Monitor
 from i2am_debug.settings import MonitorSettings
 
+from .checkpoints import STATE_FILE, CheckpointFile
 from .processes import AccelerateProcesses
-from .state_guard import StateGuard
 from .trackers import RunTrackers
+
+logger = logging.getLogger("i2am_debug")
 
 
 class I2AMCallback:
     """Evaluates how a model uses its reference, every so many optimizer steps, and never changes the training.
 
-    Call the `on_…` methods on every process; they decide inside. Register the callback for checkpointing
-    (`accelerator.register_for_checkpointing(callback)`), and a resumed run keeps its baseline.
+    Call the `on_…` methods on every process; they decide inside. Make the callback before `accelerator.load_state`: every
+    checkpoint holds its state in a file of its own, so that a resumed run keeps its baseline.
 
     Args:
         accelerator: the run's own; its TensorBoard tracker's writer is used.
@@ -56,11 +60,16 @@ class I2AMCallback:
         self.accelerator = accelerator
         self._given_pipeline = pipeline
         self._logdir = logdir
+        self._told: set[str] = set()
+        processes = AccelerateProcesses(accelerator)
         self.monitor = Monitor(
             MonitorSettings.of("I2AMCallback", pairs=pairs, every_n_steps=every_n_steps, **settings),
             pipeline=self._pipeline,
-            processes=AccelerateProcesses(accelerator),
+            processes=processes,
             trackers=self._open_trackers,
+        )
+        CheckpointFile(
+            accelerator, processes, state=self.monitor.state, resume=self._resume, registered=self._is_registered
         )
 
     @property
@@ -74,6 +83,8 @@ class I2AMCallback:
         Raises:
             I2AMError, ValueError: something can't work; raised whatever `on_error` says, before training time is spent.
         """
+        if self._is_registered():
+            logger.info("i2am: accelerator.register_for_checkpointing(callback) can go: %s holds its state", STATE_FILE)
         self.monitor.begin(global_step)
 
     def on_step_end(self, global_step: int) -> None:
@@ -105,12 +116,23 @@ class I2AMCallback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up a checkpoint; evaluations after it, if the folder has any, are superseded."""
         maps = {name: tensor.numpy() for name, tensor in state.get("baseline_maps", {}).items()}
-        self.monitor.resume({**state, "baseline_maps": maps})
+        self._resume({**state, "baseline_maps": maps})
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        before = self.monitor.state()
+        try:
+            self.monitor.resume(state)
+        except Exception:
+            self.monitor.resume(before)
+            raise
+
+    def _is_registered(self) -> bool:
+        return any(one is self for one in self.accelerator._custom_objects)
 
     @contextmanager
     def _pipeline(self) -> Iterator[Any]:
         """A pipeline of the current weights, with everything that is being trained left as it was."""
-        with StateGuard(self.accelerator._models) as guard:
+        with StateGuard(self.accelerator._models, told=self._told) as guard:
             yield guard.pipeline(self._given_pipeline)
 
     def _open_trackers(self) -> RunTrackers:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed
 
-from i2am_debug.errors import I2AMError
+from i2am_debug.errors import ProcessFailed, TrainingChanged
+
+from .arrivals import Arrivals
+
+if TYPE_CHECKING:
+    from .lockstep import Lockstep
 
 T = TypeVar("T")
 
@@ -18,6 +26,7 @@ class AccelerateProcesses:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
+        self._arrivals = Arrivals()
 
     @property
     def is_main(self) -> bool:
@@ -34,18 +43,27 @@ class AccelerateProcesses:
         with self._accelerator.split_between_processes(work, apply_padding=True) as mine:
             return mine
 
+    def in_lockstep(self, pipeline: Any) -> AbstractContextManager[None]:
+        """A block in which an error on one process is an error on all, although the model that runs may be shared."""
+        if not self._talk_by_torch:
+            return nullcontext()
+        parts = getattr(pipeline, "components", {}).values()
+        return self._lockstep.over([*self._accelerator._models, pipeline, *parts])
+
     def agree(self, work: Callable[[], T]) -> T:
-        """What `work` returns on this process; an error on one is an error on all."""
+        """What `work` returns on this process; an error on one is an error on all, and an interrupt too."""
+        self._all_here()
         found: list[T] = []
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             found = [work()]
-        except Exception as raised:
+        except BaseException as raised:
             error = raised
         if self.several:
-            told = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+            told = gather_object([error and (isinstance(error, TrainingChanged), f"{type(error).__name__}: {error}")])
             if error is None and any(told):
-                raise I2AMError(f"another process failed: {next(t for t in told if t)}")
+                ends_the_training, text = max(one for one in told if one)
+                raise (TrainingChanged if ends_the_training else ProcessFailed)(f"another process failed: {text}")
         if error is not None:
             raise error
         return found[0]
@@ -57,21 +75,37 @@ class AccelerateProcesses:
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main process, on every process; its error too."""
+        self._all_here()
         outcome: list[Any] = [None, None]
-        error: Exception | None = None
+        error: BaseException | None = None
         if self.is_main:
             try:
                 outcome = [work(), None]
-            except Exception as raised:
+            except BaseException as raised:  # an `on_alert` may exit: the others must hear of it
                 error, outcome = raised, [None, f"{type(raised).__name__}: {raised}"]
         if self.several:
             broadcast_object_list(outcome)
         if error is not None:
             raise error
         if outcome[1] is not None:
-            raise I2AMError(f"the main process failed: {outcome[1]}")
+            raise ProcessFailed(f"the main process failed: {outcome[1]}")
         return outcome[0]
 
     def wait(self) -> None:
         """Until all have come here."""
+        self._all_here()
         self._accelerator.wait_for_everyone()
+
+    def _all_here(self) -> None:
+        if self._talk_by_torch:
+            self._arrivals.all_here()
+
+    @property
+    def _talk_by_torch(self) -> bool:
+        return self.several and distributed.is_available() and distributed.is_initialized()
+
+    @cached_property
+    def _lockstep(self) -> Lockstep:
+        from .lockstep import Lockstep, greatest  # knows FSDP, which not every build of torch has
+
+        return Lockstep(partial(greatest, self._accelerator.device), lambda text: gather_object([text]))

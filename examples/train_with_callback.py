@@ -1,4 +1,4 @@
-"""The callback in a plain Accelerate loop: five lines are its own.
+"""The callback in a plain Accelerate loop: four lines are its own.
 
 python examples/train_with_callback.py RUN_FOLDER [STEPS]
 """
@@ -28,7 +28,6 @@ def main(folder: str, steps: int = 20) -> None:
     pairs: ValidationPairs = validation_pairs(8, seed=7)  # of your own: ValidationPairs.from_folder("val")
     # batch_size: pairs in one call, for pipelines that take several; budget=0.02 in place of every_n_steps spaces by cost
     callback = I2AMCallback(accelerator, pipeline=pipeline, pairs=pairs, every_n_steps=10, batch_size=8)
-    accelerator.register_for_checkpointing(callback)
     callback.on_train_begin(0)
 
     unet.train()

@@ -35,15 +35,15 @@ class UndefinedFigure(I2AMError, ValueError):
 
 
 class NotComparable(I2AMError, ValueError):
-    """Two evaluations differ in what their figures depend on; `differences` names each such thing."""
+    """Two evaluations differ in what their figures depend on; `differences` names each such thing, `cure` says what to do."""
 
-    def __init__(self, differences: dict[str, tuple[object, object]]) -> None:
+    def __init__(self, differences: dict[str, tuple[object, object]], cure: str = "") -> None:
         listed = "; ".join(f"{name}: {ours!r} here, {theirs!r} there" for name, (ours, theirs) in differences.items())
-        super().__init__(f"the two evaluations are not comparable, they differ in {listed}")
-        self.differences = differences
+        super().__init__(f"the two evaluations are not comparable, they differ in {listed}{cure}")
+        self.differences, self.cure = differences, cure
 
-    def __reduce__(self) -> tuple[type, tuple[dict]]:
-        return type(self), (self.differences,)
+    def __reduce__(self) -> tuple[type, tuple[dict, str]]:
+        return type(self), (self.differences, self.cure)
 
 
 class IMACSRegression(I2AMError, RuntimeError):
@@ -57,12 +57,23 @@ class IMACSRegression(I2AMError, RuntimeError):
         return type(self), (str(self), self.alert)
 
 
+class ProcessFailed(I2AMError, RuntimeError):
+    """Of the processes that train together another one failed, so that this one stopped too; the text says at what."""
+
+
+class ProcessMissing(I2AMError, RuntimeError):
+    """Not every process called the callback; nothing was done."""
+
+
 class StoreError(I2AMError, ValueError):
     """A stored evaluation is missing, broken, or was written by a newer version."""
 
 
 class TrainingChanged(I2AMError, RuntimeError):
-    """An evaluation changed what is being trained, beyond putting back; ends the training whatever `on_error` says."""
+    """An evaluation changed what is being trained and it can't be undone: to go on would train other weights than before.
+
+    It ends the training whatever `on_error` says.
+    """
 
 
 class NoRoom(I2AMError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +17,10 @@ T = TypeVar("T")
 
 
 class Processes(Protocol):
-    """The processes that train together; all of them call the same methods in the same order."""
+    """The processes that train together; all of them call the same methods in the same order.
+
+    One that is called on some processes only raises `ProcessMissing` there, rather than waiting for ever.
+    """
 
     @property
     def is_main(self) -> bool: ...
@@ -28,6 +32,13 @@ class Processes(Protocol):
 
     def share(self, work: list[Any]) -> list[Any]:
         """This process's part of the work; all parts are of one length, padded with repetitions."""
+        ...
+
+    def in_lockstep(self, pipeline: Any) -> AbstractContextManager[None]:
+        """A block whose forwards of a sharded pipeline are equal on all processes: an error in it on one is one on all.
+
+        It needs none of the other methods around it, and costs nothing where no forward waits for another process.
+        """
         ...
 
     def agree(self, work: Callable[[], T]) -> T:

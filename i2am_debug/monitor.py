@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -29,12 +29,15 @@ from .figures.record import Evaluation, differences, in_words
 from .figures.values import Undefined
 from .loop import Processes, Trackers
 from .report.found import what_was_found
+from .run import stages
 from .run.reporter import Failure, Reporter
 from .run.stages import Stage, at, where
 from .settings import MonitorSettings
 from .store.evaluation_file import read_evaluation
 
 logger = logging.getLogger("i2am_debug")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Monitor:
         self._spacing = settings.spacing()
         self.should_stop = False
         """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
-        self.evaluator.in_step = processes.several
+        self.evaluator.in_step, self.evaluator.in_lockstep = processes.several, processes.in_lockstep
         self._pipeline, self._processes = pipeline, processes
         self.reporter = Reporter(settings, pairs=lambda: self.evaluator.pairs, open_trackers=trackers)
         self._last_step: int | None = None
@@ -86,6 +89,7 @@ class Monitor:
         self._failing: set[str] = set()  # stages that failed last time, which need no second warning
         if settings.baseline is not None:
             self.reporter.baseline, self.reporter.baseline_maps = read_evaluation(settings.baseline)
+            self.evaluator.heads = self.reporter.baseline.heads
 
     # -- the steps of a run ------------------------------------------------------------------------------------------
 
@@ -96,7 +100,7 @@ class Monitor:
             I2AMError, ValueError: something can't work; raised whatever `on_error` says, before training time is spent.
         """
         with self._pipeline_on_all() as pipeline:
-            self._processes.agree(lambda: self.evaluator.check(pipeline))
+            self._processes.agree(lambda: self._together(pipeline, self.evaluator.check))
             self._take_one_way(pipeline)
         self._tell_of(self._processes.from_main(lambda: self.reporter.begin(global_step)))
         self._call_on_alert()
@@ -107,17 +111,21 @@ class Monitor:
 
     def step(self, global_step: int) -> None:
         """Evaluates when it is time (`every_n_steps` or `budget`); once a step, however often it is called."""
-        if global_step != self._last_step and self._spacing.due(global_step, self._processes.from_main):
-            self._evaluate_or_warn(global_step)
+        if global_step != self._last_step:
+            self._evaluate_or_warn(global_step, lambda: self._spacing.due(global_step, self._processes.from_main))
 
     def end(self, global_step: int) -> None:
         """Evaluates the final weights unless just done, finishes the drawing, and closes what was opened."""
         if global_step != self._last_step:
             self._evaluate_or_warn(global_step)
-        failures = self._processes.from_main(self.reporter.end)
+        failures: list[Failure] = []
         # A script that ends now frees its process group while gloo's thread may still hold our last gather's tensors;
         # both then wait for the interpreter's lock for ever (torch 2.13, CPU). A barrier gives that thread time.
-        self._processes.wait()
+        for last in (lambda: failures.extend(self._processes.from_main(self.reporter.end)), self._processes.wait):
+            try:
+                last()
+            except Exception as error:  # the other processes must not wait for ever, nor the script's last save be lost
+                failures.append(Failure.of(error, Stage.CLOSE))
         if self._lost and self._processes.is_main:
             steps = ", ".join(map(str, self._lost[:8])) + (", …" if len(self._lost) > 8 else "")
             logger.warning("i2am: %d evaluations failed and were skipped: at steps %s", len(self._lost), steps)
@@ -168,9 +176,11 @@ class Monitor:
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate_or_warn(self, global_step: int) -> None:
+    def _evaluate_or_warn(self, global_step: int, is_due: Callable[[], bool] = lambda: True) -> None:
         outcome, started = None, time.monotonic()
         try:
+            if not is_due():
+                return
             outcome = self._look_and_report(global_step)
         except TrainingChanged:
             raise  # going on would be worse
@@ -200,6 +210,7 @@ class Monitor:
         """Everything that can fail on one process alone is agreed on before any waits for another in a forward."""
         started, memory = time.monotonic(), peak_memory()
         with self._pipeline_on_all() as pipeline:
+            self._take_one_way(pipeline)
             shares = self._processes.gather(lambda: self._look(pipeline))
             pictures = {i: picture for share in shares for i, picture in share.pictures.items()}
             everything = [observation for share in shares for observation in share.observations]
@@ -231,28 +242,35 @@ class Monitor:
             raise
 
         def put_back() -> None:
-            with at(Stage.PUT_BACK):
-                stack.close()
+            with at(Stage.PUT_BACK, is_entered=False), stack:
+                stages.entered(Stage.PUT_BACK)
 
         self._processes.agree(put_back)
 
     def _take_one_way(self, pipeline: Any) -> None:
         """What one process can't teacher-force, none does: their figures are of one evaluation."""
-        ways = self._processes.gather(lambda: self.evaluator.way_for(pipeline))
+        ways = self._processes.gather(lambda: self._together(pipeline, self.evaluator.way_for))
         self.evaluator.use(next((way for way in ways if way.instead), ways[0]), pipeline)
+
+    def _together(self, pipeline: Any, work: Callable[[Any], T]) -> T:
+        """Work that runs forwards of the pipeline; if it fails on one process, it does on all."""
+        with self._processes.in_lockstep(pipeline):
+            return work(pipeline)
 
     def _look(self, pipeline: Any) -> _Looked:
         """This process's share of the pairs and pictures; every process runs the same number of forwards."""
         evaluator, processes, looked = self.evaluator, self._processes, _Looked()
-        with at(Stage.PREPARE):
-            evaluator.prepare(pipeline)
-        batches, apart = processes.share(evaluator.batches), processes.share(evaluator.sampled_apart)
         no_bar = self.settings.disable_progress_bar or not processes.is_main
-        with tqdm(total=len(batches) + len(apart), desc="i2am", leave=False, disable=no_bar) as bar:
-            for batch in batches:
-                with at(Stage.LOOK, evaluator.names_of(batch)):
-                    looked.observations += evaluator.observe(pipeline, batch)
-                bar.update()
+        with tqdm(desc="i2am", leave=False, disable=no_bar) as bar:
+            with processes.in_lockstep(pipeline):
+                with at(Stage.PREPARE):
+                    evaluator.prepare(pipeline)
+                batches, apart = processes.share(evaluator.batches), processes.share(evaluator.sampled_apart)
+                bar.total = len(batches) + len(apart)
+                for batch in batches:
+                    with at(Stage.LOOK, evaluator.names_of(batch)):
+                        looked.observations += evaluator.observe(pipeline, batch)
+                    bar.update()
             for index in apart:
                 self._sample(pipeline, index, looked)
                 bar.update()
@@ -261,7 +279,7 @@ class Monitor:
     def _sample(self, pipeline: Any, index: int, looked: _Looked) -> None:
         """A picture that can't be made costs no figures."""
         try:
-            with at(Stage.PICTURE, self.evaluator.names_of([index])):
+            with self._processes.in_lockstep(pipeline), at(Stage.PICTURE, self.evaluator.names_of([index])):
                 looked.pictures[index] = self.evaluator.sample(pipeline, index)
         except Exception as error:
             looked.failures.append(Failure.of(error, Stage.PICTURE))

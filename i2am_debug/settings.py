@@ -57,8 +57,8 @@ class MonitorSettings:
     size: tuple[int, int] | None = None
     """(width, height) of the pictures of an evaluation; by default each target's own, rounded to what the model takes."""
     baseline: str | Path | None = None
-    """A stored evaluation (`step_….safetensors`, or a file of `i2am-debug baseline save`) to compare with; default: this
-    run's first."""
+    """A stored evaluation (`step_….safetensors`, or a file of `i2am-debug baseline save`) to compare with, whose heads are
+    looked at; default: this run's first."""
     rules: Rules = field(default_factory=Rules)
     """What counts as an alert; `Rules.from_toml(path)` reads them from a file."""
     on_alert: Callable[[Alert], Any] | None = None

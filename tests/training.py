@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from i2am_debug.callbacks import I2AMCallback
 
 from i2am_debug import CapturePlan, IMACSRegression, Rule, Rules, ValidationPairs
 from i2am_debug.demo.inpainting.model import ReferenceEncoder, denoising_loss, new_scheduler, new_unet
-from i2am_debug.demo.inpainting.pairs import make_batch, validation_pairs
+from i2am_debug.demo.inpainting.pairs import PairBatch, make_batch, validation_pairs
 from i2am_debug.demo.inpainting.pipeline import TinyExamplePipeline
 from i2am_debug.demo.inpainting.training import teacher_forced
 from i2am_debug.demo.pixel_vae import LATENT_CHANNELS
@@ -33,9 +34,10 @@ def untrained_pipeline(*, dropout: float = 0.0, seed: int = 0) -> TinyExamplePip
     return pipeline
 
 
-def new_accelerator(folder: Path, *, tracker: bool = True) -> Accelerator:
+def new_accelerator(folder: Path, *, tracker: bool = True, **settings: Any) -> Accelerator:
     accelerator = Accelerator(
         cpu=True,
+        **settings,
         log_with="tensorboard" if tracker else None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
     )
@@ -47,18 +49,20 @@ def new_accelerator(folder: Path, *, tracker: bool = True) -> Accelerator:
 class Run:
     """One fine-tune of an untrained tiny model with dropout; everything that a checkpoint must hold."""
 
-    def __init__(self, folder: Path, *, tracker: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, tracker: bool = True, adapt: Callable[[Run], None] = lambda run: None, **accelerator: Any
+    ) -> None:
         set_seed(3)
         self.folder = folder
-        self.accelerator = new_accelerator(folder, tracker=tracker)
+        self.accelerator = new_accelerator(folder, tracker=tracker, **accelerator)
         self.pipeline = untrained_pipeline(dropout=0.1)
         self.draws = torch.Generator().manual_seed(5)
-        parameters = [*self.pipeline.unet.parameters(), *self.pipeline.reference_encoder.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-        self.unet, self.encoder, self.optimizer = self.accelerator.prepare(
-            self.pipeline.unet, self.pipeline.reference_encoder, optimizer
-        )
+        self.unet, self.encoder = self.pipeline.unet, self.pipeline.reference_encoder
         self.unet.train(), self.encoder.train()
+        adapt(self)  # before anything is prepared
+        both = dict.fromkeys([*self.unet.parameters(), *self.encoder.parameters()])  # which may share some
+        optimizer = torch.optim.AdamW([p for p in both if p.requires_grad], lr=1e-3)
+        self.unet, self.encoder, self.optimizer = self.accelerator.prepare(self.unet, self.encoder, optimizer)
         self.step = 0
 
     def callback(self, pairs: ValidationPairs | None = None, *, with_loss: bool = True, **changes: Any) -> I2AMCallback:
@@ -76,15 +80,18 @@ class Run:
         }
         return I2AMCallback(self.accelerator, **{**arguments, **changes})
 
+    def loss(self, batch: PairBatch | None = None) -> torch.Tensor:
+        """Of a batch, or of one newly drawn."""
+        batch = batch or make_batch(2, self.draws)
+        noise = torch.randn(2, LATENT_CHANNELS, 16, 16)
+        timesteps = torch.randint(0, 1000, (2,))
+        tokens = self.encoder(batch.reference_B3SS)
+        inputs = (self.pipeline.scheduler, batch.target_B3SS, batch.hole_B1SS, timesteps, noise)
+        return denoising_loss(self.unet, tokens, *inputs, hole_weight=1.0).mean()
+
     def train(self, steps: int, callback: I2AMCallback | None = None) -> None:
         for _ in range(steps):
-            batch = make_batch(2, self.draws)
-            noise = torch.randn(2, LATENT_CHANNELS, 16, 16)
-            timesteps = torch.randint(0, 1000, (2,))
-            tokens = self.encoder(batch.reference_B3SS)
-            inputs = (self.pipeline.scheduler, batch.target_B3SS, batch.hole_B1SS, timesteps, noise)
-            loss = denoising_loss(self.unet, tokens, *inputs, hole_weight=1.0).mean()
-            self.accelerator.backward(loss)
+            self.accelerator.backward(self.loss())
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-PARTS = ("identity", "faults", "kills", "mutations", "growth")
+PARTS = ("identity", "faults", "kills", "mutations", "growth", "settings")
 
-sys.path[:0] = ["tests", "tests/families"]  # where the training loops and tiny pipelines are
+sys.path[:0] = ["tests", "tests/families", "tests/capture"]  # where the training loops and tiny pipelines are
 
 
 def main() -> int:

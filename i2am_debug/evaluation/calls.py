@@ -194,7 +194,8 @@ def references_of(pipeline: Any, pair: ValidationPair) -> Any:
 
 def denoiser_of(pipeline: Any) -> Any:
     """The pipeline's `unet` or `transformer`, or None."""
-    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    unet = getattr(pipeline, "unet", None)  # no `or`: one that is compiled has no truth value
+    return unet if unet is not None else getattr(pipeline, "transformer", None)
 
 
 def picture_of(output: Any, row: int = 0) -> Image.Image:

@@ -5,9 +5,11 @@ Looking (`Evaluator.observe`, on every process) is apart from scoring (`Evaluato
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +24,7 @@ from ..errors import UnsupportedModel
 from ..families.family import Family
 from ..families.registry import find_family
 from ..figures.observation import Observation
-from ..figures.record import Evaluation
+from ..figures.record import Evaluation, heads_in_short
 from ..figures.registry import own_figures
 from ..figures.scores import IMACSSettings
 from ..figures.scoring import score
@@ -37,12 +39,19 @@ from .calls import (
     references_of,
     takes_batches,
 )
+from .fingerprint import of_code, of_family, of_pipeline
 from .loss_function import LossFunction
 from .references import blank_colour
 from .truth import Encode
 from .ways import Way, WayName, choose_way
 
 _PILOT_PAIRS = 4
+_CODE_OF: dict[WayName, tuple[str, ...]] = {
+    "loss_fn": ("loss_fn",),
+    "teacher_forcing": ("call", "encode"),
+    "sampling": ("call",),
+}
+"""Way → those of the functions handed in that its figures come from."""
 
 
 @dataclass(kw_only=True)
@@ -68,11 +77,18 @@ class Evaluator:
 
     in_step: bool = field(default=False, init=False)
     """Every pair must take as many forwards as any other: the processes that share the pairs may share the model too."""
+    in_lockstep: Callable[[Any], AbstractContextManager[None]] = field(default=nullcontext, init=False)
+    """A block around forwards that may fail on one of the processes that share the model, and end well all the same."""
     chosen: Way | None = field(default=None, init=False)
     """The way that is taken, once `check` or `prepare` has chosen it."""
     _pairs_at_once: int = field(default=1, init=False)
     _sizes: list[Any] = field(default_factory=list, init=False)
     _names: list[str] = field(default_factory=list, init=False)
+    _code: dict[str, str | None] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        # Read now and once: in a run of days the files that they are in may be edited.
+        self._code = {name: of_code(getattr(self, name)) for name in ("loss_fn", "call", "encode")}
 
     @property
     def batches(self) -> list[list[int]]:
@@ -120,6 +136,7 @@ class Evaluator:
                 f"no attention module of {type(denoiser).__name__} is looked at: the family {family.name!r} finds "
                 f"{list(family.layers(denoiser)) or 'none'}, the plan's layers are {self.plan.layers}"
             )
+        self._refuse_heads_of_another_model(family.layers(denoiser))
         by_default = self.loss_fn is None and self.call is None
         if by_default:
             default_call(pipeline)
@@ -144,6 +161,21 @@ class Evaluator:
                 stacklevel=2,
             )
         self.way_for(pipeline)
+
+    def _refuse_heads_of_another_model(self, modules: Mapping[str, Any]) -> None:
+        """Before training time is spent: heads that came with a baseline may be of layers that this model has not."""
+        looked_at = {name: module for name, module in modules.items() if self.plan.looks_at(name)}
+        for layer, heads in (self.heads or {}).items():
+            if layer not in looked_at:
+                missing = f"a layer {layer!r}; this model and plan have {', '.join(looked_at)}"
+            elif max(heads, default=0) >= getattr(looked_at[layer], "heads", math.inf):
+                missing = f"head {max(heads)} of layer {layer!r}, which has {looked_at[layer].heads} in this model"
+            else:
+                continue
+            raise UnsupportedModel(
+                f"the baseline's heads are those of another model or plan: they name {missing}. Give the plan that the "
+                "baseline was made with, or leave baseline= away for a new one"
+            )
 
     def _find_kept_regions(self, pipeline: Any) -> None:
         """Where the reference is the picture that is edited, most of it is to be kept."""
@@ -210,24 +242,27 @@ class Evaluator:
         )
 
     def fingerprint(self, pipeline: Any, layers: Sequence[str]) -> dict[str, Any]:
-        """All that the figures depend on beside the weights."""
+        """All that the figures depend on beside the model, readable, since differences are told in its words."""
         if not hasattr(self, "_pair_hashes"):
             self.check(pipeline)
-        scheduler, way = getattr(pipeline, "scheduler", None), self.way_for(pipeline)
+        way, family = self.way_for(pipeline), self.family_of(pipeline)
         return {
             "pairs": self._pair_hashes,
             "regions": self._regions,
+            "kept_threshold": self.kept_threshold,
             "way": way.name,
             "not_teacher_forced": way.instead or None,
             "seed": self.seed,
             "num_inference_steps": self.num_inference_steps if way.name == "sampling" else None,
             "batch_size": self._pairs_at_once,
-            "size": None if self.size is None else list(self.size),
-            "no_reference": None if way.name == "sampling" else list(blank_colour(pipeline, self.family_of(pipeline))),
-            "scheduler": type(scheduler).__name__ if scheduler is not None else None,
+            "size": None if self.size is None or way.name == "loss_fn" else list(self.size),
+            "no_reference": None if way.name == "sampling" else list(blank_colour(pipeline, family)),
+            **{name: code if name in _CODE_OF[way.name] else None for name, code in self._code.items()},
+            **of_pipeline(pipeline),
             "plan": self.plan.to_dict(),
+            "heads": heads_in_short(self.heads),
             "imacs": self.imacs.to_dict(),
-            "family": self.family_of(pipeline).name,
+            **of_family(family),
             "layers": list(layers),
             "version": __version__,
         }

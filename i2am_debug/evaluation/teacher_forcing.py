@@ -205,10 +205,15 @@ class _ForcedCall:
         return torch.cat([encoded(pipeline, p, size, sample) for p, size in zip(self._pairs, sizes, strict=True)])
 
 
+def scheduler_name(pipeline: Any) -> str | None:
+    """Under which name the pipeline has the scheduler of its denoiser, or None."""
+    return next((n for n in _SCHEDULERS if hasattr(getattr(pipeline, n, None), "step")), None)
+
+
 @contextmanager
 def _forced(pipeline: Any) -> Iterator[ForcedDiffusion | ForcedFlow]:
     """The pipeline with a forced scheduler in place of its own, which is put back whatever happens."""
-    name = next((n for n in _SCHEDULERS if hasattr(getattr(pipeline, n, None), "step")), None)
+    name = scheduler_name(pipeline)
     if name is None:
         raise CannotForce(
             f"{type(pipeline).__name__} has no scheduler with a step under one of {', '.join(_SCHEDULERS)}"

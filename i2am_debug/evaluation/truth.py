@@ -62,7 +62,8 @@ def encoded(pipeline: Any, pair: ValidationPair, size: Size, sample: torch.Tenso
     Raises:
         CannotForce: the pipeline has no VAE, or its latents are of no known layout.
     """
-    vae = getattr(pipeline, "vae", None) or getattr(pipeline, "movq", None)
+    vae = getattr(pipeline, "vae", None)  # no `or`: one that is compiled has no truth value
+    vae = vae if vae is not None else getattr(pipeline, "movq", None)
     if vae is None or not hasattr(vae, "encode"):
         raise CannotForce(
             f"{type(pipeline).__name__} has no vae; say how a target becomes its latents with encode=lambda pipeline, pair: …"

@@ -54,7 +54,8 @@ def choose_way(evaluator: Evaluator, pipeline: Any) -> Way:
     if evaluator.loss_fn is not None:
         return Way(name="loss_fn")
     try:
-        check_teacher_forcing(evaluator, pipeline)
+        with evaluator.in_lockstep(pipeline):
+            check_teacher_forcing(evaluator, pipeline)
     except torch.OutOfMemoryError:
         raise  # sampling would need as much
     except CannotForce as error:

@@ -49,7 +49,7 @@ They have no masks, so nothing is said of where in them the model looks.
 | `i2am/reference_lines/<figure>/<line>` | {line_kinds}; for {lines} |
 | `i2am/alert`, `i2am/alert/text` | 1 at an evaluation that raised an alert, else 0; its words |
 | `i2am/undefined` | what has no value, and why |
-| `i2am/pair_00` … | a panel for each pair; `/time`, `/heads`, `/layers`, `/specific` for the first ones |
+| `i2am/pair_00` … | in the run `<run>/i2am_pictures`: a panel a pair; `/time`, `/heads`, `/layers`, `/specific` of the first |
 
 Under *Custom Scalars* TensorBoard charts {charts} with their reference lines, and each figure that has an interval with it.
 

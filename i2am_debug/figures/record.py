@@ -21,6 +21,7 @@ FORMAT = 1
 """Version of the stored form. A reader refuses a higher one."""
 
 _SHORT = 60  # characters of a value in an error
+_TOLD = 8  # differences named in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Evaluation:
     reference_lines: Mapping[str, Mapping[str, float]]
     """Score tag → "constant", "random", "blob", "perfect": what maps without a model score on these pairs."""
     fingerprint: Mapping[str, Any]
-    """All that the figures depend on beside the weights. Evaluations that differ here are not comparable."""
+    """All that the figures depend on beside the model. Evaluations that differ here are not comparable."""
     heads: Mapping[str, Mapping[int, float]] | None = None
     """The (layer, head) pairs that a pilot chose, with weights; None where all were looked at."""
     margins: Mapping[str, float | str] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Evaluation:
     @property
     def comparable_id(self) -> str:
         """Twelve hex digits; evaluations that share them are comparable."""
-        flat = {name: _one_kind_of_number(value) for name, value in _flat(self.fingerprint).items()}
+        flat = {name: _one_kind_of_number(value) for name, value in _depends_on(self).items()}
         text = json.dumps(flat, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -182,14 +183,27 @@ def _margin(value: Any, where: str) -> float | str:
 
 
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, Any]]:
-    """What two evaluations' figures depend on and do not share: name → (ours, theirs); empty when they are comparable."""
-    a, b = _flat(ours.fingerprint), _flat(theirs.fingerprint)
+    """What two evaluations' figures depend on and do not share: name → (ours, theirs); empty when they are comparable.
+
+    What one of them does not name, as those of an older version don't, is not shared: nobody knows what it was.
+    """
+    a, b = _depends_on(ours), _depends_on(theirs)
     unlike = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) or (k in a) != (k in b)]
-    return {k: (a.get(k), b.get(k)) for k in unlike}
+    apart = {k: (a.get(k), b.get(k)) for k in unlike}
+    if "heads" in apart and ours.heads is not None and theirs.heads is not None:
+        apart["heads"] = _heads_apart(ours.heads, theirs.heads), _heads_apart(theirs.heads, ours.heads)
+    return apart
+
+
+def cure(unlike: Mapping[str, tuple[Any, Any]]) -> str:
+    """What to do about `differences`, where that does not go without saying; else nothing."""
+    if "heads" not in unlike:
+        return ""
+    return "; for the same heads start the run with baseline=FILE, or both with a plan that has heads=None"
 
 
 def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
-    """`differences` as text; long values, such as the hashes of all pairs, shortened."""
+    """`differences` as text; long values, such as the hashes of all pairs, shortened, and many differences not all named."""
 
     def short(ours: Any, theirs: Any) -> tuple[str, str]:
         texts = repr(ours), repr(theirs)
@@ -202,12 +216,39 @@ def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
         )
         return one, other
 
-    told = {name: short(*pair) for name, pair in unlike.items()}
+    # Another scheduler has other settings, which goes without saying.
+    named = [name for name in unlike if name.rpartition(".")[0] not in unlike]
+    told = {name: short(*unlike[name]) for name in named[:_TOLD]}
     if "pairs" in unlike and all(isinstance(hashes, list) for hashes in unlike["pairs"]):
         ours, theirs = (list(map(str, hashes)) for hashes in unlike["pairs"])
         same = len(set(ours) & set(theirs))
         told["pairs"] = f"{len(ours)}", f"{len(theirs)}, {same} of them the same"
-    return "; ".join(f"{name} ({ours}, was {theirs})" for name, (ours, theirs) in told.items())
+    if "heads" in told:
+        told["heads"] = unlike["heads"]
+    words = [f"{name} ({ours}, was {theirs})" for name, (ours, theirs) in told.items()]
+    more = [f"and {len(named) - _TOLD} more"] if len(named) > _TOLD else []
+    return "; ".join([*words, *more]) + cure(unlike)
+
+
+def heads_in_short(heads: Mapping[str, Mapping[int, float]] | None) -> str:
+    """A choice of heads in a few words, other ones for another choice."""
+    if heads is None:
+        return "all"
+    said = {layer: {str(head): float(weight) for head, weight in each.items()} for layer, each in heads.items()}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{sum(map(len, heads.values()))} in {len(heads)} layers, {digest}"
+
+
+def _heads_apart(own: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]) -> str:
+    """How many of `own` the other choice has not, or weights otherwise."""
+    apart = [len(each.items() - other.get(layer, {}).items()) for layer, each in own.items()]
+    total, layers = sum(map(len, own.values())), sum(count > 0 for count in apart)
+    return f"{total} in {len(own)} layers, {sum(apart)} of them, in {layers} layers, not in both"
+
+
+def _depends_on(evaluation: Evaluation) -> dict[str, Any]:
+    """Name → value. What was made before the fingerprint named the heads has them all the same."""
+    return _flat({"heads": heads_in_short(evaluation.heads), **evaluation.fingerprint})
 
 
 def _one_kind_of_number(value: Any) -> Any:

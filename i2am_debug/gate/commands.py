@@ -324,7 +324,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _from_runs(args: argparse.Namespace) -> Any:
-    from ..figures.record import differences
+    from ..figures.record import cure, differences
     from ..store.evaluation_file import read_figures
     from ..store.find_run import find_store
     from .calibration import margins_from_runs
@@ -339,7 +339,7 @@ def _from_runs(args: argparse.Namespace) -> Any:
         unlike = {} if args.baseline is None else differences(first, read_figures(args.baseline))
         unlike.pop("seed", None)  # margins are of the spread, which other noise does not change
         if unlike:
-            raise NotComparable(unlike)
+            raise NotComparable(unlike, cure(unlike))
         runs.append([stored for stored in everything if stored.comparable_id == everything[0].comparable_id])
         baselines.append(first)
         alerts = store.alerts()

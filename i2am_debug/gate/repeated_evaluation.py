@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import NotComparable
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.load_pipeline import load_pipeline
-from ..figures.record import Evaluation, differences
+from ..figures.record import Evaluation, cure, differences
 from ..pairs.collection import ValidationPairs
 
 
@@ -25,7 +25,7 @@ def evaluate_repeatedly(
     made so, else as a run without a `loss_fn` does.
 
     Args:
-        baseline: what the margins are for; everything but the seed must be as in it.
+        baseline: what the margins are for, whose heads are looked at; everything but the seed must be as in it.
         allow_outside: whether the pairs' files may lie outside their folder.
 
     Raises:
@@ -40,6 +40,7 @@ def evaluate_repeatedly(
         pairs=ValidationPairs.from_folder(pairs, allow_outside=allow_outside),
         way="sampling" if way == "sampling" or (way is None and steps is not None) else None,
         num_inference_steps=steps,
+        heads=None if baseline is None else baseline.heads,
     )
     evaluator.check(loaded)
     out = []
@@ -51,6 +52,6 @@ def evaluate_repeatedly(
         unlike = {} if baseline is None else differences(evaluation, baseline)
         unlike.pop("seed", None)
         if unlike:
-            raise NotComparable(unlike)
+            raise NotComparable(unlike, cure(unlike))
         out.append(evaluation)
     return out

@@ -31,10 +31,11 @@ class Stage(Enum):
 
 
 @contextmanager
-def at(stage: Stage, pairs: Sequence[str] = ()) -> Iterator[None]:
+def at(stage: Stage, pairs: Sequence[str] = (), *, is_entered: bool = True) -> Iterator[None]:
     """Notes on what is raised inside at which stage it was, and for which pairs; of nested stages the innermost."""
     try:
-        entered(stage, pairs)
+        if is_entered:
+            entered(stage, pairs)
         yield
     except Exception as error:
         if where(error) is None:
@@ -48,5 +49,5 @@ def where(error: BaseException) -> str | None:
     return getattr(error, "i2am_where", None)
 
 
-def entered(stage: Stage, pairs: Sequence[str]) -> None:
+def entered(stage: Stage, pairs: Sequence[str] = ()) -> None:
     """Called on entering a stage. Does nothing: where tests plant faults."""

@@ -14,6 +14,10 @@ from ..errors import StoreError
 PLUGIN_NAME = "i2am_debug"
 
 
+NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What using plain values of another form ends in, where they were not read by `figures.stored_form`."""
+
+
 def replace_file(path: Path, write: Callable[[str], Any]) -> None:
     """A file that is there whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")

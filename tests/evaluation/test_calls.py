@@ -13,7 +13,7 @@ from PIL import Image
 
 from i2am_debug import ValidationPair
 from i2am_debug.errors import InvalidPair, UnsupportedModel
-from i2am_debug.evaluation.calls import _TAKES_SEVERAL, default_call, picture_of
+from i2am_debug.evaluation.calls import _TAKES_SEVERAL, default_call, denoiser_of, picture_of
 
 
 def pair(**changes) -> ValidationPair:
@@ -206,3 +206,10 @@ def test_plain_denoising_has_no_guidance_but_what_the_model_is_told():
     free, told = arguments(guidance_embeds=False), arguments(guidance_embeds=True)
     assert (free["guidance_scale"], free["true_cfg_scale"], free["strength"]) == (1.0, 1.0, 1.0)
     assert (told["guidance_scale"], told["true_cfg_scale"], told["strength"]) == (3.5, 1.0, 1.0)
+
+
+def test_a_compiled_denoiser_has_no_truth_value():
+    compiled = torch.compile(torch.nn.Linear(1, 1), backend="eager")
+    assert denoiser_of(SimpleNamespace(unet=compiled)) is compiled
+    assert denoiser_of(SimpleNamespace(unet=None, transformer=compiled)) is compiled
+    assert denoiser_of(SimpleNamespace()) is None

@@ -1,0 +1,1 @@
+"""What an evaluation must leave as it found it: random states, settings, modules, tensors. Knows no training loop."""

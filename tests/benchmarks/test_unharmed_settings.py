@@ -1,0 +1,89 @@
+"""The search for settings that move a figure unnoticed: its short form finds none, and it finds those that are planted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from benchmarks.unharmed import setting_values, settings
+from i2am_debug.capture.plan import CapturePlan
+from i2am_debug.evaluation.evaluator import Evaluator
+from i2am_debug.figures.scores import IMACSSettings
+from i2am_debug.pairs.pair import ValidationPair
+from i2am_debug.settings import MonitorSettings
+
+
+def test_no_setting_moves_a_figure_unnoticed() -> None:
+    found = settings.measure(long=False)
+    assert found.harm == []
+    assert found.counted["settings"] >= 60 and found.counted["moved a figure"] >= 30
+    noticed = found.counted["an omission of it would be found"].split(", ")
+    assert {"pairs", "regions", "seed", "size", "call", "loss_fn", "batch_size", "pipeline", "scheduler.shift"} <= set(
+        noticed
+    )
+    assert {"imacs.penalty", "plan.seed", "plan.layer_weighting", "family.reference_grid"} <= set(noticed)
+
+
+@pytest.fixture(scope="module")
+def world() -> setting_values.World:
+    return settings.new_world("inpainting", "loss_fn")
+
+
+@pytest.mark.parametrize(
+    ("omitted", "setting"),
+    [
+        ("seed", "seed"),
+        ("loss_fn", "loss_fn"),
+        ("batch_size", "batch_size"),
+        ("pairs", "pairs.reference"),
+        ("family.reference_grid", "family.reference_grid"),
+        ("scheduler.num_train_timesteps", "scheduler.num_train_timesteps"),
+        ("imacs", "imacs.threshold"),
+    ],
+)
+def test_an_omission_from_the_fingerprint_is_found(
+    world: setting_values.World, monkeypatch: pytest.MonkeyPatch, omitted: str, setting: str
+) -> None:
+    assert settings.silent(list(settings.try_all(world, values=1, only=[setting]))) == []
+    whole = Evaluator.fingerprint
+    monkeypatch.setattr(
+        Evaluator,
+        "fingerprint",
+        lambda *a: {k: v for k, v in whole(*a).items() if k.split(".")[0] != omitted and k != omitted},
+    )
+    (harm,) = settings.silent(list(settings.try_all(world, values=1, only=[setting])))
+    assert harm.startswith(f"inpainting, loss_fn: {setting} ") and harm.endswith("unnoticed")
+
+
+@pytest.mark.parametrize(
+    ("of", "table"),
+    [
+        (MonitorSettings, {**setting_values._MONITOR, **setting_values._OF_PARTS}),
+        (CapturePlan, setting_values._PLAN),
+        (IMACSSettings, setting_values._IMACS),
+        (ValidationPair, setting_values._PAIR),
+    ],
+)
+def test_every_setting_has_values_to_try_and_none_that_is_gone(of: type, table: dict[str, Any]) -> None:
+    assert setting_values.untried(of, table) == []
+    assert [name for name in table if name not in of.__dataclass_fields__] == []
+
+
+def test_a_setting_added_without_values_is_named(monkeypatch: pytest.MonkeyPatch, world: setting_values.World) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Longer(MonitorSettings):
+        new_setting: int = 0
+
+    monkeypatch.setattr(setting_values, "MonitorSettings", Longer)
+    with pytest.raises(
+        LookupError, match="MonitorSettings.new_setting has no values to try; add some to .*setting_values"
+    ):
+        list(setting_values.changes(world))
+
+
+def test_a_familys_setting_that_is_not_in_the_fingerprint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.silent_families() == []
+    monkeypatch.setattr(settings, "of_family", lambda family: {"family": family.name})
+    assert "the family ldm_cross_attention: modules is not in the fingerprint" in settings.silent_families()
