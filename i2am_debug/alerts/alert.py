@@ -9,6 +9,7 @@ from typing import Any
 from ..figures.declared import ATTENTION_INFORMATION, REFERENCE_GAP
 from ..figures.record import Evaluation
 from ..figures.registry import declaration_of
+from ..figures.stored_form import entry, listed, mapped, optional, text, whole_number
 from .judge import MOST_TO_BLAME, Finding, Judged
 from .rule import SEVERITIES, Severity
 
@@ -57,13 +58,20 @@ class Alert:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Alert:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: it has another form; names the place.
+        """
+        findings = entry(row, "findings", listed(Finding.from_json))
+        if not findings:
+            raise ValueError("findings is empty; an alert has at least one")
         return cls(
-            global_step=row["global_step"],
-            baseline_step=row["baseline_step"],
-            fine_at=row["fine_at"],
-            findings=tuple(map(Finding.from_json, row["findings"])),
-            panels=row["panels"],
+            global_step=entry(row, "global_step", whole_number),
+            baseline_step=entry(row, "baseline_step", whole_number),
+            fine_at=entry(row, "fine_at", optional(whole_number)),
+            findings=findings,
+            panels=entry(row, "panels", mapped(text)),
         )
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..figures.estimates import Estimate
+from ..figures.stored_form import Read, entry, finite_or_none, listed, one_of, optional, text, truth, whole_number
 from ..figures.values import Figure
-from .rule import Severity
+from .rule import KINDS, SEVERITIES, Severity
 
 
 class Judged(Protocol):
@@ -85,10 +86,29 @@ class Finding:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Finding:
-        """The inverse of `to_json`."""
-        known = {key: None if row[key] is None else Estimate(**row[key]) for key in ("before", "now", "change")}
-        return cls(**{**row, **known, "pairs": tuple(row["pairs"])})
+    def from_json(cls, row: Any, where: str = "a finding") -> Finding:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: it has another form; names `where` it stands.
+        """
+        known = {key: entry(row, key, read, where) for key, read in _STORED.items()}
+        if unknown := sorted(set(row) - set(known)):
+            raise ValueError(f"{where} has {unknown[0]!r:.100}, which is of no finding")
+        return cls(**known)
+
+
+_STORED: Mapping[str, Read[Any]] = {
+    **dict.fromkeys(("rule", "figure", "against", "words"), text),
+    **dict.fromkeys(("before", "now", "change"), optional(Estimate.from_json)),
+    **dict.fromkeys(("allowed", "p"), finite_or_none),
+    "kind": one_of(KINDS),
+    "severity": one_of(SEVERITIES),
+    "fired": truth,
+    "unjudged": optional(text),
+    "pairs": listed(text),
+    "since": optional(whole_number),
+}
 
 
 def p_in_words(p: float) -> str:

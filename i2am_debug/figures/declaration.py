@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UndefinedFigure
 from .margin import Margin
+from .stored_form import entry, finite_or_none, listed, one_of, plain, text, truth, whole_number, wrong
 
 if TYPE_CHECKING:
     from .pair_view import PairView
@@ -132,22 +133,24 @@ class DeclaredFigure:
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> DeclaredFigure:
+    def from_json(cls, row: Any, where: str = "declared") -> DeclaredFigure:
         """As much of it as `to_json` keeps: a figure that another program computed.
 
         Raises:
-            ValueError, TypeError, KeyError: it is none that `to_json` made.
+            ValueError: it is none that `to_json` made; names `where` it stands.
         """
-        words: dict[str, Any] = {key: str(row[key]) for key in ("tag", "title", "meaning", "unit", "lines_of")}
-        low, high = row["range"]
+        words: dict[str, Any] = {k: entry(row, k, text, where) for k in ("tag", "title", "meaning", "unit", "lines_of")}
+        bounds = entry(row, "range", listed(finite_or_none), where)
+        if len(bounds) != 2:
+            raise wrong(row["range"], f"{where}/range", "two numbers")
         return cls(
-            compute_of_layer=_elsewhere if row["of_layer"] else None,
+            compute_of_layer=_elsewhere if entry(row, "of_layer", truth, where) else None,
             **words,
-            range=(low, high),
-            worse=row["worse"],
-            margin=row["margin"],
-            of_further_references=bool(row["of_further_references"]),
-            prominence=int(row["prominence"]),
+            range=(bounds[0], bounds[1]),
+            worse=entry(row, "worse", one_of(("down", "up")), where),
+            margin=entry(row, "margin", plain, where),
+            of_further_references=entry(row, "of_further_references", truth, where),
+            prominence=entry(row, "prominence", whole_number, where),
         )
 
 

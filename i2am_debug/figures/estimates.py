@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .intervals import mean_intervals
+from .stored_form import entry, finite_or_none, number, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,17 @@ class Estimate:
     high: float | None
     pairs: int
     """How many pairs have a value."""
+
+    @classmethod
+    def from_json(cls, row: Any, where: str) -> Estimate:
+        """Of its fields by name.
+
+        Raises:
+            ValueError: one is missing or no number; names `where` it stands.
+        """
+        ends = {key: entry(row, key, finite_or_none, where) for key in ("low", "high")}
+        pairs = entry(row, "pairs", whole_number, where)
+        return cls(mean=entry(row, "mean", number, where), pairs=pairs, **ends)
 
     def __str__(self) -> str:
         digits = _decimals(self.mean)

@@ -13,7 +13,9 @@ import numpy as np
 
 from .declaration import DeclaredFigure
 from .estimates import Estimate, estimates
-from .values import OF_FURTHER, Figure, Undefined, figure_from_json, figure_to_json
+from .margin import Margin
+from .stored_form import entry, finite_or_none, listed, mapped, number, optional, plain, text, whole_number, wrong
+from .values import OF_FURTHER, Figure, Undefined, as_figure, figure_from_json, figure_to_json, name_from_json
 
 FORMAT = 1
 """Version of the stored form. A reader refuses a higher one."""
@@ -74,7 +76,8 @@ class Evaluation:
         numbers = [v for v in values if not isinstance(v, Undefined)]
         if not numbers:
             return Undefined(self._why(tag))
-        return float(np.mean(numbers))
+        with np.errstate(over="ignore"):
+            return as_figure(float(np.mean(numbers)), "its mean is beyond what a float holds")
 
     def estimate(self, tag: str) -> Estimate | Undefined:
         """The mean of a figure with its interval; undefined as `mean` is."""
@@ -125,23 +128,58 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_json`."""
-        heads = row["heads"]
+        """The inverse of `to_json`; a figure that is not finite is undefined.
+
+        Raises:
+            ValueError: it has another form; names the place.
+        """
+        pairs = entry(row, "pairs", listed(text))
+        if len(set(pairs)) < len(pairs):
+            raise ValueError(f"two pairs are named {next(p for p in pairs if pairs.count(p) > 1)!r:.100}")
+        lines = entry(row, "reference_lines", mapped(mapped(finite_or_none)))
+        declared = listed(DeclaredFigure.from_json)(row.get("declared", ()), "declared")
         return cls(
-            global_step=row["global_step"],
-            pairs=tuple(row["pairs"]),
-            figures={k: tuple(map(figure_from_json, vs)) for k, vs in row["figures"].items()},
-            errors={k: tuple(map(figure_from_json, vs)) for k, vs in row["errors"].items()},
-            layers=tuple(row["layers"]),
-            copying_layer=figure_from_json(row["copying_layer"]),
-            watched_layer=row.get("watched_layer"),
-            reference_lines=row["reference_lines"],
-            fingerprint=row["fingerprint"],
-            heads=None if heads is None else {la: {int(h): w for h, w in hs.items()} for la, hs in heads.items()},
-            margins=row.get("margins", {}),
-            declared={figure.tag: figure for figure in map(DeclaredFigure.from_json, row.get("declared", ()))},
-            seconds=row["seconds"],
+            global_step=entry(row, "global_step", whole_number),
+            pairs=pairs,
+            figures=_columns(row, "figures", len(pairs)),
+            errors=_columns(row, "errors", len(pairs)),
+            layers=entry(row, "layers", listed(text)),
+            copying_layer=entry(row, "copying_layer", name_from_json),
+            watched_layer=optional(text)(row.get("watched_layer"), "watched_layer"),
+            reference_lines={tag: {k: v for k, v in own.items() if v is not None} for tag, own in lines.items()},
+            fingerprint=entry(row, "fingerprint", mapped(plain)),
+            heads=entry(row, "heads", optional(mapped(_weights))),
+            margins=mapped(_margin)(row.get("margins", {}), "margins"),
+            declared={figure.tag: figure for figure in declared},
+            seconds=entry(row, "seconds", number),
         )
+
+
+def _columns(row: Mapping[str, Any], key: str, pairs: int) -> dict[str, tuple[Figure, ...]]:
+    """Tag → one value a pair."""
+    columns = entry(row, key, mapped(listed(figure_from_json)))
+    for tag, values in columns.items():
+        if len(values) != pairs:
+            raise ValueError(f"{key}/{tag:.100} has {len(values)} values for {pairs} pairs")
+    return columns
+
+
+def _weights(value: Any, where: str) -> dict[int, float]:
+    """Number of a head → its weight."""
+    found = mapped(number)(value, where)
+    for head in found:
+        if not (head.isascii() and head.isdecimal() and len(head) < 10):
+            raise wrong(head, where, "the number of a head")
+    return {int(head): weight for head, weight in found.items()}
+
+
+def _margin(value: Any, where: str) -> float | str:
+    """As it stands, if it is one."""
+    try:
+        Margin.parse(value)
+    except ValueError as error:
+        raise ValueError(f"{where:.100}: {error}") from None
+    return value
 
 
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, Any]]:
@@ -182,7 +220,7 @@ def in_words(unlike: Mapping[str, tuple[Any, Any]]) -> str:
     named = [name for name in unlike if name.rpartition(".")[0] not in unlike]
     told = {name: short(*unlike[name]) for name in named[:_TOLD]}
     if "pairs" in unlike and all(isinstance(hashes, list) for hashes in unlike["pairs"]):
-        ours, theirs = unlike["pairs"]
+        ours, theirs = (list(map(str, hashes)) for hashes in unlike["pairs"])
         same = len(set(ours) & set(theirs))
         told["pairs"] = f"{len(ours)}", f"{len(theirs)}, {same} of them the same"
     if "heads" in told:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .stored_form import LARGEST, entry, is_numeric, text, wrong
+
 
 @dataclass(frozen=True)
 class Undefined:
@@ -22,6 +24,8 @@ class Undefined:
 Figure = float | Undefined
 """A finite number, or why there is none."""
 
+
+_NOT_FINITE = "not a finite number"
 
 OF_FURTHER = re.compile(r"reference_([1-9]\d{0,2})/")
 
@@ -41,11 +45,28 @@ def figure_to_json(value: Any) -> Any:
     return {"undefined": value.reason} if isinstance(value, Undefined) else value
 
 
-def figure_from_json(value: Any) -> Any:
-    """The inverse of `figure_to_json`."""
-    return Undefined(value["undefined"]) if isinstance(value, Mapping) else value
+def figure_from_json(value: Any, where: str) -> Figure:
+    """The inverse of `figure_to_json` for a number; one that is not finite is undefined.
+
+    Raises:
+        ValueError: it is neither a number nor an object with a reason; names `where` it stands.
+    """
+    if isinstance(value, Mapping):
+        return Undefined(entry(value, "undefined", text, where))
+    if not is_numeric(value):
+        raise wrong(value, where, 'a number or {"undefined": reason}')
+    return value if -LARGEST <= value <= LARGEST else Undefined(_NOT_FINITE)
 
 
-def as_figure(value: float, reason: str = "not a finite number") -> Figure:
+def name_from_json(value: Any, where: str) -> str | Undefined:
+    """The inverse of `figure_to_json` for a name.
+
+    Raises:
+        ValueError: it is neither a text nor an object with a reason.
+    """
+    return Undefined(entry(value, "undefined", text, where)) if isinstance(value, Mapping) else text(value, where)
+
+
+def as_figure(value: float, reason: str = _NOT_FINITE) -> Figure:
     """A finite number as a float, anything else as undefined."""
     return float(value) if math.isfinite(value) else Undefined(reason)

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from ..alerts.rules import Rules
 from ..errors import StoreError
 from ..figures.record import Evaluation, differences
 from ..figures.registry import all_figures, declaration_of
@@ -36,6 +37,11 @@ def save_baseline(
                 "the run raised an alert at step %d; fine until step %s: is step %d a good baseline? (--step N)",
                 *(alert.global_step, alert.fine_at, evaluation.global_step),
             )
+    if not Rules().can_test(len(evaluation.pairs)):
+        logger.warning(
+            "i2am-debug check will call whatever is compared with it not comparable: it has %s",
+            Rules().too_few(len(evaluation.pairs)),
+        )
     maps, pictures = _kept(evaluation)
     arrays = read_arrays(stored.path, maps)
     arrays.update(read_arrays(store.folder / pairs_file_name(evaluation), pictures))
@@ -137,6 +143,21 @@ def compare(old: Evaluation, new: Evaluation) -> str:
         if figure.margin is not None and not (isinstance(before, Undefined) and isinstance(after, Undefined)):
             lines.append(f"  {figure.tag}: {before} → {after}")
     return "\n".join(lines)
+
+
+def require_healthy(store: RunStore, stored: Stored) -> None:
+    """Refuses what a run evaluated after it had raised a critical alert: compared with it, a broken model would pass.
+
+    Raises:
+        ValueError: there was such an alert; says where it was fine.
+    """
+    for alert in store.alerts():
+        if alert.severity == "critical" and alert.global_step <= stored.global_step:
+            fine = "" if alert.fine_at is None else f"; it was fine until step {alert.fine_at}: --step {alert.fine_at}"
+            raise ValueError(
+                f"the run raised a critical alert at step {alert.global_step}, so step {stored.global_step} may be no good "
+                f"baseline{fine}, or --anyway"
+            )
 
 
 def require_new(path: Path) -> None:

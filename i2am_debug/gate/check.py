@@ -15,9 +15,11 @@ from ..alerts.judge import Finding, Judged, findings, refuse_idle_rules
 from ..alerts.rule import Rule, Severity, at_least
 from ..alerts.rules import Rules
 from ..errors import StoreError, UndefinedFigure
+from ..figures.declaration import COPYING_LAYER
 from ..figures.declared import JS_G2R, JS_R2G
 from ..figures.distances import js_distance
 from ..figures.record import Evaluation, differences, in_words
+from ..figures.registry import of_copying_layer
 from ..figures.values import Figure, Undefined, of_any_reference
 from ..store.evaluation_file import read_evaluation
 from ..store.find_run import find_evaluations, find_store
@@ -128,7 +130,7 @@ def check(
         every = findings(rules, base, history)
         defaults = default_rules()
         asked = {*asked_for, *(rule.name for rule in rules.rules if rule not in defaults)}
-        problems = tuple(_problems(every, rules, asked, base, history[-1]))
+        problems = tuple(_problems(every, rules, asked, base, found.evaluation, history[-1]))
         failing = [f for f in every if is_regression(f, fail_on)]
         return replace(
             verdict,
@@ -147,16 +149,25 @@ def is_regression(finding: Finding, fail_on: Severity) -> bool:
 
 
 def _problems(
-    every: Sequence[Finding], rules: Rules, asked_for: set[str], base: Evaluation, now: Judged
+    every: Sequence[Finding], rules: Rules, asked_for: set[str], base: Evaluation, own: Evaluation, now: Judged
 ) -> Iterable[str]:
     lost = {f.figure: f.words for f in every if f.fired and f.kind == "undefined"}
     yield from (f"{figure} {words}" for figure, words in lost.items())
+    for figure, rules_on_it in _without_a_baseline(every, base, own, now).items():
+        lost[figure] = ""
+        reasons = "; ".join(base.reasons(figure)) or "undefined"
+        if figure.startswith(COPYING_LAYER) and isinstance(base.copying_layer, Undefined):
+            reasons = base.copying_layer.reason
+        yield (
+            f"{figure} can't be judged (rules {', '.join(rules_on_it)}): the baseline has no value of it, or of one pair at "
+            f"most: {reasons}; take one that has: i2am-debug baseline update"
+        )
     for finding in every:
         if finding.unjudged is not None and finding.figure not in lost:
             # A run that is too short for a best is none that can't be judged.
             wanted = finding.rule in asked_for and finding.kind != "drop_from_best"
-            had, has = (np.isfinite(seen.values(finding.figure)).any() for seen in (base, now))
-            if wanted or (had and not has):
+            had, has = (np.isfinite(seen.values(finding.figure)) for seen in (base, now))
+            if wanted or (had.any() and (had & has).sum() < 2):
                 yield f"rule {finding.rule}: {finding.figure} could not be judged: {finding.unjudged}"
         elif finding.change is not None and finding.p is None and not finding.fired:
             yield (
@@ -165,6 +176,21 @@ def _problems(
             )
     if not any(f.unjudged is None and f.kind != "undefined" for f in every):
         yield "no rule could be judged"
+
+
+def _without_a_baseline(
+    every: Sequence[Finding], base: Evaluation, own: Evaluation, now: Judged
+) -> dict[str, list[str]]:
+    """Figures that the run has and the baseline has not, so that nobody knows how far they fell, and the rules on them."""
+    found: dict[str, list[str]] = {}
+    for finding in every:
+        if finding.unjudged is None or finding.kind == "undefined":  # what had no value has lost none
+            continue
+        tag = of_copying_layer(finding.figure, own.copying_layer)
+        has = isinstance(tag, str) and np.isfinite(now.values(tag)).sum() > 1
+        if has and np.isfinite(base.values(finding.figure)).sum() < 2:
+            found.setdefault(finding.figure, []).append(finding.rule)
+    return found
 
 
 def _to_blame(

@@ -84,6 +84,7 @@ def _add_baseline(commands: Any) -> None:
     save.add_argument("run_folder", type=Path, metavar="RUN", help=_RUN)
     save.add_argument("--step", type=int, metavar="N", help="the evaluation at this step (default: the last one)")
     save.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors", help="where to write it")
+    save.add_argument("--anyway", action="store_true", help="also what was evaluated after a critical alert")
     save.set_defaults(run=_save)
     show = kinds.add_parser("show", help="what a baseline holds")
     show.add_argument("file", type=Path, metavar="FILE.safetensors")
@@ -107,6 +108,9 @@ def _add_calibrate(commands: Any) -> None:
     calibrate.add_argument("--pipeline", type=Path, metavar="FOLDER", help="a pipeline saved with save_pretrained")
     calibrate.add_argument(
         "--pairs", type=Path, metavar="FOLDER", help="with --pipeline: validation pairs with metadata.jsonl"
+    )
+    calibrate.add_argument(
+        "--allow-outside", action="store_true", help="with --pairs: also files that lie outside that folder"
     )
     calibrate.add_argument(
         "--repeats", type=at_least(5), default=8, metavar="N", help="with --pipeline: evaluations (default: 8)"
@@ -236,7 +240,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def _save(args: argparse.Namespace) -> int:
     from ..store.find_run import find_evaluation, find_store
-    from .baseline import describe, require_new, save_baseline
+    from .baseline import describe, require_healthy, require_new, save_baseline
 
     if args.output.suffix != ".safetensors" or args.output.is_dir():
         return _usage(f"baseline save: -o {args.output}: expected a file ending in .safetensors")
@@ -244,7 +248,10 @@ def _save(args: argparse.Namespace) -> int:
     def save() -> None:
         require_new(args.output)
         store = find_store(args.run_folder)
-        print(describe(save_baseline(store, find_evaluation(store, args.step), args.output)))
+        stored = find_evaluation(store, args.step)
+        if not args.anyway:
+            require_healthy(store, stored)
+        print(describe(save_baseline(store, stored, args.output)))
         print(f"\n{args.output}")
 
     return _with_usage_errors("baseline save", save)
@@ -354,7 +361,14 @@ def _from_pipeline(args: argparse.Namespace) -> Any:
 
         baseline = read_figures(args.baseline)
     return margins_from_repeats(
-        evaluate_repeatedly(args.pipeline, args.pairs, repeats=args.repeats, steps=args.steps, baseline=baseline)
+        evaluate_repeatedly(
+            args.pipeline,
+            args.pairs,
+            repeats=args.repeats,
+            steps=args.steps,
+            baseline=baseline,
+            allow_outside=args.allow_outside,
+        )
     )
 
 

@@ -19,12 +19,14 @@ def evaluate_repeatedly(
     repeats: int,
     steps: int | None = None,
     baseline: Evaluation | None = None,
+    allow_outside: bool = False,
 ) -> list[Evaluation]:
     """Looks at all pairs `repeats` times, each time with another seed: by sampling where `steps` are given or the baseline was
     made so, else as a run without a `loss_fn` does.
 
     Args:
         baseline: what the margins are for, whose heads are looked at; everything but the seed must be as in it.
+        allow_outside: whether the pairs' files may lie outside their folder.
 
     Raises:
         NotComparable: something else differs from the baseline.
@@ -33,9 +35,9 @@ def evaluate_repeatedly(
     loaded = load_pipeline(pipeline)
     if hasattr(loaded, "set_progress_bar_config"):
         loaded.set_progress_bar_config(disable=True)
-    way = None if baseline is None else baseline.fingerprint["way"]
+    way = None if baseline is None else baseline.fingerprint.get("way")
     evaluator = Evaluator(
-        pairs=ValidationPairs.from_folder(pairs),
+        pairs=ValidationPairs.from_folder(pairs, allow_outside=allow_outside),
         way="sampling" if way == "sampling" or (way is None and steps is not None) else None,
         num_inference_steps=steps,
         heads=None if baseline is None else baseline.heads,

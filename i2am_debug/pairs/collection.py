@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,17 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidPair
+from .folder import makers_of
 from .pair import ValidationPair
-
-_COLUMNS = {
-    "file_name": "target",
-    "reference_file_name": "reference",
-    "mask_file_name": "mask",
-    "reference_mask_file_name": "reference_mask",
-    "kept_mask_file_name": "kept",
-}
-
-_FURTHER = "further_reference_file_names"
 
 
 class ValidationPairs(Sequence[ValidationPair]):
@@ -87,7 +77,7 @@ class ValidationPairs(Sequence[ValidationPair]):
         return ValidationPairs([partial(make, index) for index in range(len(self))])
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> ValidationPairs:
+    def from_folder(cls, folder: str | Path, *, allow_outside: bool = False) -> ValidationPairs:
         """Reads a folder with a `metadata.jsonl`, as Hugging Face's imagefolder does.
 
         Each line is an object with `file_name` (the target) and `reference_file_name`, both relative to the folder, and
@@ -95,26 +85,13 @@ class ValidationPairs(Sequence[ValidationPair]):
         list), `prompt` and `name`. Further keys are passed on to the pipeline call. Files are looked for now and read when
         needed.
 
+        Args:
+            allow_outside: whether names may lead out of the folder, by "..", from the root or over links.
+
         Raises:
-            InvalidPair: no `metadata.jsonl`, a line that is not an object, a missing key or file.
+            InvalidPair: no `metadata.jsonl`, a line that is not an object, a missing key or file, a file outside.
         """
-        folder = Path(folder)
-        listing = folder / "metadata.jsonl"
-        if not listing.is_file():
-            raise InvalidPair(
-                f"no {listing}; expected one JSON object a line, such as "
-                '{"file_name": "target_0.png", "reference_file_name": "reference_0.png", "mask_file_name": "mask_0.png"}'
-            )
-        makers = []
-        try:
-            text = listing.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InvalidPair(f"{listing} is not UTF-8: {error}; save it as UTF-8") from None
-        # str.splitlines would also cut at characters such as U+2028, which may stand in a JSON string
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                makers.append(_maker(folder, _parse(line, f"{listing}, line {number}"), f"{listing}, line {number}"))
-        return cls(makers)
+        return cls(makers_of(Path(folder), allow_outside=allow_outside))
 
     @classmethod
     def from_dataset(
@@ -159,43 +136,3 @@ class ValidationPairs(Sequence[ValidationPair]):
 def regions_in_words(pairs: Iterable[ValidationPair]) -> list[str]:
     """What each pair's `region` is, in their order (`ValidationPair.region_in_words`)."""
     return [pair.region_in_words for pair in pairs]
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InvalidPair(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise InvalidPair(f"{where} is a {type(row).__name__}; expected a JSON object")
-    return row
-
-
-def _maker(folder: Path, row: dict[str, Any], where: str) -> Callable[[], ValidationPair]:
-    row = dict(row)
-    arguments: dict[str, Any] = {}
-    for column, key in _COLUMNS.items():
-        value = row.pop(column, None)
-        if value is not None:
-            arguments[key] = _file(folder, value, column, where)
-        elif key in ("target", "reference"):
-            raise InvalidPair(f"{where} has no {column!r}; a pair needs file_name and reference_file_name")
-    further = row.pop(_FURTHER, None)
-    if further is not None:
-        if not isinstance(further, list):
-            raise InvalidPair(f"{where}: {_FURTHER} is {further!r}; expected a list of names of files")
-        arguments["further_references"] = [_file(folder, value, _FURTHER, where) for value in further]
-    name = row.pop("name", None) or Path(arguments["target"]).stem
-    if "kept" in arguments:
-        arguments["kept_origin"] = "file"
-    arguments.update(name=str(name), prompt=row.pop("prompt", None), extra=row)
-    return lambda: ValidationPair(**arguments)
-
-
-def _file(folder: Path, value: Any, column: str, where: str) -> Path:
-    if not isinstance(value, str):
-        raise InvalidPair(f"{where}: {column} is {value!r}; expected the name of a file")
-    path = folder / value
-    if not path.is_file():
-        raise InvalidPair(f"{where}: {column} names {path}, which does not exist")
-    return path

@@ -7,6 +7,7 @@ pictures does not stay in memory.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from .kept import NoKeptRegion, brought_to, kept_region
 from .pictures import to_mask, to_rgb
 
 _GIVEN, _DERIVED = "given", "derived: "
+_NAME_LENGTH = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class ValidationPair:
     """One reference and the picture it belongs to.
 
     Raises:
-        InvalidPair: a picture that can't be read or has NaN pixels; a mask of another size than its picture, empty or full.
+        InvalidPair: a picture that can't be read, has NaN pixels or no known range; a mask of another size than its picture,
+            empty or full; a name that is no line of text.
     """
 
     name: str
@@ -54,6 +57,8 @@ class ValidationPair:
     """Further keyword arguments of the pipeline call."""
 
     def __post_init__(self) -> None:
+        if wrong := what_is_wrong_with_name(self.name):
+            raise InvalidPair(f"the name of a pair {wrong}")
         for key in ("reference", "target"):
             object.__setattr__(self, key, to_rgb(getattr(self, key), self.name, key))
         further = enumerate(_listed(self.further_references, self.name), 1)
@@ -130,6 +135,17 @@ class ValidationPair:
             digest.update(b"" if array is None else array.tobytes())
         digest.update(repr((self.prompt, _plain(self.extra))).encode())
         return digest.hexdigest()[:12]
+
+
+def what_is_wrong_with_name(name: Any) -> str | None:
+    """Why it can't name a pair in logs, tables and reports, as the end of a sentence; None if it can."""
+    if not (isinstance(name, str) and name):
+        return f"is {name!r:.200}; expected a text"
+    if len(name) > _NAME_LENGTH:
+        return f"has {len(name)} characters, such as {name[:40]!r}…; at most {_NAME_LENGTH} are taken"
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+        return f"is {name!r}; expected one line without control characters"
+    return None
 
 
 def _plain(value: Any) -> Any:

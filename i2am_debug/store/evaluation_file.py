@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 from ..errors import StoreError
 from ..figures.record import FORMAT, Evaluation
-from .files import NOT_OURS, PLUGIN_NAME, replace_file
+from .files import PLUGIN_NAME, replace_file
 
 
 def read_figures(path: str | Path) -> Evaluation:
@@ -33,6 +34,9 @@ def read_evaluation(path: str | Path) -> tuple[Evaluation, dict[str, np.ndarray]
         StoreError: as `read_figures`.
     """
     evaluation, arrays = _open(path, lambda name: name.endswith(("/r2g/unified", "/g2r/unified")))
+    for name, array in arrays.items():
+        if array.ndim != 2 or not array.size or array.dtype.kind != "f":
+            raise StoreError(f"{path} is broken: {name} is no map, it has shape {array.shape} of {array.dtype}")
     return evaluation, {name.removesuffix("/unified"): array for name, array in arrays.items()}
 
 
@@ -42,13 +46,12 @@ def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]
     Raises:
         StoreError: the file can't be read.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not _is_file(path):
         return {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in set(file.keys()).intersection(names)}
-    except SafetensorError as error:
-        raise StoreError(f"{path} can't be read: {error}") from None
+    wanted = set(names)
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118
 
 
 def write_evaluation(path: Path, evaluation: Evaluation, arrays: Mapping[str, np.ndarray], grids: Any) -> None:
@@ -70,27 +73,48 @@ def pairs_file_name(evaluation: Evaluation) -> str:
 
 def _open(path: str | Path, wanted: Callable[[str], bool]) -> tuple[Evaluation, dict[str, np.ndarray]]:
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise StoreError(
             f"no evaluation at {path}; expected a step_….safetensors of a run's plugins/{PLUGIN_NAME} folder, or a file of "
             "i2am-debug baseline save"
         )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if "evaluation" not in metadata:
-                raise StoreError(f"{path} is a safetensors file, but not an evaluation of i2am-debug")
-            version = metadata.get("format", "0")
-            if not version.isdecimal():
-                raise StoreError(f"{path} has a format that is no number: {version!r}")
-            refuse_newer(path, int(version))
-            arrays = {name: file.get_tensor(name) for name in list(file.keys()) if wanted(name)}
-    except SafetensorError as error:
-        raise StoreError(f"{path} can't be read: {error}") from None
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        if "evaluation" not in metadata:
+            raise StoreError(f"{path} is a safetensors file, but not an evaluation of i2am-debug")
+        version = metadata.get("format", "0")
+        if not (version.isascii() and version.isdecimal() and len(version) < 10):
+            raise StoreError(f"{path} has a format that is no number: {version!r:.100}")
+        refuse_newer(path, int(version))
+        arrays = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     try:
         return Evaluation.from_json(json.loads(metadata["evaluation"])), arrays
-    except (*NOT_OURS, RecursionError) as error:
-        raise StoreError(f"{path} holds an evaluation that can't be read: {error!r}") from None
+    except RecursionError:
+        raise StoreError(f"{path} holds an evaluation that can't be read: it is nested without end") from None
+    except ValueError as error:
+        raise StoreError(
+            f"{path} holds an evaluation that can't be read: {error}; was it changed by hand or by another version?"
+        ) from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise StoreError(f"{str(path)[:300]} can't be opened: {error.strerror}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, whose header the library checks against the file's size; what breaks in it names the file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except StoreError:
+        raise
+    # Of kinds of numbers that numpy does not know, safetensors raises a TypeError or an AttributeError.
+    except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:
+        raise StoreError(f"{path} can't be read: {error}; is it a whole .safetensors file?") from None
 
 
 def refuse_newer(path: Path, version: int) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import StoreError
+
 PLUGIN_NAME = "i2am_debug"
 
 
 NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
-"""What reading valid JSON of another shape ends in."""
+"""What using plain values of another form ends in, where they were not read by `figures.stored_form`."""
 
 
 def replace_file(path: Path, write: Callable[[str], Any]) -> None:
@@ -45,14 +47,23 @@ def _ends_with_newline(file: Any) -> bool:
     return file.read(1) == b"\n"
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of lines, each with the number of its line; nothing of a file that is not there.
+
+    Raises:
+        StoreError: the file can't be opened.
+    """
+    try:
+        if not path.is_file():
+            return
+        file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115
+    except OSError as error:
+        raise StoreError(f"{path} can't be read: {error.strerror}") from None
+    with file:
+        for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue  # torn by a crash while writing
             if isinstance(row, dict):
-                yield row
+                yield number, row

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..capture.maps import patch_starts, pool_map, unified_form
+from ..errors import StoreError
 from ..figures.values import reference_tag
 from ..pairs.pair import ValidationPair
 
@@ -141,10 +142,20 @@ def pack_pictures(pair: ValidationPair) -> dict[str, np.ndarray]:
 
 
 def unpack_picture(stored: np.ndarray) -> Image.Image:
-    """The inverse of an encoded picture: RGB, or "L" for a mask."""
-    picture = Image.open(io.BytesIO(stored.tobytes()))
-    picture.load()
-    return picture.convert("L") if picture.mode == "1" else picture
+    """The inverse of an encoded picture: RGB, or "L" for a mask.
+
+    Raises:
+        StoreError: it is none that `pack_pictures` or `pack_pair` made.
+    """
+    try:
+        picture = Image.open(io.BytesIO(stored.tobytes()), formats=("PNG", "JPEG"))
+        if max(picture.size) <= _PICTURE_SIDE:  # a few bytes can claim gigabytes; so far only the header was read
+            picture.load()
+            return picture.convert("L") if picture.mode == "1" else picture
+        wrong = f"it is {picture.width}x{picture.height}, at most {_PICTURE_SIDE} pixels a side are stored"
+    except Exception as error:  # of broken bytes Pillow raises anything: OSError, SyntaxError, struct.error, …
+        wrong = str(error) or type(error).__name__
+    raise StoreError(f"a stored picture can't be read: {wrong}")
 
 
 def _bytes(picture: Image.Image) -> np.ndarray:

@@ -23,10 +23,11 @@ from ..alerts.alert import Alert
 from ..errors import StoreError
 from ..figures.estimates import Estimate
 from ..figures.record import FORMAT, Evaluation
-from ..figures.values import Figure, Undefined, figure_from_json, figure_to_json
+from ..figures.stored_form import entry, mapped, text, whole_number, wrong
+from ..figures.values import Figure, Undefined, figure_from_json, figure_to_json, name_from_json
 from ..pairs.pair import ValidationPair
 from .evaluation_file import pairs_file_name, read_figures, refuse_newer, save_arrays, write_evaluation
-from .files import NOT_OURS, PLUGIN_NAME, append_line, read_lines, replace_file
+from .files import PLUGIN_NAME, append_line, read_lines, replace_file
 from .packing import pack_pictures
 
 T = TypeVar("T")
@@ -50,9 +51,15 @@ class Stored:
         """Everything, from the file.
 
         Raises:
-            StoreError: the file is missing or broken.
+            StoreError: the file is missing, broken, or of another step than its line.
         """
-        return read_figures(self.path)
+        found = read_figures(self.path)
+        if found.global_step != self.global_step:
+            raise StoreError(
+                f"{self.path} is of step {found.global_step}, its line in index.jsonl of step {self.global_step}; was one of "
+                "them changed?"
+            )
+        return found
 
     def mean(self, tag: str) -> Figure:
         """As `Evaluation.mean`, without reading the file."""
@@ -60,14 +67,21 @@ class Stored:
         return found.mean if isinstance(found, Estimate) else found
 
     def estimate(self, tag: str) -> Estimate | Undefined:
-        """As `Evaluation.estimate`, without reading the file."""
+        """As `Evaluation.estimate`, without reading the file.
+
+        Raises:
+            StoreError: its place in the line holds something else.
+        """
         found = self.means.get(tag)
         if found is None:
             return Undefined("not recorded")
-        if isinstance(found, Mapping):
-            return figure_from_json(found)
-        mean, low, high, pairs = found
-        return Estimate(mean=mean, low=low, high=high, pairs=pairs)
+        try:
+            mean = figure_from_json(found if isinstance(found, Mapping) else found[0], tag)
+            if isinstance(mean, Undefined):
+                return mean
+            return Estimate.from_json(dict(zip(("mean", "low", "high", "pairs"), found, strict=True)), tag)
+        except ValueError as error:
+            raise StoreError(f"the line of step {self.global_step} beside {self.path}: {error}") from None
 
     def values(self, tag: str) -> np.ndarray:
         """As `Evaluation.values`."""
@@ -202,16 +216,28 @@ def _digits(value: float | None) -> float | None:
 
 
 def _stored(row: Mapping[str, Any], folder: Path) -> Stored:
-    for tag, mean in row["means"].items():
-        if not (isinstance(mean, list) and len(mean) == 4) and not (isinstance(mean, dict) and "undefined" in mean):
-            raise ValueError(f"the mean of {tag} is {mean!r}")
     return Stored(
-        global_step=row["global_step"],
-        path=folder / Path(row["file"]).name,  # whatever a line says, evaluations lie beside their index
-        means=row["means"],
-        copying_layer=figure_from_json(row["copying_layer"]),
-        comparable_id=row["comparable_id"],
+        global_step=entry(row, "global_step", whole_number),
+        path=folder / entry(row, "file", _file_name),
+        means=entry(row, "means", mapped(_mean)),
+        copying_layer=entry(row, "copying_layer", name_from_json),
+        comparable_id=entry(row, "comparable_id", text),
     )
+
+
+def _file_name(value: Any, where: str) -> str:
+    """Whatever a line says, evaluations lie beside their index."""
+    name = Path(text(value, where)).name
+    if not (name.isprintable() and 0 < len(name.encode(errors="replace")) < 256):
+        raise wrong(value, where, "the name of a file")
+    return name
+
+
+def _mean(value: Any, where: str) -> Any:
+    """Its form; what stands in it is looked at when asked for: an index holds very many."""
+    if not (isinstance(value, list) and len(value) == 4) and not (isinstance(value, dict) and "undefined" in value):
+        raise wrong(value, where, 'four numbers or {"undefined": reason}')
+    return value
 
 
 def _counting(
@@ -223,23 +249,22 @@ def _counting(
         StoreError: a line is of a newer version or none of ours; not with `skip_broken`.
     """
     found: dict[int, T] = {}
-    for row in read_lines(path):
+    for line, row in read_lines(path):
         try:
             if "resumed_at" in row:
-                found = {step: item for step, item in found.items() if step <= 0 + row["resumed_at"]}
+                at = entry(row, "resumed_at", whole_number)
+                found = {step: item for step, item in found.items() if step <= at}
                 continue
-            refuse_newer(path, row.get("format", 0))
+            refuse_newer(path, whole_number(row.get("format", 0), "format"))
             item = parse(row)
-            step = step_of(item)
-            if isinstance(step, bool) or not isinstance(step, int):
-                raise ValueError(f"the step is {step!r}")
-            found[step] = item
-        except (StoreError, *NOT_OURS) as error:
+            found[step_of(item)] = item
+        except ValueError as error:  # a StoreError is one
             if skip_broken:
                 continue
             if isinstance(error, StoreError):
                 raise
             raise StoreError(
-                f"{path} has a line that can't be read ({error!r}); was it written by another version?"
+                f"{path} has a line that can't be read, line {line}: {error}; was it changed by hand or written by another "
+                "version? without the line the rest can be read"
             ) from None
     return [found[step] for step in sorted(found)]

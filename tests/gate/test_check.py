@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -258,6 +259,40 @@ def test_a_baseline_without_any_value_is_no_pass(tmp_path: Path) -> None:
     nothing = {tag: (NAN,) * COUNT for tag in evaluation().figures}
     base = write_baseline(tmp_path / "b.safetensors", evaluation(0, nothing))
     never_a_pass(check(sick(), base))
+
+
+@pytest.mark.parametrize("values", [(NAN,) * COUNT, (math.nan,) * COUNT, (0.06,) + (math.inf,) * (COUNT - 1)])
+def test_a_figure_that_only_the_run_has_is_no_pass(tmp_path: Path, values: tuple) -> None:
+    """A run whose gap fell to a tenth, against a baseline that never had one."""
+    base = write_baseline(tmp_path / "b.safetensors", evaluation(0, {"reference_gap": values}))
+    for target in (sick(), evaluation(100)):
+        verdict = check(target, base)
+        assert seen(verdict) == ("not comparable", ExitCode.NOT_COMPARABLE)
+        (problem,) = verdict.problems
+        assert problem.startswith("reference_gap can't be judged (rules gap-drop, ")
+        assert "the baseline has no value of it" in problem and "not a finite number" in problem
+    if values[0] != 0.06:  # one pair that both have is too few, as two are
+        assert check(evaluation(100, {"reference_gap": values}), base).status == "pass"
+
+
+def test_a_figure_that_the_baseline_had_of_other_pairs_is_no_pass(tmp_path: Path) -> None:
+    gap = column(0.06)
+    base = write_baseline(
+        tmp_path / "b.safetensors", evaluation(0, {"reference_gap": (*gap[:2], *(NAN,) * (COUNT - 2))})
+    )
+    verdict = check(
+        evaluation(100, {"reference_gap": (NAN, *column(0.006)[1:])}), base, rules=only(drop("reference_gap"))
+    )
+    assert verdict.status == "not comparable" and "reference_gap could not be judged" in verdict.problems[0]
+
+
+def test_a_copying_layer_that_only_the_run_has_is_no_pass(tmp_path: Path) -> None:
+    none = evaluation(0, {COPYING: (NAN,) * COUNT}, copying_layer=Undefined("no rows"))
+    base = write_baseline(tmp_path / "b.safetensors", none)
+    verdict = check(evaluation(100), base)
+    assert verdict.status == "not comparable"
+    assert "copying_layer/imacs_r_hole can't be judged" in verdict.problems[0] and "no rows" in verdict.problems[0]
+    assert check(replace(none, global_step=100), base).status == "pass"
 
 
 @pytest.mark.parametrize(

@@ -618,3 +618,29 @@ def test_a_run_that_alerted_is_asked_about(run: Run, here: Path, caplog: Any) ->
     ended, _, told = run("calibrate", "calm")
     assert ended == USAGE and "calm raised an alert at step 20" in told and "--anyway" in told
     assert run("calibrate", "calm", "--anyway")[0] == OK
+
+
+def test_a_baseline_after_a_critical_alert_is_asked_about(run: Run, here: Path, caplog: Any) -> None:
+    found = Finding(rule="gap-drop", kind="drop", severity="critical", figure="reference_gap", fired=True)
+    RunStore(here / REGRESSION).write_alert(Alert(global_step=100, baseline_step=0, fine_at=0, findings=(found,)))
+    ended, _, told = run("baseline", "save", REGRESSION, "-o", "new.safetensors")
+    assert ended == USAGE and "critical alert at step 100" in told and "--step 0, or --anyway" in told
+    assert not (here / "new.safetensors").exists()
+    assert run("baseline", "save", REGRESSION, "--step", "0", "-o", "early.safetensors")[0] == OK
+    assert run("baseline", "save", REGRESSION, "--anyway", "-o", "new.safetensors")[0] == OK
+    assert "raised an alert at step 100" in caplog.text
+
+
+def test_a_baseline_of_too_few_pairs_is_said_to_be_of_no_use(run: Run, here: Path, caplog: Any) -> None:
+    assert run("baseline", "save", FEW, "-o", "few.safetensors")[0] == OK
+    assert "not comparable: it has 3 pairs, at least 8 are needed" in caplog.text
+
+
+def test_the_files_of_pairs_may_lie_outside_if_asked_for(here: Path, monkeypatch: Any) -> None:
+    from i2am_debug.gate import repeated_evaluation
+
+    asked = []
+    monkeypatch.setattr(repeated_evaluation, "evaluate_repeatedly", lambda *_, **options: asked.append(options) or [])
+    for flag in ([], ["--allow-outside"]):
+        cli.main(["calibrate", "--pipeline", "p", "--pairs", "v", *flag])
+    assert [one["allow_outside"] for one in asked] == [False, True]

@@ -109,7 +109,7 @@ def test_any_character_may_stand_in_a_prompt(folder: Path) -> None:
 
 def test_files_are_read_only_when_a_pair_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    monkeypatch.setattr(Image, "open", lambda path, real=Image.open: opened.append(Path(path).name) or real(path))
+    monkeypatch.setattr(Image, "open", lambda file, real=Image.open: opened.append(Path(file.name).name) or real(file))
     pairs = ValidationPairs.from_folder(folder)
     assert len(pairs[1:]) == 1
     assert opened == []
@@ -214,8 +214,8 @@ def test_pixels_that_are_not_finite(key: str, kind: str, value: float) -> None:
         (np.full((10, 12, 3), 127.0), ["from 127 to 127", "[0, 1]"]),
         (np.full((10, 12, 3), -0.5), ["from -0.5 to -0.5", "[0, 1]"]),
         (torch.full((3, 10, 12), 2.0), ["from 2 to 2", "[0, 1]"]),
-        (np.full((10, 12, 3), 7, dtype=np.int64), ["dtype int64", "uint8, bool or float"]),
-        (np.full((10, 12, 3), 7, dtype=np.uint16), ["dtype uint16", "uint8, bool or float"]),
+        (np.full((10, 12, 3), 7, dtype=np.int64), ["dtype int64", "uint8, uint16, bool or float"]),
+        (np.zeros((0, 12, 3), dtype=np.uint8), ["no pixels", "(0, 12, 3)"]),
         (np.zeros((3, 10, 12), dtype=np.uint8), ["shape (3, 10, 12)", "(H, W, 3)"]),
         (np.zeros((1, 10, 12, 3), dtype=np.uint8), ["shape (1, 10, 12, 3)", "(H, W, 3)"]),
         (np.zeros(12, dtype=np.uint8), ["shape (12,)", "(H, W)"]),
