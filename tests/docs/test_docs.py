@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 import i2am_debug
 from i2am_debug import cli
 from i2am_debug.settings import MonitorSettings
+from i2am_debug.store.run_store import RunStore
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -111,12 +113,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name in ("good", "new", "healthy_1", "healthy_2"):
         shutil.copytree(OLD_RUN / "run", folder / "runs" / name)
-    for healthy in ("healthy_1", "healthy_2"):  # the same evaluation three times is a run that does not move
-        plugin = folder / "runs" / healthy / "plugins" / "i2am_debug"
-        (plugin / "alerts.jsonl").unlink()
-        first = (plugin / "index.jsonl").read_text().splitlines()[0]
-        lines = [first.replace('"global_step": 0', f'"global_step": {step}') for step in range(4)]
-        (plugin / "index.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "runs" / "good" / "plugins" / "i2am_debug" / "alerts.jsonl").unlink()
+    for healthy in ("healthy_1", "healthy_2"):  # the same evaluation several times is a run that does not move
+        store = RunStore(folder / "runs" / healthy)
+        first = store.evaluations()[0].evaluation
+        store.alerts_file.unlink()
+        store.index.unlink()
+        for step in range(4):
+            store.write(replace(first, global_step=step), {}, {})
     shutil.copy(OLD_RUN / "baseline.safetensors", folder)
     shutil.copy(ROOT / "examples" / "ci" / "i2am.toml", folder)
     pipeline = load_tiny_pipeline()

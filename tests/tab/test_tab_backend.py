@@ -754,23 +754,41 @@ def test_an_evaluation_of_another_form_gets_one_sentence(logdir: Path, text: str
     assert "can't be read" in ask.refusal(404, "picture", run="run", step=8, pair=0, which="mask")
 
 
-def test_reference_lines_are_numbers_or_nothing(logdir: Path) -> None:
-    deep = json.loads("[" * 400 + "]" * 400)
-    lines = {"imacs_g": {"blob": 0.1234567, "random": float("nan"), "perfect": deep}, "x": deep}
-    path = own(logdir / "run") / "step_00000008.safetensors"
-    for stored, shown in ((lines, {"imacs_g": {"blob": 0.123457, "random": None, "perfect": None}}), (deep, {})):
-        text = json.dumps({**evaluation().to_json(), "reference_lines": stored, "global_step": deep})
-        save_file(arrays(), path, metadata={"format": "1", "evaluation": text})
-        found = asker(logdir, "run").json("evaluation", run="run", step=8)
-        assert (found["reference_lines"], found["step"]) == (shown, None)
+def test_reference_lines_are_numbers_or_not_there(logdir: Path) -> None:
+    lines = {"imacs_g": {"blob": 0.1234567, "random": float("nan"), "perfect": None}}
+    text = json.dumps({**evaluation().to_json(), "reference_lines": lines})
+    save_file(arrays(), own(logdir / "run") / "step_00000008.safetensors", metadata={"format": "1", "evaluation": text})
+    found = asker(logdir, "run").json("evaluation", run="run", step=8)
+    assert found["reference_lines"] == {"imacs_g": {"blob": 0.123457}}
 
 
-def test_figures_that_json_cannot_hold_become_undefined(logdir: Path) -> None:
-    text = json.dumps(evaluation(0, {"imacs_g": (float("nan"), float("inf"), "x", 10**400, *column(1)[4:])}).to_json())
+def test_figures_that_are_not_finite_become_undefined(logdir: Path) -> None:
+    text = json.dumps(evaluation(0, {"imacs_g": (float("nan"), float("inf"), 10**400, *column(1)[3:])}).to_json())
     path = own(logdir / "run") / "step_00000008.safetensors"
     save_file(arrays(), path, metadata={"format": "1", "evaluation": text})
     figures = [p["figures"]["imacs_g"] for p in asker(logdir, "run").json("evaluation", run="run", step=8)["pairs"]]
-    assert figures[:4] == [{"undefined": "not a finite number"}] * 4 and isinstance(figures[4], float)
+    assert figures[:3] == [{"undefined": "not a finite number"}] * 3 and isinstance(figures[3], float)
+
+
+DEEP = json.loads("[" * 400 + "]" * 400)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"global_step": DEEP}, "global_step is"),
+        ({"reference_lines": DEEP}, "reference_lines is"),
+        ({"reference_lines": {"imacs_g": {"blob": "x"}}}, "reference_lines/imacs_g/blob is"),
+        ({"figures": {"imacs_g": ["x"] * len(evaluation().pairs)}}, "figures/imacs_g/0 is"),
+        ({"figures": {"imacs_g": [0.5]}}, "has 1 values for"),
+        ({"layers": [1]}, "layers/0 is 1; expected a text"),
+    ],
+)
+def test_an_evaluation_of_another_form_is_refused(logdir: Path, changed: dict, why: str) -> None:
+    text = json.dumps({**evaluation().to_json(), **changed})
+    save_file(arrays(), own(logdir / "run") / "step_00000008.safetensors", metadata={"format": "1", "evaluation": text})
+    told = asker(logdir, "run").refusal(404, "evaluation", run="run", step=8)
+    assert "holds an evaluation that can't be read" in told and why in told
 
 
 INDEX_LINE = {"format": 1, "global_step": 1, "file": "x", "copying_layer": None, "comparable_id": "a", "means": {}}

@@ -261,6 +261,7 @@ NOT_SHOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     **BAD_HEADER,
     "file: newer": (overwrite(BROKEN_FILES["newer"][0]), "pip install -U i2am-debug"),
     "file: only metadata": (overwrite(safetensors(META)), "holds an evaluation that can't be read"),
+    "file: lines that are no numbers": (lines_of_reference(3, MARKUP), "holds an evaluation that can't be read"),
     "file: no pairs": (lambda run: rewrite(run, {}, pairs=(), figures={}), "has no pairs"),
     "file: a folder": (replaced(Path.mkdir), "not a plain file"),
     "file: gone": (replaced(lambda path: None), f"There is no {STEP}"),
@@ -369,7 +370,6 @@ SHOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index: figures undefined": (indexed(line(means={HOLE: {"undefined": MARKUP}})), f"Undefined: {MARKUP}"),
     "lines: many": (lines_of_reference(100, 0.3), "line 99 0.300"),
     "lines: three in the middle": (lines_of_reference(3, 0.4), "line 2 0.400"),
-    "lines: no numbers": (lines_of_reference(3, MARKUP), "R2G, where the reference goes"),
 }
 
 
