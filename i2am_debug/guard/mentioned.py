@@ -12,24 +12,34 @@ from torch import nn
 
 def mentioned(build: Callable[..., Any]) -> list[Any]:
     """The modules, schedulers and pipelines that it holds: in its closure, the globals it names, its arguments if it is a
-    `partial`, the object whose method it is; there and in the attributes of what is found there."""
-    held = list(_held(build))
+    `partial`, the object whose method it is; there, in the attributes of what is found there, and in what functions found
+    there hold (of those it names as globals, only ones of its own file)."""
+    held = list(_held(build, set()))
     inside = [value for one in held if not isinstance(one, nn.Module) for value in _attributes(one)]
     return list({id(one): one for one in (*held, *inside) if _is_part(one)}.values())
 
 
-def _held(build: Any) -> Iterator[Any]:
+def _held(build: Any, seen: set[int]) -> Iterator[Any]:
     while isinstance(build, partial):
         yield from (*build.args, *build.keywords.values())
         build = build.func
     if inspect.ismethod(build):
         yield build.__self__
         build = build.__func__
-    if inspect.isfunction(build):
-        names = inspect.getclosurevars(build)
-        yield from (*names.nonlocals.values(), *names.globals.values())
-    else:
+    if not inspect.isfunction(build):
         yield build  # an object with a __call__
+        return
+    seen.add(id(build))
+    try:
+        names = inspect.getclosurevars(build)
+    except ValueError:  # a variable that has no value yet
+        return
+    functions = list(names.nonlocals.values())
+    functions += [value for value in names.globals.values() if getattr(value, "__module__", "") == build.__module__]
+    yield from (*names.nonlocals.values(), *names.globals.values())
+    for function in functions:
+        if inspect.isfunction(function) and id(function) not in seen:
+            yield from _held(function, seen)
 
 
 def _attributes(thing: Any) -> list[Any]:

@@ -20,6 +20,7 @@ from pipelines.stable_diffusion import load_ip_adapter, sd, unet
 from pipelines.text import clip_text_encoder, clip_tokenizer
 
 from i2am_debug.guard import attributes, process_settings
+from i2am_debug.guard.mentioned import mentioned
 from i2am_debug.guard.modules import KeptObjects
 from i2am_debug.guard.process_settings import ProcessSettings
 from i2am_debug.guard.random_states import RandomStates
@@ -341,7 +342,7 @@ class Script:
         return self.pipeline
 
 
-@pytest.mark.parametrize("how", ["closure", "partial", "method", "global"])
+@pytest.mark.parametrize("how", ["closure", "function in a closure", "partial", "method", "global"])
 def test_what_a_function_does_before_it_returns_the_pipeline_is_put_back(how):
     script = Script()
     vae, scheduler, pipeline = script.vae, script.scheduler, script.pipeline
@@ -360,6 +361,7 @@ def test_what_a_function_does_before_it_returns_the_pipeline_is_put_back(how):
     globals()["THE_SCRIPTS"] = script
     builds = {
         "closure": build,
+        "function in a closure": lambda: build(),
         "partial": partial(with_arguments, vae, pipeline=pipeline),
         "method": script.build,
         "global": lambda: THE_SCRIPTS.build(),  # noqa: F821
@@ -370,3 +372,12 @@ def test_what_a_function_does_before_it_returns_the_pipeline_is_put_back(how):
         guard.pipeline(builds[how])
         assert differences(before, described(*parts))
     assert differences(before, described(*parts)) == []
+
+
+def test_a_function_with_a_variable_that_has_no_value_yet_is_looked_into():
+    def build():
+        return later
+
+    assert mentioned(build) == []
+    later = unet()
+    assert mentioned(build) == [later]

@@ -61,7 +61,7 @@ def teacher_forced(pipeline: TinyExamplePipeline) -> LossFunction:
         picture, hole, example = pipeline.prepare(
             [p.target for p in pairs], [p.mask_image for p in pairs], reference or [p.reference for p in pairs]
         )
-        noise = torch.randn(len(pairs), LATENT_CHANNELS, 16, 16, generator=generator).to(picture.device)
+        noise = torch.randn(len(pairs), LATENT_CHANNELS, 16, 16, generator=generator).to(picture)
         tokens = pipeline.reference_encoder(example)
         inputs = (pipeline.scheduler, picture, hole, timesteps.to(picture.device), noise)
         return denoising_loss(pipeline.unet, tokens, *inputs, hole_weight=0.0)
