@@ -260,7 +260,7 @@ def tracker_close_raises(run: Run, folder: Path, step: int) -> I2AMCallback:
     callback = run.callback(folder)
     callback.on_step_end(step)
     if is_main(run):
-        callback.monitor._trackers.close = mock.Mock(side_effect=OSError("planted in close"))
+        callback.monitor.reporter._trackers.close = mock.Mock(side_effect=OSError("planted in close"))
     callback.on_train_end(step)
     return callback
 

@@ -48,7 +48,7 @@ def of_pipeline(pipeline: Any) -> dict[str, Any]:
     """
     scheduler = getattr(pipeline, scheduler_name(pipeline) or "scheduler", None)
     config = dict(getattr(scheduler, "config", {}))
-    if hasattr(scheduler, "set_shift"):  # which leaves the configuration as it was
+    if scheduler is not None and hasattr(scheduler, "set_shift"):  # which leaves the configuration as it was
         config["shift"] = scheduler.shift
     switches = dict(pipeline.config) if isinstance(pipeline, DiffusionPipeline) else {}
     switches = {

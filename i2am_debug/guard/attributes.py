@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,7 @@ class Attributes:
     def __init__(self, thing: Any) -> None:
         self._thing = thing
         self._values = dict(vars(thing))
-        self._contents = [(v, copy.copy(v)) for v in self._values.values() if type(v) in _CONTAINERS]
+        self._contents = [(v, v.copy() if v else ()) for v in self._values.values() if type(v) in _CONTAINERS]
         self._arrays = [(v, _copied(v)) for v in self._values.values() if _is_small_array(v)]
 
     def value(self, name: str) -> Any:
@@ -35,7 +34,7 @@ class Attributes:
         """Every value there was, those of the containers too."""
         yield from self._values.values()
         for _, content in self._contents:
-            yield from content.values() if isinstance(content, dict) else content
+            yield from content.values() if isinstance(content, dict) else content  # an empty one is kept as ()
 
     def put_back(self) -> None:
         now = vars(self._thing)
@@ -59,8 +58,8 @@ def has_attributes(thing: Any) -> bool:
 
 def _same_items(ours: Any, theirs: Any) -> bool:
     """Whether the very same things are in both; equal ones would do, but asking a tensor that gives a tensor."""
-    if len(ours) != len(theirs):
-        return False
+    if len(ours) != len(theirs) or not theirs:
+        return len(ours) == len(theirs)
     if isinstance(ours, set):
         return ours == theirs
     if isinstance(ours, dict):

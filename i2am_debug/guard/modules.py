@@ -26,11 +26,16 @@ class KeptObjects:
         self._attributes: dict[int, Attributes] = {}
         self._training: dict[nn.Module, bool] = {}
 
+    def knows(self, thing: Any) -> bool:
+        """Whether it is remembered; of a module that includes all that was inside."""
+        return id(thing) in self._attributes or (isinstance(thing, nn.Module) and thing in self._training)
+
     def remember(self, thing: Any) -> None:
         """Also this module with all that is inside, or this other object."""
         if isinstance(thing, nn.Module):
-            exchanged = inside_fsdp1(thing)
-            for module in thing.modules():
+            modules = list(thing.modules())
+            exchanged = inside_fsdp1(modules)
+            for module in modules:
                 self._training.setdefault(module, module.training)
                 if module not in exchanged and not keeps_its_own_state(module):
                     self._remember_one(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,14 +74,8 @@ def _settings() -> Iterator[Setting]:
 def _autocast() -> Iterator[Setting]:
     yield torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled
     for device in _DEVICES:
-        yield (
-            lambda device=device: torch.is_autocast_enabled(device),
-            lambda value, device=device: torch.set_autocast_enabled(device, value),
-        )
-        yield (
-            lambda device=device: torch.get_autocast_dtype(device),
-            lambda value, device=device: torch.set_autocast_dtype(device, value),
-        )
+        yield partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device)
+        yield partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device)
 
 
 def _precision() -> Iterator[Setting]:

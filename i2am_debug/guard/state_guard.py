@@ -89,6 +89,8 @@ class StateGuard(AbstractContextManager["StateGuard"]):
                 module.training = False
 
     def _remember(self, thing: Any, *, trained: bool) -> None:
+        if self._objects.knows(thing):
+            return
         self._objects.remember(thing)
         if isinstance(thing, nn.Module):
             self._tensors.remember(named_tensors(thing), trained=trained)

@@ -44,15 +44,15 @@ def has_reducer(root: nn.Module) -> bool:
     return any(isinstance(module, nn.parallel.DistributedDataParallel) for module in root.modules())
 
 
-def inside_fsdp1(root: nn.Module) -> set[nn.Module]:
-    """The modules whose parameters FSDP1 exchanges as it goes."""
-    outer = [m for m in root.modules() if type(m).__name__ == "FullyShardedDataParallel"]
+def inside_fsdp1(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Those whose parameters FSDP1 exchanges as it goes."""
+    outer = [m for m in modules if type(m).__name__ == "FullyShardedDataParallel"]
     return {module for one in outer for module in one.modules()}
 
 
 def named_tensors(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers, as "UNet2DConditionModel.conv_in.weight"; without those that FSDP1 exchanges."""
-    inner, exchanged = root, inside_fsdp1(root)
+    inner, exchanged = root, inside_fsdp1(root.modules())
     while keeps_its_own_state(inner) and len(inner._modules) == 1:
         inner = next(iter(inner.children()))
     for prefix, module in inner.named_modules(prefix=type(inner).__name__):
