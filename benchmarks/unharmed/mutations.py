@@ -109,7 +109,7 @@ def _in_a_process(
     begun: tuple[str, int] | None = None
     done = False
     try:
-        while ours.poll(_ANSWER):
+        while ours.poll(_ANSWER if begun else 10 * _ANSWER):  # it imports everything first
             what, said = ours.recv()
             if what == "begun":
                 begun = said
