@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import resource
@@ -58,7 +59,7 @@ def measure(*, long: bool) -> Found:
     calls: list[Call] = []
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        todo = [(kind, seed) for kind in KINDS for seed in range((LONG if long else SHORT) // len(KINDS))]
+        todo = [(kind, seed) for kind in KINDS for seed in range(math.ceil((LONG if long else SHORT) / len(KINDS)))]
         while todo:
             ended = _in_a_process(todo, Path(folder), calls, peaks)
             if ended is None:
