@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import resource
@@ -58,12 +59,13 @@ def measure(*, long: bool) -> Found:
     calls: list[Call] = []
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        todo = [(kind, seed) for kind in KINDS for seed in range((LONG if long else SHORT) // len(KINDS))]
+        todo = [(kind, seed) for kind in KINDS for seed in range(math.ceil((LONG if long else SHORT) / len(KINDS)))]
         while todo:
-            begun = _in_a_process(todo, Path(folder), calls, peaks)
-            if begun is None:
+            ended = _in_a_process(todo, Path(folder), calls, peaks)
+            if ended is None:
                 break
-            calls.append(Call(*begun, "?", "died", "the process ended, or did not come back", _ANSWER))
+            begun, how = ended
+            calls.append(Call(*begun, "?", "died", how, _ANSWER))
             todo = todo[todo.index(begun) + 1 :]
     bad = [one for one in calls if one.outcome not in ("accepted", "refused")]
     rows = []
@@ -93,8 +95,8 @@ def measure(*, long: bool) -> Found:
 
 def _in_a_process(
     todo: list[tuple[str, int]], folder: Path, calls: list[Call], peaks: dict[str, int]
-) -> tuple[str, int] | None:
-    """Takes what a process of its own finds; what it was at when it ended too early, or None.
+) -> tuple[tuple[str, int], str] | None:
+    """Takes what a process of its own finds; what it was at when it ended too early, and how, or None.
 
     Raises:
         RuntimeError: it ended before it came to the first one: what is not damaged can't be read either.
@@ -108,7 +110,7 @@ def _in_a_process(
     begun: tuple[str, int] | None = None
     done = False
     try:
-        while ours.poll(_ANSWER):
+        while ours.poll(_ANSWER if begun else 10 * _ANSWER):  # it imports everything first
             what, said = ours.recv()
             if what == "begun":
                 begun = said
@@ -121,11 +123,13 @@ def _in_a_process(
                 break
     except EOFError:
         pass
+    process.join(1)
+    how = f"the process ended with {process.exitcode}" if process.exitcode is not None else "it did not come back"
     process.kill()
     process.join()
     if begun is None:
         raise RuntimeError(f"the valid files can't be read: run python -m {__name__} {todo[0][0]} {todo[0][1]}")
-    return None if done else begun
+    return None if done else (begun, how)
 
 
 def _work(todo: list[tuple[str, int]], folder: Path, pipe: Any) -> None:

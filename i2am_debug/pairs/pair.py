@@ -21,7 +21,7 @@ from .kept import NoKeptRegion, brought_to, kept_region
 from .pictures import to_mask, to_rgb
 
 _GIVEN, _DERIVED = "given", "derived: "
-_NAME_LENGTH = 255
+_NAME_LENGTH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,9 +46,12 @@ def to_mask(value: ImageLike, picture: Image.Image, pair: str, key: str) -> np.n
         InvalidPair: as `to_rgb`; or it has another size than its picture, is empty or full.
     """
     if isinstance(value, np.ndarray) and value.dtype == bool and value.ndim == 2:
+        _refuse_another_size(value.shape[::-1], picture, f"pair {pair!r}: {key}")
         mask, top = value, 255
     else:
-        levels = np.asarray(_image(value, pair, key).convert("L"))
+        image = _image(value, pair, key)
+        _refuse_another_size(image.size, picture, f"pair {pair!r}: {key}")
+        levels = np.asarray(image.convert("L"))
         grey, top = levels / np.float32(255), levels.max()
         mask = grey > 0.5
         # Antialiased edges are ordinary; a mask whose bulk is grey is probably something else (a depth map, a photograph).
@@ -57,11 +60,6 @@ def to_mask(value: ImageLike, picture: Image.Image, pair: str, key: str) -> np.n
                 f"pair {pair!r}: {key} is not black and white; values above 0.5 count as inside ({mask.mean():.0%} of it)",
                 stacklevel=4,
             )
-    if mask.shape != (picture.height, picture.width):
-        raise InvalidPair(
-            f"pair {pair!r}: {key} is {mask.shape[1]}x{mask.shape[0]} pixels, its picture is "
-            f"{picture.width}x{picture.height}; resize the mask (nearest neighbour) to the picture"
-        )
     if not mask.any() or mask.all():
         state = "empty (no pixel" if not mask.any() else "full (every pixel"
         labels = " (its values are 0 and 1 of 255: multiply it by 255)" if top == 1 else ""
@@ -69,6 +67,14 @@ def to_mask(value: ImageLike, picture: Image.Image, pair: str, key: str) -> np.n
             f"pair {pair!r}: {key} is {state} above 0.5){labels}; nothing can be scored inside against outside"
         )
     return mask
+
+
+def _refuse_another_size(size: tuple[int, ...], picture: Image.Image, what: str) -> None:
+    if tuple(size) != picture.size:
+        raise InvalidPair(
+            f"{what} is {size[0]}x{size[1]} pixels, its picture is {picture.width}x{picture.height}; "
+            "resize the mask (nearest neighbour) to the picture"
+        )
 
 
 def _image(value: ImageLike, pair: str, key: str) -> Image.Image:

@@ -108,10 +108,13 @@ def _is_file(path: Path) -> bool:
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file, whose header the library checks against the file's size; what breaks in it names the file."""
     try:
+        open(path, "rb").close()  # of a file that may not be read, safetensors says that it isn't there
         with safe_open(path, framework="numpy") as file:
             yield file
     except StoreError:
         raise
+    except PermissionError as error:
+        raise StoreError(f"{path} can't be read: {error.strerror}") from None
     # Of kinds of numbers that numpy does not know, safetensors raises a TypeError or an AttributeError.
     except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(f"{path} can't be read: {error}; is it a whole .safetensors file?") from None

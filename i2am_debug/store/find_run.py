@@ -12,9 +12,15 @@ def find_store(folder: str | Path) -> RunStore:
     """The run in a folder: the run's own, its plugin folder, or one with a single run somewhere below.
 
     Raises:
-        ValueError: no such folder, no run in it, or several; names them.
+        ValueError: no such folder, one that may not be read, no run in it, or several; names them.
     """
-    folder = Path(folder)
+    try:
+        return _found(Path(folder))
+    except OSError as error:
+        raise ValueError(f"{str(folder)[:300]} can't be searched for a run: {error.strerror}") from None
+
+
+def _found(folder: Path) -> RunStore:
     if not folder.exists():
         raise ValueError(f"there is no run and no evaluation at {folder}")
     real = folder.resolve()

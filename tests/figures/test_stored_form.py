@@ -79,7 +79,9 @@ def test_a_line_without_a_number_is_left_out() -> None:
     assert found.reference_lines == {"imacs_g": {"blob": 0.5}}
 
 
-DECLARED = DeclaredFigure(tag="sharpness", title="Sharpness", meaning="How sharp.", unit="bit", range=(0, None)).to_json()
+DECLARED = DeclaredFigure(
+    tag="sharpness", title="Sharpness", meaning="How sharp.", unit="bit", range=(0, None)
+).to_json()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from i2am_debug.capture.maps import unified_form
+from i2am_debug.errors import StoreError
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 from i2am_debug.pairs.pair import ValidationPair
@@ -506,3 +507,15 @@ def test_maps_of_some_queries_are_kept_where_there_are_any() -> None:
     maps._r2g_object_mass = maps._g2r_region = None  # no reference mask, no hole
     names = {name for name in pack_pair(maps, None, None)[0] if name.endswith("/unified") and "rows" not in name}
     assert names == {"r2g/unified", "g2r/unified", "r2g_centred/unified"}
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:40], lambda data: b"no picture", lambda data: b""])
+def test_a_stored_picture_that_is_broken_or_too_large_is_refused(spoil: Any) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with pytest.raises(StoreError, match="a stored picture can't be read"):
+        unpack_picture(np.frombuffer(spoil(buffer.getvalue()), dtype=np.uint8))
+    large = io.BytesIO()
+    Image.new("1", (385, 1)).save(large, "PNG")
+    with pytest.raises(StoreError, match="it is 385x1, at most 384 pixels a side"):
+        unpack_picture(np.frombuffer(large.getvalue(), dtype=np.uint8))

@@ -28,6 +28,7 @@ from i2am_debug.pairs.pair import ValidationPair
 from i2am_debug.store import evaluation_file
 from i2am_debug.store import run_store as store_module
 from i2am_debug.store.evaluation_file import read_arrays, read_evaluation, read_figures
+from i2am_debug.store.find_run import find_store
 from i2am_debug.store.packing import unpack_picture
 from i2am_debug.store.run_store import RunStore
 
@@ -801,3 +802,22 @@ def test_a_training_goes_on_whatever_stands_in_the_index(run: RunStore, packed: 
         run.evaluations()
     run.resume(50)
     assert [one.global_step for one in run.readable_evaluations()] == [0]
+
+
+@pytest.mark.parametrize("given", ["a" * 5000, "nul\0"])
+def test_a_name_that_no_folder_can_have_is_no_run(given: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="can't be searched for a run: File name too long|there is no run"):
+        find_store(tmp_path / given)
+
+
+def test_a_file_that_may_not_be_read_is_named(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an unprivileged user; root may read anything."""
+    run.write(evaluation(1), {}, {})
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    for read in (run.evaluations, lambda: read_figures(run.folder / "step_00000001.safetensors")):
+        with pytest.raises(StoreError, match="can't be read: Permission denied"):
+            read()
