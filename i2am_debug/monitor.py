@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .alerts.alert import Alert
 from .alerts.judge import refuse_idle_rules
 from .alerts.rule import at_least
-from .errors import I2AMError, IMACSRegression, TrainingChanged
+from .errors import I2AMError, IMACSRegression, ProcessMissing, TrainingChanged
 from .evaluation.memory import peak_memory
 from .figures.declared import REFERENCE_GAP
 from .figures.observation import Observation, merge_observations
@@ -233,12 +233,12 @@ class Monitor:
                     return stack.enter_context(self._pipeline())
 
             yield self._processes.agree(build)
-        except Exception:
+        except BaseException as error:
             raised = sys.exc_info()
-            self._processes.agree(lambda: stack.__exit__(*raised))
-            raise
-        except BaseException:
-            stack.__exit__(*sys.exc_info())  # an interrupt: nobody else can be asked
+            if isinstance(error, Exception) and not isinstance(error, ProcessMissing):
+                self._processes.agree(lambda: stack.__exit__(*raised))
+            else:
+                stack.__exit__(*raised)  # an interrupt, or nobody there: the others can't be asked
             raise
 
         def put_back() -> None:

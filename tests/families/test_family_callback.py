@@ -61,8 +61,8 @@ def kontext_pair(number: int) -> ValidationPair:
 
 
 def images_and_scalars(folder) -> tuple[set[str], set[str]]:
-    tags = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload().Tags()
-    return set(tags["images"]), set(tags["scalars"])
+    figures, pictures = (EventAccumulator(str(one)).Reload().Tags() for one in (folder, folder / "i2am_pictures"))
+    return set(pictures["images"]), set(figures["scalars"])
 
 
 def test_tokens_without_a_grid_have_information_and_no_place(tmp_path):
