@@ -92,7 +92,7 @@ def test_training_goes_on_as_if_nobody_had_looked(found, processes, kind, name):
     for rank, text in ((ranks[-1], failing), *((rank, others) for rank in ranks[: -1 if failing else 1])):
         lines = [line for line in rank["log"] if "too few to tell" not in line and "ALERT" not in line]
         assert any(re.search(text, line, re.DOTALL) for line in lines) if text else not lines, lines
-    assert not any(re.search(r"at step \d+ failed", line) for rank in ranks for line in rank["log of the next"])
+    assert not any("is skipped" in line for rank in ranks for line in rank["log of the next"])
     steps = ranks[0]["evaluations"]
     first = steps[0] // 10 * 10 if steps else 0
     assert [step - first for step in steps] == EVALUATED.get(name, [5]), "the next evaluation works"
