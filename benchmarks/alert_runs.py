@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def make_runs(plans: list[Plan], folder: Path, workers: int) -> Iterator[Plan]:
     """Makes what is missing, one thread a worker; yields each plan when its run is there."""
     missing = [p for p in plans if not (p.run(folder) / "done.json").is_file()]
     yield from (p for p in plans if p not in missing)
-    with ProcessPoolExecutor(max_workers=workers) as pool:
+    # Not forked: autograd's threads do not survive it in a program that has used them.
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(_make, missing, [folder] * len(missing))
 
 

@@ -55,7 +55,8 @@ class _Outcome:
     """What an evaluation has come to, the same on every process."""
 
     evaluation: Evaluation
-    alert: Alert | None
+    alerts: Sequence[Alert]
+    """Raised now, and earlier ones that an interrupt kept from being acted on."""
     failures: Sequence[Failure]
 
 
@@ -103,7 +104,7 @@ class Monitor:
             self._processes.agree(lambda: self._together(pipeline, self.evaluator.check))
             self._take_one_way(pipeline)
         self._tell_of(self._processes.from_main(lambda: self.reporter.begin(global_step)))
-        self._call_on_alert()
+        self._act_on(self._processes.from_main(lambda: self.reporter.undelivered.waiting("on_alert")))
         # Only the main process has this run's own baseline, so it decides for all.
         if self._processes.from_main(lambda: self._is_due_at_the_beginning(global_step)):
             self._evaluate_or_warn(global_step)
@@ -141,7 +142,7 @@ class Monitor:
         started = time.monotonic()
         outcome = self._look_and_report(global_step)
         self._spacing.evaluated(global_step, time.monotonic() - started)
-        self._act_on(outcome.alert)
+        self._act_on(outcome.alerts)
         drawn = self._processes.from_main(self.reporter.wait_for_drawing)
         if failures := [*outcome.failures, *drawn]:
             raise _not_everything(f"of the evaluation at step {global_step}", failures)
@@ -201,9 +202,7 @@ class Monitor:
         if self.settings.budget is not None and self._processes.is_main:
             logger.info("i2am: %.3g s of looking: %s", took, self._spacing.in_words(took))
         if outcome is not None:
-            self._act_on(
-                outcome.alert
-            )  # outside the try: an on_alert that raises, and fail_on, mean to end the training
+            self._act_on(outcome.alerts)  # outside the try: an on_alert that raises, and fail_on, mean to end training
             self._tell_of(outcome.failures, f"of the evaluation at step {global_step}")
 
     def _look_and_report(self, global_step: int) -> _Outcome:
@@ -301,7 +300,7 @@ class Monitor:
     ) -> _Outcome:
         """On the main process."""
         becomes_baseline, is_first = self.reporter.baseline is None, not self._evaluated
-        alert, failures = self.reporter.report(evaluation, observations)
+        failures = self.reporter.report(evaluation, observations)
         self._evaluated = True
         if becomes_baseline and self._lost:
             logger.warning(
@@ -313,7 +312,7 @@ class Monitor:
         if is_first:
             seconds = time.monotonic() - started
             self._tell_what_was_found(evaluation, observations, seconds, peak_memory() - memory)
-        return _Outcome(evaluation, alert, [*failed, *failures])
+        return _Outcome(evaluation, self.reporter.undelivered.waiting("on_alert"), [*failed, *failures])
 
     def _tell_what_was_found(
         self, evaluation: Evaluation, observations: list[Observation], seconds: float, memory: int
@@ -336,26 +335,27 @@ class Monitor:
         saved_before_it_was_evaluated = self._spacing.falls_on(global_step) and global_step != self._last_step
         return self.reporter.baseline is None or self._last_step is None or saved_before_it_was_evaluated
 
-    def _act_on(self, alert: Alert | None) -> None:
-        """What an alert does, the same on every process; depends on no picture, tracker or disk."""
-        if alert is None:
+    def _act_on(self, alerts: Sequence[Alert]) -> None:
+        """What alerts do, the same on every process; depends on no picture, tracker or disk.
+
+        What `on_alert` raises ends the training, on every process.
+        """
+        if not alerts:
             return
         settings = self.settings
-        if settings.stop_on is not None and at_least(alert.severity, settings.stop_on):
-            self.should_stop = True
-        self._call_on_alert()
-        if settings.fail_on is not None and at_least(alert.severity, settings.fail_on):
-            raise IMACSRegression(alert.text, alert)
-
-    def _call_on_alert(self) -> None:
-        """What it raises ends the training, on every process."""
+        for alert in alerts:
+            if settings.stop_on is not None and at_least(alert.severity, settings.stop_on):
+                self.should_stop = True
 
         def call(alert: Alert) -> bool:
-            if self.settings.on_alert is not None:
-                self.settings.on_alert(alert)
+            if settings.on_alert is not None:
+                settings.on_alert(alert)
             return True
 
         self._processes.from_main(lambda: self.reporter.undelivered.deliver("on_alert", call))
+        for alert in alerts:
+            if settings.fail_on is not None and at_least(alert.severity, settings.fail_on):
+                raise IMACSRegression(alert.text, alert)
 
     def _check_rules(self) -> None:
         baseline, newest = self.reporter.baseline, self.reporter.newest

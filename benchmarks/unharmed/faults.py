@@ -179,9 +179,9 @@ def _planted(case: Case, training: _Training, step: int) -> Iterator[None]:
         nonlocal seen
         if stage is not case.stage or case.fired:
             return
-        seen += 1
-        if stage in (Stage.LOOK, Stage.DRAW) and seen < 2:
-            return  # half-way
+        seen += bool(pairs)
+        if stage in _OF_A_PAIR and seen < (2 if stage is Stage.LOOK else 1):
+            return  # half-way, and where there is a pair to be named
         case.fired = True
         _break(case.fault, training.run_folder, undo)
 
@@ -233,7 +233,9 @@ def _harm(case: Case, training: _Training, alone: _Training) -> list[str]:
             stored.evaluation  # noqa: B018  (raises where it is not whole)
         elif case.fault != "files deleted":
             found.append(f"step {stored.global_step} is announced and not there")
-    written = bool(store.alerts()) or nothing_came_later
+    order = list(Stage).index
+    deleted_again = case.fault == "files deleted" and order(case.stage) > order(Stage.ALERT_FILE)
+    written = bool(store.alerts()) or deleted_again
     if not written or not training.told or not training.should_stop:
         found.append(f"alert lost: file {len(store.alerts())}, told {len(training.told)}, stop {training.should_stop}")
     if torn := list(store.folder.rglob("*.tmp")):

@@ -28,9 +28,9 @@ _WINDOWS = 10
 
 
 def measure(*, long: bool) -> Found:
-    """3000 evaluations of 8 pairs, in the short form 50; medians of the first tenth and of the last one."""
+    """3000 evaluations of 8 pairs, in the short form 30; medians of the first tenth and of the last one."""
     torch.set_num_threads(1)
-    count = 3000 if long else 50
+    count = 3000 if long else 30
     window = count // _WINDOWS
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))

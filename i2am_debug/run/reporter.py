@@ -117,8 +117,8 @@ class Reporter:
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
-    def report(self, evaluation: Evaluation, observations: Sequence[Observation]) -> tuple[Alert | None, list[Failure]]:
-        """Stores, judges and tells of an evaluation; the alert with its panels, and what could not be done."""
+    def report(self, evaluation: Evaluation, observations: Sequence[Observation]) -> list[Failure]:
+        """Stores, judges and tells of an evaluation; what could not be done. An alert is in `undelivered` from then on."""
         self._failures = []
         self._note_drawing()
         opened = self._open()
@@ -133,9 +133,8 @@ class Reporter:
         if alert is not None:
             if store is not None and stored:
                 alert = self._with_panels(alert, evaluation, observations, store)
+                self.undelivered.with_panels(alert)
             logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
-            self.undelivered.add(alert)
-            self._rows.protect(alert.global_step)
         if opened is not None:
             trackers, store = opened
             self._attempt(Stage.FIGURES, lambda: trackers.scalars(evaluation, copying))
@@ -145,7 +144,7 @@ class Reporter:
             if stored:
                 self._attempt(Stage.THIN, lambda: self._thin(store, evaluation))
                 self._draw(trackers, store, evaluation, observations)
-        return alert, self._failures
+        return self._failures
 
     def wait_for_drawing(self) -> list[Failure]:
         """Until everything is drawn and written; what could not be."""
@@ -198,7 +197,11 @@ class Reporter:
         rules, count = self._settings.rules, len(baseline.pairs)
         if not rules.can_test(count):
             self.say_once("too few to tell a fall from noise, only limits and margins act: %s", rules.too_few(count))
-        return self.alert_state.judge(baseline, self._history.comparable_with(evaluation))
+        alert = self.alert_state.judge(baseline, self._history.comparable_with(evaluation))
+        if alert is not None:
+            self.undelivered.add(alert)  # at once: an interrupt from here on loses it nowhere
+            self._rows.protect(alert.global_step)
+        return alert
 
     def _take_up(self, store: RunStore | None, baseline: Evaluation) -> History:
         """What the run has on disk."""

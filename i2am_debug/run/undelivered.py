@@ -30,6 +30,16 @@ class Undelivered:
         self._pending = [one for one in self._pending if one.alert.global_step != alert.global_step]
         self._pending.append(Pending(alert, list(CHANNELS)))
 
+    def with_panels(self, alert: Alert) -> None:
+        """The same alert, once its panels are drawn."""
+        for one in self._pending:
+            if one.alert.global_step == alert.global_step:
+                one.alert = alert
+
+    def waiting(self, channel: str) -> list[Alert]:
+        """The alerts that have not gone to a channel."""
+        return [one.alert for one in self._pending if channel in one.left]
+
     def deliver(self, channel: str, hand_over: Callable[[Alert], bool]) -> None:
         """Hands over, one after another, what has not gone to a channel; what `hand_over` says no to, or raises at, stays."""
         for one in list(self._pending):

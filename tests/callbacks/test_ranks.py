@@ -21,9 +21,10 @@ from i2am_debug.figures.values import Undefined
 
 SCRIPT = Path(__file__).parents[1] / "rank_scenarios.py"
 KINDS = ("ddp", "fsdp2", "plugin")  # the plugin last: it can't be turned off again in a process
-OF_THE_MODEL = ["healthy", "in the middle", "before a forward", "more forwards", "out of memory inside"]
-OF_THE_MODEL += ["inside at the first pair", "inside at the second pair"]
-ON_TWO = {"ddp": list(SCENARIOS), "fsdp2": list(SCENARIOS), "plugin": OF_THE_MODEL}
+OF_THE_MODEL = ["in the middle", "before a forward", "more forwards", "out of memory inside", "inside the encoder"]
+OF_THE_MODEL += ["out of memory in a collective", "inside at the first pair", "main only by budget"]
+FEWER = [name for name in SCENARIOS if name not in OF_THE_MODEL]  # what whole models do no otherwise than sharded ones
+ON_TWO = {"ddp": FEWER, "fsdp2": list(SCENARIOS), "plugin": ["healthy", "inside at the second pair", "more forwards"]}
 ON_FOUR = {"fsdp2": ["inside at the first pair", "before a forward", "trial fails inside", "main only"]}
 CASES = [
     (processes, kind, name)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
 from benchmarks.unharmed import growth
 from i2am_debug.run.history import History
 
@@ -13,13 +18,14 @@ def test_an_evaluation_late_in_a_run_opens_no_more_and_takes_no_more_memory():
 
 
 def test_a_leak_is_found(monkeypatch):
-    kept = []
+    memory, files = [], ExitStack()
 
     def leak(self, evaluation, real=History.add):
-        kept.append([bytes(2**20) for _ in range(2)])
-        kept.append(open(__file__))  # noqa: SIM115
+        memory.append(np.ones(2**19))
+        files.enter_context(Path(__file__).open())  # noqa: SIM115
         real(self, evaluation)
 
     monkeypatch.setattr(History, "add", leak)
-    harm = " ".join(growth.measure(long=False).harm)
+    with files:
+        harm = " ".join(growth.measure(long=False).harm)
     assert "MiB more" in harm and "open files" in harm
