@@ -75,6 +75,7 @@ class Run:
             "num_inference_steps": 2,
             "batch_size": 2,
             "pictures": 1,
+            "panels": 1,
             "on_error": "raise",
             "disable_progress_bar": True,
         }

@@ -121,7 +121,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
 
 def test_what_an_evaluation_leaves_in_tensorboard_and_on_disk(tmp_path, caplog):
     run = Run(tmp_path)
-    callback = run.callback()
+    callback = run.callback(panels=3)
     with caplog.at_level(logging.INFO, "i2am_debug"):
         evaluation = callback.evaluate(5)
     run.accelerator.end_training()
