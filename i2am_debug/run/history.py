@@ -32,7 +32,8 @@ class Remembered:
 
     def mean(self, tag: str) -> Figure:
         """As `Evaluation.mean`."""
-        return self._means.get(tag, Undefined("not recorded"))
+        found = self._means.get(tag)
+        return Undefined("not recorded") if found is None else found
 
     def values(self, tag: str) -> np.ndarray:
         """As `Evaluation.values`."""
@@ -67,5 +68,6 @@ class History:
 
     def comparable_with(self, evaluation: Evaluation) -> list[Remembered]:
         """Those that can be judged together with an evaluation, by step, itself included."""
-        alike = (one for one in self._by_step.values() if one.comparable_id == evaluation.comparable_id)
+        wanted = evaluation.comparable_id  # once: it is a digest of everything that figures depend on
+        alike = (one for one in self._by_step.values() if one.comparable_id == wanted)
         return sorted(alike, key=lambda one: one.global_step)
