@@ -1,7 +1,7 @@
 """The fine-tunes that `benchmarks.alerts` judges: one folder a run, made once.
 
-In each, several callbacks look at the same model: one at the clean validation pairs with the model's own loss, one at the same
-pairs without being told a loss ("bare"), and one at pairs with the same fault as the training data, as a validation set has
+In each, a callback that was told nothing but a pipeline and pairs looks at the model. With `every_way` two more look at the
+same: one with the model's own loss function, and one at pairs with the same fault as the training data, as a validation set has
 that comes out of the same broken loader ("spoilt"). A run ends some evaluations after its fault.
 """
 
@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,62 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from i2am_debug.demo.sabotage import Batch, Sabotage
 from i2am_debug.pairs.collection import ValidationPairs
 
 HEALTHY_STEPS = 72
 GRADUAL_STEPS = 128
-GROWING = ("gradual",)
+GROWING = ("gradual", "gradual-drop")
 """Kinds whose fault begins small."""
-EVALUATIONS_AFTER = 4  # an abrupt fault's; a later alert counts as none
-_EARLIEST, _LATEST = 16, 40  # step after which an abrupt fault begins
+HARMLESS = ("reordered",)
+"""Kinds that change what the attention looks like, and nothing that the model makes."""
+EVALUATIONS_AFTER = 2  # an abrupt fault's
+_EARLIEST, _LATEST = 12, 32  # step after which an abrupt fault begins
+_LORA_RATE = 3e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a fine-tune differs from the usual one, beside its fault."""
+
+    decay: bool = False
+    """A learning rate that falls to nothing instead of a constant one."""
+    lora: bool = False
+    """Low-rank adapters of the denoiser's attention are trained instead of all weights."""
+    rate: float = 1.0
+    """Factor of the learning rate."""
+    batch_size: int | None = None
+    mixed_precision: str = "no"
+    data: Sabotage | None = None
+    """What all training data is like from the start."""
+    pairs_too: bool = False
+    """Whether the validation pairs are so too."""
+    stale: bool = False
+    """The pipeline that is evaluated is a copy of that which is trained."""
+
+
+def _invert(batch: Batch, generator: Any) -> Batch:
+    return {**batch, "target": -batch["target"], "reference": -batch["reference"]}
+
+
+def _drop(batch: Batch, generator: Any) -> Batch:
+    return {**batch, "reference": 0 * batch["reference"]}
+
+
+SETTINGS: dict[str, Setting] = {
+    "healthy": Setting(),
+    "healthy-decay": Setting(decay=True),
+    "healthy-dropout": Setting(data=Sabotage(what="10 % of the references dropped", corrupt=_drop, share=0.1)),
+    "healthy-domain": Setting(data=Sabotage(what="colours inverted", corrupt=_invert), pairs_too=True),
+    "healthy-batch-2": Setting(batch_size=2),
+    "healthy-batch-24": Setting(batch_size=24),
+    "healthy-lora": Setting(lora=True),
+    "healthy-lora-slow": Setting(lora=True, rate=0.1),
+    "healthy-bf16": Setting(mixed_precision="bf16"),
+    "stale": Setting(stale=True),
+    "shuffle-lora": Setting(lora=True),
+}
+"""Kind → how its fine-tune is set; the others are all as usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +97,23 @@ class Plan:
         return folder / self.model / self.name
 
     @property
+    def setting(self) -> Setting:
+        return SETTINGS.get(self.kind, Setting())
+
+    @property
     def sabotage(self) -> str | None:
-        name = self.kind.removesuffix("-from-0")
-        return None if name.startswith("healthy") else name
+        """Name of the fault, one of `DemoModel.sabotages`."""
+        name = self.kind.removesuffix("-from-0").removesuffix("-lora")
+        return None if name.startswith("healthy") or name == "stale" else name
 
     @property
     def sabotage_step(self) -> int | None:
         """Optimizer steps before the fault; None for a healthy run, 0 where the model is broken when it is loaded."""
+        if self.kind == "stale" or self.kind.endswith("-from-0"):
+            return 0
         if self.sabotage is None:
             return None
-        if self.kind.endswith("-from-0"):
-            return 0
-        if self.kind == "gradual":
+        if self.kind in GROWING:
             return 16
         return random.Random(self.name).randint(_EARLIEST, _LATEST)
 
@@ -69,7 +123,7 @@ class Plan:
 
         if self.sabotage_step is None:
             return HEALTHY_STEPS
-        if self.kind == "gradual":
+        if self.kind in GROWING:
             return GRADUAL_STEPS
         return (self.sabotage_step // EVERY + EVALUATIONS_AFTER) * EVERY
 
@@ -91,20 +145,21 @@ def kinds(model: str) -> list[str]:
     from i2am_debug.demo.demo_model import demo_model
 
     faults = demo_model(model).sabotages
-    in_weights = [name for name, fault in faults.items() if fault.break_weights is not None]
-    return ["healthy", "healthy-decay", *faults, *(f"{name}-from-0" for name in ("shuffle", *in_weights))]
+    in_weights = [name for name in ("encoder", "attention") if name in faults]
+    return [*SETTINGS, *faults, *(f"{name}-from-0" for name in ("shuffle", *in_weights))]
 
 
-def make_runs(plans: list[Plan], folder: Path, workers: int) -> Iterator[Plan]:
+def make_runs(plans: list[Plan], folder: Path, workers: int, *, every_way: bool = False) -> Iterator[Plan]:
     """Makes what is missing, one thread a worker; yields each plan when its run is there."""
     missing = [p for p in plans if not (p.run(folder) / "done.json").is_file()]
     yield from (p for p in plans if p not in missing)
     # Not forked: autograd's threads do not survive it in a program that has used them.
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_make, missing, [folder] * len(missing))
+        yield from pool.map(partial(_make, folder=folder, every_way=every_way), missing)
 
 
-def _make(plan: Plan, folder: Path) -> Plan:
+def _make(plan: Plan, folder: Path, every_way: bool) -> Plan:
+    import copy
     import logging
     import shutil
 
@@ -117,16 +172,19 @@ def _make(plan: Plan, folder: Path) -> Plan:
 
     torch.set_num_threads(1)
     logging.getLogger("i2am_debug").setLevel(logging.CRITICAL + 1)
-    run = plan.run(folder)
+    run, setting = plan.run(folder), plan.setting
     shutil.rmtree(run, ignore_errors=True)  # of a run that was cut off
     set_seed(plan.seed)
-    accelerator = new_accelerator(run.parent, plan.name)
+    accelerator = new_accelerator(run.parent, plan.name, mixed_precision=setting.mixed_precision)
     model = demo_model(plan.model)
     pipeline = model.load(device=accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
-    sabotage = model.sabotages[plan.sabotage] if plan.sabotage else None
+    sabotage = model.sabotages[plan.sabotage] if plan.sabotage else setting.data
     if sabotage is not None and sabotage.break_weights is not None and plan.sabotage_step == 0:
         sabotage.break_weights(pipeline)
+    if setting.lora:
+        _add_lora(pipeline)
+    looked_at = copy.deepcopy(pipeline) if setting.stale else pipeline
     training = fine_tune(
         accelerator,
         model,
@@ -134,37 +192,64 @@ def _make(plan: Plan, folder: Path) -> Plan:
         steps=plan.steps,
         seed=plan.seed,
         sabotage=sabotage,
-        sabotage_step=plan.sabotage_step,
-        decay=plan.kind == "healthy-decay",
+        sabotage_step=0 if setting.data is not None else plan.sabotage_step,
+        decay=setting.decay,
+        learning_rate=setting.rate * (_LORA_RATE if setting.lora else model.learning_rate),
+        batch_size=setting.batch_size,
     )
     pairs = model.validation_pairs()
+    if setting.data is not None and setting.pairs_too:
+        pairs = spoil_pairs(pairs, setting.data, plan.seed)
     kept: dict[str, Any] = {"disable_progress_bar": True, "pictures": 0, "panels": 0, "keep_matrices": 1}
     bare = I2AMCallback(
-        new_accelerator(run, "bare"),
-        pipeline=pipeline,
+        accelerator,
+        pipeline=looked_at,
         pairs=pairs,
         every_n_steps=EVERY,
         batch_size=len(pairs),
         on_error="raise",
         **kept,
     )
-    callbacks = [new_callback(accelerator, model, pipeline, pairs=pairs, **kept), bare]
-    if sabotage is not None and sabotage.corrupt is not None:
-        wrong = spoil_pairs(pairs, sabotage, plan.seed)
-        callbacks.append(new_callback(new_accelerator(run, "spoilt"), model, pipeline, pairs=wrong, **kept))
-    psnr = {0: quality(model, pipeline, pairs)}
+    _look_closer_every_time(bare)
+    callbacks = [bare]
+    if every_way:
+        callbacks.append(new_callback(new_accelerator(run, "loss_fn"), model, looked_at, pairs=pairs, **kept))
+        if sabotage is not None and sabotage.corrupt is not None:
+            wrong = spoil_pairs(pairs, sabotage, plan.seed)
+            callbacks.append(new_callback(new_accelerator(run, "spoilt"), model, looked_at, pairs=wrong, **kept))
+    psnr = {0: quality(model, looked_at, pairs)}
     for callback in callbacks:
         callback.on_train_begin(0)
     for step, _ in training:
         for callback in callbacks:
             callback.on_step_end(step)
-        if step % EVERY == 0:
-            psnr[step] = quality(model, pipeline, pairs)
+        if step % EVERY == 0 and step > (plan.sabotage_step or 0):
+            psnr[step] = quality(model, looked_at, pairs)
     for callback in callbacks:
         callback.on_train_end(plan.steps)
         callback.accelerator.end_training()
     (run / "done.json").write_text(json.dumps({"psnr": psnr}))
     return plan
+
+
+def _look_closer_every_time(callback: Any) -> None:
+    """Probes at every evaluation, so that a diagnosis can be tried at each of them."""
+    reporter = callback.monitor.reporter
+    judge = reporter.judge
+    reporter.judge = lambda evaluation, observations: judge(evaluation, observations) or True
+
+
+def _add_lora(pipeline: Any) -> None:
+    from peft import LoraConfig
+
+    from i2am_debug.capture.trace import find_denoiser
+
+    for component in pipeline.components.values():
+        if hasattr(component, "requires_grad_"):
+            component.requires_grad_(False)
+    find_denoiser(pipeline).add_adapter(
+        LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    )
 
 
 def spoil_pairs(pairs: ValidationPairs, sabotage: Any, seed: int) -> ValidationPairs:

@@ -26,7 +26,8 @@ from .evaluation.memory import peak_memory
 from .figures.declared import REFERENCE_GAP
 from .figures.observation import Observation, merge_observations
 from .figures.record import Evaluation, differences, in_words
-from .figures.values import Undefined
+from .figures.scoring import with_probes
+from .figures.values import Figure, Undefined
 from .loop import Processes, Trackers
 from .report.found import what_was_found
 from .run import stages
@@ -47,6 +48,8 @@ class _Looked:
     observations: list[Observation] = field(default_factory=list)
     pictures: dict[int, Image.Image] = field(default_factory=dict)
     """Sampled apart from looking, by pair number."""
+    probes: dict[int, dict[str, Figure]] = field(default_factory=dict)
+    """Pair number → name of the probe → its loss."""
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -216,8 +219,13 @@ class Monitor:
             observations = merge_observations(everything, pictures, len(self.evaluator.pairs))
             scored: list[Evaluation] = []
             self._processes.from_main(lambda: scored.append(self._score(pipeline, observations, global_step, started)))
+            if self._processes.from_main(lambda: self.reporter.judge(scored[0], observations)):
+                shares += self._processes.gather(lambda: self._probe(pipeline))
         failures = list({failure.text: failure for share in shares for failure in share.failures}.values())
-        outcome = self._processes.from_main(lambda: self._report(scored[0], observations, failures, started, memory))
+        probes = {i: losses for share in shares for i, losses in share.probes.items()}
+        outcome = self._processes.from_main(
+            lambda: self._report(with_probes(scored[0], probes), observations, failures, started, memory)
+        )
         self._last_step = global_step
         return outcome
 
@@ -283,6 +291,17 @@ class Monitor:
         except Exception as error:
             looked.failures.append(Failure.of(error, Stage.PICTURE))
 
+    def _probe(self, pipeline: Any) -> _Looked:
+        """This process's share of the probes; one that can't be tried costs no figures."""
+        looked = _Looked()
+        for batch in self._processes.share(self.evaluator.probed):
+            try:
+                with self._processes.in_lockstep(pipeline), at(Stage.PROBE, self.evaluator.names_of(batch)):
+                    looked.probes.update(self.evaluator.probe(pipeline, batch))
+            except Exception as error:
+                looked.failures.append(Failure.of(error, Stage.PROBE))
+        return looked
+
     def _score(self, pipeline: Any, observations: list[Observation], global_step: int, started: float) -> Evaluation:
         with at(Stage.SCORE):
             maps = self.reporter.baseline_maps
@@ -299,10 +318,9 @@ class Monitor:
         memory: int,
     ) -> _Outcome:
         """On the main process."""
-        becomes_baseline, is_first = self.reporter.baseline is None, not self._evaluated
+        is_first, self._evaluated = not self._evaluated, True
         failures = self.reporter.report(evaluation, observations)
-        self._evaluated = True
-        if becomes_baseline and self._lost:
+        if self.reporter.baseline is evaluation and self._lost:
             logger.warning(
                 "i2am: the evaluation at step %d is this run's baseline, since that at step %d failed: what was lost before "
                 "can't be seen",

@@ -135,7 +135,7 @@ def _tells_of_use(figure: str) -> bool:
 
 def _by_figure(fired: Sequence[Finding]) -> list[str]:
     """One clause a figure: of its most telling finding, and the names of the other rules that fired for it."""
-    telling = ("undefined", "collapse", "drop", "drop_from_best", "floor", "ceiling")
+    telling = ("unchanged", "undefined", "collapse", "drop", "drop_from_best", "floor", "ceiling")
     out = []
     for figure in dict.fromkeys(f.figure for f in fired):
         own = sorted((f for f in fired if f.figure == figure), key=lambda f: telling.index(f.kind))

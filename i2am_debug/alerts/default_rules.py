@@ -27,6 +27,7 @@ def default_rules() -> tuple[Rule, ...]:
             severity="critical",
             nothing=0.1,
         ),
+        Rule(name="stale-weights", kind="unchanged", figure=ANY_FIGURE),
         Rule(name="undefined", kind="undefined", figure=ANY_FIGURE),
         Rule(name="undefined-for-most", kind="undefined", figure=ANY_FIGURE, limit=0.5, severity="critical"),
     )

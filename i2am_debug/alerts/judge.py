@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from ..figures.declaration import Need
-from ..figures.declared import LOSS
+from ..figures.declared import LOSS, REFERENCE_GAP
 from ..figures.estimates import estimates
 from ..figures.record import Evaluation
 from ..figures.registry import declaration_of, of_copying_layer
@@ -26,6 +26,7 @@ SMOOTHING = 3
 MOST_TO_BLAME = 3
 
 _LOOK_BACK = 50
+_UNHARMED = 0.5
 
 
 def findings(rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> tuple[Finding, ...]:
@@ -34,13 +35,13 @@ def findings(rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> t
     Args:
         history: evaluations by step, at least one, all comparable with the baseline; the baseline may be the first.
     """
-    return tuple(_patient(rule, rules, baseline, history) for rule in _on_single_figures(rules, baseline))
+    return _calmed(tuple(_patient(rule, rules, baseline, history) for rule in _on_single_figures(rules, baseline)))
 
 
 def judged_figures(rules: Rules, baseline: Evaluation) -> tuple[str, ...]:
     """The tags that `findings` asks an evaluation for."""
-    tags = (resolve(rule.figure, baseline) for rule in _on_single_figures(rules, baseline))
-    return tuple(dict.fromkeys(tag for tag in tags if isinstance(tag, str)))
+    tags = (resolve(rule.figure, baseline) for rule in _on_single_figures(rules, baseline) if rule.figure != ANY_FIGURE)
+    return tuple(dict.fromkeys([*(tag for tag in tags if isinstance(tag, str)), LOSS.tag]))
 
 
 def refuse_idle_rules(rules: Rules, baseline: Evaluation) -> None:
@@ -96,7 +97,7 @@ def _on_single_figures(rules: Rules, baseline: Evaluation) -> list[Rule]:
     }
     out = []
     for rule in rules.rules:
-        figures = had.values() if rule.figure == ANY_FIGURE else [rule.figure]
+        figures = had.values() if rule.kind == "undefined" and rule.figure == ANY_FIGURE else [rule.figure]
         out += [replace(rule, figure=figure) for figure in figures]
     return out
 
@@ -300,6 +301,51 @@ def _undefined(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, h
     )
 
 
+def _unchanged(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> Finding:
+    if len(history) < 2:
+        return replace(found, unjudged="one evaluation")
+    now, before = history[-1], history[-2]
+    values = [(now.values(tag), before.values(tag)) for tag in judged_figures(rules, baseline)]
+    if not any(np.isfinite(own).any() for own, _ in values):
+        return replace(found, unjudged="no figure has a value")
+    if not all(np.array_equal(own, earlier, equal_nan=True) for own, earlier in values):
+        return found
+    return replace(
+        found,
+        fired=True,
+        words=f"every figure of every pair is, to the last bit, what it was at {_step(before)}",
+        since=before.global_step,
+    )
+
+
+def _calmed(found: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Where it looks has changed, what it achieves has not: falls of attention figures alone are no more than an info.
+
+    Only of the default rules: whoever writes one of their own means it.
+    """
+    achieved = [f for f in found if f.figure in (REFERENCE_GAP.tag, LOSS.tag) and f.kind == "drop"]
+    if {f.figure for f in achieved} != {REFERENCE_GAP.tag, LOSS.tag} or not all(map(_is_unharmed, achieved)):
+        return found
+    default = {rule.name: rule for rule in default_rules()}
+    return tuple(
+        replace(f, severity="info")
+        if f.kind in ("drop", "drop_from_best", "collapse") and f.rule in default and _is_of_attention(f.figure)
+        else f
+        for f in found
+    )
+
+
+def _is_unharmed(found: Finding) -> bool:
+    """Judged, and worse by less than half of what is allowed."""
+    known = found.unjudged is None and found.change is not None and found.allowed is not None
+    return known and found.change.mean < _UNHARMED * found.allowed  # type: ignore[union-attr, operator]
+
+
+def _is_of_attention(figure: str) -> bool:
+    declared = declaration_of(figure)
+    return declared is not None and Need.LOSS not in declared.needs
+
+
 _BY_KIND = {
     "floor": _limit,
     "ceiling": _limit,
@@ -307,6 +353,7 @@ _BY_KIND = {
     "drop_from_best": _drop_from_best,
     "collapse": _collapse,
     "undefined": _undefined,
+    "unchanged": _unchanged,
 }
 
 

@@ -11,13 +11,13 @@ from ..figures.margin import Margin, is_number
 from ..figures.registry import default_margin, higher_is_worse
 
 Severity = Literal["info", "warning", "critical"]
-Kind = Literal["floor", "ceiling", "drop", "drop_from_best", "collapse", "undefined"]
+Kind = Literal["floor", "ceiling", "drop", "drop_from_best", "collapse", "undefined", "unchanged"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 """From the least to the most severe."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 ANY_FIGURE = "*"
-"""Of an undefined rule: every figure that another rule looks at, and the loss."""
+"""Of an undefined or unchanged rule: every figure that another rule looks at, and the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,10 @@ class Rule:
     drop: the mean is worse than the baseline's by more than `margin`, and the paired sign-flip test says so too.
     drop_from_best: the same against the best three evaluations in a row before this one.
     collapse: no longer distinguishable from `nothing`.
-    undefined: pairs that had a value have none any more."""
+    undefined: pairs that had a value have none any more.
+    unchanged: every value of every pair is, to the last bit, that of the evaluation before."""
     figure: str
-    """Tag of the figure it looks at, "copying_layer/…", or "*" for an undefined rule."""
+    """Tag of the figure it looks at, "copying_layer/…", or "*" for an undefined or unchanged rule."""
     severity: Severity = "warning"
     direction: Literal["down", "up"] | None = None
     """Which way is worse for drop, drop_from_best and collapse; by default as the figure's declaration says."""
@@ -60,21 +61,25 @@ class Rule:
                 raise ValueError(f"rule {self.name!r}: {field}={getattr(self, field)!r}: expected one of {expected}")
         if not (isinstance(self.figure, str) and self.figure):
             raise ValueError(f"rule {self.name!r}: figure={self.figure!r}: expected a figure's tag, such as 'imacs_r'")
-        if self.figure == ANY_FIGURE and self.kind != "undefined":
-            raise ValueError(f"rule {self.name!r}: figure='*' is for kind='undefined' only; name one figure")
+        if self.figure == ANY_FIGURE and self.kind not in ("undefined", "unchanged"):
+            raise ValueError(
+                f"rule {self.name!r}: figure='*' is for kind='undefined' and 'unchanged' only; name one figure"
+            )
         if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
             raise ValueError(f"rule {self.name!r}: patience={self.patience!r}: expected a whole number of at least 1")
         if self.kind in ("floor", "ceiling") and not is_number(self.limit):
             raise ValueError(
                 f"rule {self.name!r}: a {self.kind} needs limit=, a number such as 0.1; got {self.limit!r}"
             )
-        if self.limit is not None and self.kind in ("drop", "drop_from_best", "collapse"):
+        if self.limit is not None and self.kind in ("drop", "drop_from_best", "collapse", "unchanged"):
             raise ValueError(
                 f"rule {self.name!r}: limit={self.limit!r} is for floor, ceiling and undefined, not for {self.kind}"
             )
         share = 0.0 if self.limit is None else self.limit
         if self.kind == "undefined" and not (is_number(share) and 0 <= share < 1):
             raise ValueError(f"rule {self.name!r}: limit={self.limit!r}: expected a share of the pairs, 0 to below 1")
+        if self.kind == "unchanged" and self.figure != ANY_FIGURE:
+            raise ValueError(f"rule {self.name!r}: an unchanged rule is of all figures together: figure='*'")
         if not is_number(self.nothing):
             raise ValueError(f"rule {self.name!r}: nothing={self.nothing!r}: expected a number")
         if self.margin is not None:

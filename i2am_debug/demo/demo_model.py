@@ -35,9 +35,9 @@ class DemoModel:
     """Gentle enough that a healthy fine-tune changes no figure by more than the default rules allow."""
     new_data: Callable[[int, int], Dataset]
     """`new_data(count, seed)` → pairs the shipped model has not seen; items that make a `Batch`."""
-    training_loss: Callable[[Any, Mapping[str, nn.Module], Batch], torch.Tensor]
-    """`training_loss(pipeline, modules, batch)` → the loss to train on, one number; `modules` are those of `trained`, prepared.
-    Its noise comes from torch's own random state."""
+    training_loss: Callable[..., torch.Tensor]
+    """`training_loss(pipeline, modules, batch, predicts_noise=…)` → the loss to train on, one number; `modules` are those of
+    `trained`, prepared. Its noise comes from torch's own random state."""
     loss_fn: Callable[[Any], LossFunction]
     """`loss_fn(pipeline)` → the callback's teacher-forced way."""
     validation_pairs: Callable[[], ValidationPairs]

@@ -146,10 +146,12 @@ def run_demo(
     )
 
 
-def new_accelerator(logdir: str | Path, name: str) -> Accelerator:
+def new_accelerator(logdir: str | Path, name: str, *, mixed_precision: str = "no") -> Accelerator:
     """One with a TensorBoard run of this name."""
     accelerator = Accelerator(
-        log_with="tensorboard", project_config=ProjectConfiguration(project_dir=str(logdir), logging_dir=str(logdir))
+        mixed_precision=mixed_precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(logdir), logging_dir=str(logdir)),
     )
     accelerator.init_trackers(name)
     return accelerator
@@ -188,21 +190,26 @@ def fine_tune(
     sabotage: Sabotage | None = None,
     sabotage_step: int | None = None,
     decay: bool = False,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[tuple[int, float]]:
     """The training loop; yields (global step, loss) after every optimizer step.
 
     Args:
         sabotage: what goes wrong, from the step after `sabotage_step` on.
         decay: a learning rate that falls to nothing over `steps` (a cosine) instead of a constant one.
+        learning_rate: by default the model's own, which is for all of its weights.
     """
-    parameters = [p for name in model.trained for p in getattr(pipeline, name).parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=model.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    batch_size = batch_size or _BATCH
+    parameters = [p for name in model.trained for p in getattr(pipeline, name).parameters() if p.requires_grad]
+    rate = model.learning_rate if learning_rate is None else learning_rate
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
-    def learning_rate(step: int) -> float:
+    def share_of_the_rate(step: int) -> float:
         return min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0)
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate)
-    loader = DataLoader(model.new_data(steps * _BATCH, seed), batch_size=_BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_the_rate)
+    loader = DataLoader(model.new_data(steps * batch_size, seed), batch_size=batch_size)
     modules = (getattr(pipeline, name) for name in model.trained)
     *modules, optimizer, loader, schedule = accelerator.prepare(*modules, optimizer, loader, schedule)
     trained = {name: module.train() for name, module in zip(model.trained, modules, strict=True)}
@@ -215,7 +222,8 @@ def fine_tune(
                 if since == 0:
                     _break(sabotage, pipeline, optimizer, schedule)
                 batch = sabotage.spoil(batch, since // EVERY, faults)
-            loss = model.training_loss(pipeline, trained, batch)
+            predicts_noise = sabotage is not None and sabotage.predicts_noise and since >= 0
+            loss = model.training_loss(pipeline, trained, batch, predicts_noise=predicts_noise)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

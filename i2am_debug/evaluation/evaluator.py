@@ -28,6 +28,7 @@ from ..figures.record import Evaluation, heads_in_short
 from ..figures.registry import own_figures
 from ..figures.scores import IMACSSettings
 from ..figures.scoring import score
+from ..figures.values import Figure
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
 from .call_arguments import Size
@@ -41,6 +42,7 @@ from .calls import (
 )
 from .fingerprint import of_code, of_family, of_pipeline
 from .loss_function import LossFunction
+from .probes import PAIRS as PROBED_PAIRS
 from .references import blank_colour
 from .truth import Encode
 from .ways import Way, WayName, choose_way
@@ -103,6 +105,12 @@ class Evaluator:
     def sampled_apart(self) -> list[int]:
         """Pairs whose picture `sample` has to make: looking by a `loss_fn` makes none."""
         return list(range(min(self.pictures, len(self.pairs)))) if self._takes("loss_fn") else []
+
+    @property
+    def probed(self) -> list[list[int]]:
+        """Pair numbers of each batch that probes are tried with."""
+        few = ([index for index in batch if index < PROBED_PAIRS] for batch in self.batches)
+        return [batch for batch in few if batch]
 
     def names_of(self, batch: Sequence[int]) -> list[str]:
         """The names of these pairs, for errors; their numbers until `check` has made every pair once."""
@@ -206,6 +214,11 @@ class Evaluator:
         """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""
         with torch.no_grad():
             return self.way_for(pipeline).observe(self, pipeline, batch)
+
+    def probe(self, pipeline: Any, batch: Sequence[int]) -> dict[int, dict[str, Figure]]:
+        """Pair number → name of the probe (`probes.PROBES`) → the loss with the reference changed so. As `observe`."""
+        with torch.no_grad():
+            return dict(zip(batch, self.way_for(pipeline).probe(self, pipeline, batch), strict=True))
 
     def sample(self, pipeline: Any, index: int, pair: ValidationPair | None = None) -> Image.Image:
         """The picture the pipeline makes of a pair, or of `pair` in its place. Changes no state but the scheduler's."""

@@ -121,7 +121,8 @@ def of_value(value: Any) -> Any:
 def _not_defaults(made: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a configuration that its class does not have by itself, and those that are always told."""
     parameters = inspect.signature(type(made).__init__).parameters
-    defaults = {name: of_value(parameter.default) for name, parameter in parameters.items()}
+    given = {name: one.default for name, one in parameters.items() if one.default is not inspect.Parameter.empty}
+    defaults = {name: of_value(default) for name, default in given.items()}
     return {k: v for k, v in config.items() if k in _ALWAYS or k not in defaults or of_value(v) != defaults[k]}
 
 
@@ -129,8 +130,12 @@ def _entries(of: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{of}.{key}": of_value(value) for key, value in settings.items() if not key.startswith("_")}
 
 
+@functools.lru_cache(maxsize=256)
 def _source(code: Any) -> str | None:
-    """Its source as Python itself would write it; None where there is none, or not of it alone."""
+    """Its source as Python itself would write it; None where there is none, or not of it alone.
+
+    Read once in a program: to parse a file takes longer than to score an evaluation, and the file may be edited meanwhile.
+    """
     name = getattr(code, "__name__", "<lambda>")
     try:
         (found,) = ast.parse(textwrap.dedent(inspect.getsource(code))).body

@@ -49,6 +49,7 @@ class _Forced:
         """
         self.times, self._truth, self._picture_from = tuple(times), truth, picture_from
         self.losses: list[torch.Tensor] = []
+        self._errors: list[torch.Tensor] = []
         self._clean = self._noise = self._expected = self._predicted = None
         self.set_timesteps()
 
@@ -105,6 +106,7 @@ class _Forced:
             raise CannotForce(f"the prediction is {tuple(predicted.shape)}, the latents are {tuple(sample.shape)}")
         error = predicted.float() - self._target(self._clean, self._noise, number)
         self.losses.append(error.square().flatten(1).mean(1))
+        self._errors.append(_over_channels(error.square()))
         if number == self._picture_from:
             self._predicted = self._clean_of(predicted.float(), sample.float(), number).to(sample.dtype)
         if number + 1 < len(self.times):
@@ -115,6 +117,16 @@ class _Forced:
             following = self._predicted
         self._expected = following
         return DDIMSchedulerOutput(prev_sample=following) if return_dict else (following,)
+
+    def loss_by_place(self, shares: Sequence[float]) -> torch.Tensor | str:
+        """(B, h, w), or (B, tokens) of packed latents, on the CPU: the mean over the noise times, each counted with its share;
+        or why there is none."""
+        if self._errors[0].ndim == 1:
+            return (
+                f"latents of shape {tuple(self._clean.shape) if self._clean is not None else ()} have no known places"
+            )
+        together = torch.stack(self._errors)
+        return torch.tensordot(torch.tensor(shares, device=together.device), together, 1).cpu()
 
     def _begin(self, sample: torch.Tensor) -> None:
         spread = float(sample.float().std())
@@ -162,6 +174,13 @@ class _Forced:
     def _clean_of(self, predicted: torch.Tensor, sample: torch.Tensor, number: int) -> torch.Tensor:
         """The clean latents that a prediction means."""
         raise NotImplementedError
+
+
+def _over_channels(squares: torch.Tensor) -> torch.Tensor:
+    """Mean over what is no place: (B, C, h, w) and (B, C, frames, h, w) → (B, h, w), (B, tokens, C) → (B, tokens), else (B,)."""
+    if squares.ndim == 3:
+        return squares.mean(2)
+    return squares.flatten(1, -3).mean(1) if squares.ndim in (4, 5) else squares.flatten(1).mean(1)
 
 
 class ForcedDiffusion(_Forced, DDIMScheduler):

@@ -11,19 +11,22 @@ from ..capture.trace import find_denoiser
 from ..errors import NothingCaptured, UnsupportedModel
 from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined, as_figure
+from ..pairs.pair import ValidationPair
 from .noise_times import times_of_a_gap, weights
+from .probes import probe
 from .references import blank_colour, blank_reference
 
 if TYPE_CHECKING:
     from .evaluator import Evaluator
 
 LossFunction = Callable[..., torch.Tensor]
-"""`loss_fn(pairs, timesteps, generator, reference=None)` → loss of each pair, shape (B,).
+"""`loss_fn(pairs, timesteps, generator, reference=None)` → loss of each pair, shape (B,), or of each place, (B, h, w).
 
 `pairs` is a list of B `ValidationPair`; `timesteps` (B,) int64 on the CPU; `generator` a CPU generator for the noise;
 `reference`, when given, a list of B pictures to use in place of each pair's own. It must run the pipeline's own denoiser."""
 
 _NOISE_TIMES = 10  # where the plan does not say how many
+_NO_MAP = "loss_fn gives one number a pair; one a place, (B, h, w), would tell"
 
 
 def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
@@ -32,29 +35,18 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
     Raises:
         NothingCaptured, UnsupportedModel: the loss function does something else than `LossFunction` says.
     """
-    assert evaluator.loss_fn is not None
-    loss_fn, pairs = evaluator.loss_fn, [evaluator.pairs[i] for i in batch]
+    forwards = _Forwards(evaluator, pipeline, batch)
+    pairs, times = forwards.pairs, forwards.times
     others = [evaluator.pairs[(i + 1) % len(evaluator.pairs)].reference for i in batch]
-    times = _noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES, pipeline)
-
-    def losses(references: Any, numbers: Sequence[int]) -> torch.Tensor:
-        """(numbers, B); the same noise for the same pairs and noise time whatever the reference."""
-        found = []
-        for number in numbers:
-            generator = torch.Generator().manual_seed(evaluator.seed + 7919 * number + 104729 * batch[0])
-            timesteps = torch.full((len(pairs),), times[number], dtype=torch.int64)
-            found.append(_checked(loss_fn(pairs, timesteps, generator, reference=references), len(pairs)))
-        return torch.stack(found)
-
     every = range(len(times))
     # The denoiser alone is traced: the pipeline's scheduler has no part in these forwards.
     with evaluator.trace(find_denoiser(pipeline), pairs, family=evaluator.family_of(pipeline)) as t:
-        own = losses(None, every)
-    other = losses(others, every) if len(evaluator.pairs) > 1 else None
+        own_by_place = forwards.run(None, every)
+    own = _by_pair(own_by_place)
+    other = _by_pair(forwards.run(others, every)) if len(evaluator.pairs) > 1 else None
     colour = blank_colour(pipeline, evaluator.family_of(pipeline))
-    few = times_of_a_gap([time / times[0] for time in times])
-    share = torch.tensor(weights([times[n] / times[0] for n in few]))
-    blank = own.mean(0) + share @ (losses([blank_reference(pair, colour) for pair in pairs], few) - own[few])
+    blank = _by_pair(forwards.run([blank_reference(pair, colour) for pair in pairs], forwards.few))
+    without = own.mean(0) + forwards.share @ (blank - own[forwards.few])
     try:
         maps = [maps_of(t, row) for row in range(len(batch))]
     except NothingCaptured as error:
@@ -72,18 +64,57 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
             generated=None,
             loss=_mean(own[:, row]),
             wrong_reference_loss=Undefined("one pair") if other is None else _mean(other[:, row]),
-            no_reference_loss=_mean(blank[row]),
+            no_reference_loss=_mean(without[row]),
+            loss_map=own_by_place[:, row].mean(0).numpy() if own_by_place.ndim == 4 else None,
+            no_loss_map=_NO_MAP,
         )
         for row, (index, (own_maps, further)) in enumerate(zip(batch, maps, strict=True))
     ]
 
 
+def probe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[dict[str, Figure]]:
+    """The losses with changed references of the pairs of one batch, at the two noise times of the blank one."""
+    forwards = _Forwards(evaluator, pipeline, batch)
+
+    def losses(changed: list[ValidationPair]) -> list[Figure]:
+        found = forwards.share @ _by_pair(forwards.run([pair.reference for pair in changed], forwards.few))
+        return [_mean(loss) for loss in found]
+
+    return probe(forwards.pairs, losses)
+
+
+class _Forwards:
+    """One batch of pairs, and how the loss function is called with it."""
+
+    def __init__(self, evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> None:
+        self.pairs = [evaluator.pairs[i] for i in batch]
+        self.times = _noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES, pipeline)
+        self.few = times_of_a_gap([time / self.times[0] for time in self.times])
+        self.share = torch.tensor(weights([self.times[n] / self.times[0] for n in self.few]))
+        self._evaluator, self._first = evaluator, batch[0]
+
+    def run(self, references: Any, numbers: Sequence[int]) -> torch.Tensor:
+        """(numbers, B) or (numbers, B, h, w); the same noise for the same pairs and noise time whatever the reference."""
+        loss_fn, found = self._evaluator.loss_fn, []
+        assert loss_fn is not None
+        for number in numbers:
+            generator = torch.Generator().manual_seed(self._evaluator.seed + 7919 * number + 104729 * self._first)
+            timesteps = torch.full((len(self.pairs),), self.times[number], dtype=torch.int64)
+            found.append(_checked(loss_fn(self.pairs, timesteps, generator, reference=references), len(self.pairs)))
+        return torch.stack(found)
+
+
+def _by_pair(losses: torch.Tensor) -> torch.Tensor:
+    """(times, B) of losses that may be by place."""
+    return losses.flatten(2).mean(2) if losses.ndim > 2 else losses
+
+
 def _checked(loss: Any, pairs: int) -> torch.Tensor:
-    if not isinstance(loss, torch.Tensor) or tuple(loss.shape) != (pairs,):
+    if not (isinstance(loss, torch.Tensor) and loss.ndim in (1, 3) and loss.shape[0] == pairs):
         got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise UnsupportedModel(
-            f"loss_fn must return one loss a pair, a tensor of shape ({pairs},); got {got}. "
-            "Average over channels and pixels only: loss.mean((1, 2, 3))"
+            f"loss_fn must return one loss a pair, a tensor of shape ({pairs},), or one a place, ({pairs}, h, w); got {got}. "
+            "Average over channels and pixels only, loss.mean((1, 2, 3)), or over channels, loss.mean(1)"
         )
     return loss.detach().float().cpu()
 

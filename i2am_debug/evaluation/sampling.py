@@ -15,6 +15,7 @@ from PIL import Image
 from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined
 from ..pairs.pair import ValidationPair
+from .probes import probe
 from .references import with_reference, wrong_references
 
 if TYPE_CHECKING:
@@ -43,14 +44,30 @@ def _observe(evaluator: Evaluator, pipeline: Any, index: int) -> Observation:
         further=further,
         generated=generated,
         loss=distance(generated, pair),
+        loss_map=_apart(generated, pair),
         wrong_reference_loss=wrong,
         no_reference_loss=Undefined("not measured by sampling"),
     )
 
 
+def probe_by_sampling(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[dict[str, Figure]]:
+    """How far the pictures made with changed references are from the truth, of the pairs of these numbers."""
+
+    def losses(changed: list[ValidationPair]) -> list[Figure]:
+        return [distance(evaluator.sample(pipeline, i, pair), pair) for i, pair in zip(batch, changed, strict=True)]
+
+    return probe([evaluator.pairs[i] for i in batch], losses)
+
+
 def distance(picture: Image.Image, pair: ValidationPair) -> float:
     """Mean absolute difference of a picture and the pair's truth in [0, 1], over what is to be generated anew."""
-    made = picture.convert("RGB").resize(pair.target.size, Image.Resampling.BILINEAR)
-    apart = np.abs(np.asarray(made, dtype=np.float32) - np.asarray(pair.target, dtype=np.float32)) / 255
+    apart = _apart(picture, pair)
     anew = pair.mask if pair.mask is not None else None if pair.kept is None else ~pair.kept
     return float(apart.mean() if anew is None else apart[anew].mean())
+
+
+def _apart(picture: Image.Image, pair: ValidationPair) -> np.ndarray:
+    """(H, W) of the target, mean over the colours."""
+    made = picture.convert("RGB").resize(pair.target.size, Image.Resampling.BILINEAR)
+    apart = np.abs(np.asarray(made, dtype=np.float32) - np.asarray(pair.target, dtype=np.float32)) / 255
+    return apart.mean(2)

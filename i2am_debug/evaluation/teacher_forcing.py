@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from ..capture.maps import AttributionMaps
 from ..errors import CannotForce
 from ..figures.observation import Observation, maps_of
-from ..figures.values import Undefined, as_figure
+from ..figures.values import Figure, Undefined, as_figure
 from ..pairs.pair import ValidationPair
 from .call_arguments import picture_size
 from .calls import default_call, picture_of
 from .forced_scheduler import Finished, ForcedDiffusion, ForcedFlow, forced_scheduler
 from .noise_times import noise_times, times_of_a_gap, weights
 from .prompts import prompts_encoded_once
+from .probes import probe
 from .references import Colour, blank_colour, blank_reference, with_reference, wrong_references
 from .truth import encoded, read_off_the_reference
 
@@ -53,6 +55,7 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
         draws = any(i < evaluator.pictures for i in batch)
         with evaluator.trace(pipeline, pairs) as t:
             own, pictures = forced.run(pairs, times, picture_from=min(1, len(times) - 1) if draws else None)
+        by_place = scheduler.loss_by_place(weights(times))
         others = wrong_references(evaluator.pairs, batch)
         changed = [with_reference(p, o) for p, o in zip(pairs, others, strict=True) if not isinstance(o, Undefined)]
         other = forced.run(changed, [times[n] for n in few])[0] if len(changed) == len(pairs) else None
@@ -78,11 +81,38 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
                 generated=pictures[row] if pictures and index < evaluator.pictures else None,
                 painted=f"predicted in one step from {times[min(1, len(times) - 1)]:.0%} noise",
                 loss=as_figure(float(loss[row]), _NOT_FINITE),
+                **_loss_map(by_place, row, maps),
                 wrong_reference_loss=worse(other, row, reason),
                 no_reference_loss=worse(blank if index % _BLANK_OF_EVERY == 0 else None, row, _NOT_TRIED),
             )
         )
     return observations
+
+
+def probe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[dict[str, Figure]]:
+    """The losses with changed references of the pairs of one batch, at the two noise times that a gap is measured at."""
+    pairs = [evaluator.pairs[i] for i in batch]
+    times = noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES)
+    few = [times[n] for n in times_of_a_gap(times)]
+    share = torch.tensor(weights(few))
+    with _forced(pipeline) as scheduler, prompts_encoded_once(pipeline):
+        forced = _ForcedCall(evaluator, pipeline, scheduler, batch, pairs)
+        forced.read_truth()
+
+        def losses(changed: list[ValidationPair]) -> list[Figure]:
+            return [as_figure(float(loss), _NOT_FINITE) for loss in share @ forced.run(changed, few)[0]]
+
+        return probe(pairs, losses)
+
+
+def _loss_map(by_place: torch.Tensor | str, row: int, maps: AttributionMaps) -> dict[str, Any]:
+    """`Observation.loss_map` of one pair, or why there is none; packed latents lie on the grid of the generated tokens."""
+    if isinstance(by_place, str):
+        return {"no_loss_map": by_place}
+    own, grid = by_place[row], maps.r2g.unified.shape
+    if own.ndim == 1 and len(own) != grid[0] * grid[1]:
+        return {"no_loss_map": f"the loss is of {len(own)} tokens, the generated grid has {grid[0]}×{grid[1]}"}
+    return {"loss_map": (own.reshape(grid) if own.ndim == 1 else own).numpy()}
 
 
 def check_teacher_forcing(evaluator: Evaluator, pipeline: Any) -> None:

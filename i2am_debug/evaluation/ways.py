@@ -10,9 +10,10 @@ import torch
 
 from ..errors import CannotForce
 from ..figures.observation import Observation
-from .loss_function import observe_by_loss
-from .sampling import observe_by_sampling
-from .teacher_forcing import check_teacher_forcing, observe_by_teacher_forcing
+from ..figures.values import Figure
+from .loss_function import observe_by_loss, probe_by_loss
+from .sampling import observe_by_sampling, probe_by_sampling
+from .teacher_forcing import check_teacher_forcing, observe_by_teacher_forcing, probe_by_teacher_forcing
 
 if TYPE_CHECKING:
     from .evaluator import Evaluator
@@ -24,6 +25,11 @@ _OBSERVE: dict[str, Callable[[Evaluator, Any, Sequence[int]], list[Observation]]
     "loss_fn": observe_by_loss,
     "teacher_forcing": observe_by_teacher_forcing,
     "sampling": observe_by_sampling,
+}
+_PROBE: dict[str, Callable[[Evaluator, Any, Sequence[int]], list[dict[str, Figure]]]] = {
+    "loss_fn": probe_by_loss,
+    "teacher_forcing": probe_by_teacher_forcing,
+    "sampling": probe_by_sampling,
 }
 
 
@@ -38,6 +44,10 @@ class Way:
     def observe(self, evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
         """Runs the pairs of these numbers, capturing."""
         return _OBSERVE[self.name](evaluator, pipeline, batch)
+
+    def probe(self, evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[dict[str, Figure]]:
+        """Of each of these pairs: name of the probe (`probes.PROBES`) → its loss."""
+        return _PROBE[self.name](evaluator, pipeline, batch)
 
 
 def choose_way(evaluator: Evaluator, pipeline: Any) -> Way:

@@ -40,6 +40,7 @@ class Need(Enum):
     LOSS = "a loss (every way has one)"
     SECOND_PAIR = "another pair's reference"
     BASELINE = "a baseline"
+    PROBES = "probes"
     JOINT_ATTENTION = "reference and other tokens in one attention"
     DECOUPLED_ATTENTION = "decoupled cross-attention"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import UndefinedFigure
 from .declaration import COPYING_LAYER, DeclaredFigure, Need
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _SCORE = (None, 1.0)  # from minus the penalty, which a run may choose
 _SHARE = (0.0, 1.0)
+PROBE = "probe/"
 _ABOVE_CHANCE = "standard deviations above what masks score that know nothing of the map"
 
 
@@ -148,6 +150,62 @@ LOSS = DeclaredFigure(
     tells_of_use=False,
     watched_as="loss",
 )
+LOSS_WRONG_REFERENCE = DeclaredFigure(
+    tag="loss_wrong_reference",
+    title="loss with a wrong reference",
+    meaning="The loss with another pair's reference, same noise and timesteps. It falls where a model learns to do without its "
+    "own, and rises with the loss where something else is wrong.",
+    worse="up",
+    needs=(Need.LOSS, Need.SECOND_PAIR),
+    compute=lambda v: v.wrong_reference_loss,
+    tells_of_use=False,
+)
+LOSS_INSIDE = DeclaredFigure(
+    tag="loss_inside",
+    title="loss inside",
+    meaning="The loss inside the hole, or inside what an edit changes.",
+    worse="up",
+    needs=(Need.LOSS, Need.HOLE),
+    compute=lambda v: v.loss_inside(),
+    tells_of_use=False,
+)
+LOSS_OUTSIDE = DeclaredFigure(
+    tag="loss_outside",
+    title="loss outside",
+    meaning="The loss outside the hole, or outside what an edit changes: what needs no reference, or only to be kept.",
+    worse="up",
+    needs=(Need.LOSS, Need.HOLE),
+    compute=lambda v: v.loss_outside(),
+    tells_of_use=False,
+)
+
+
+def _not_tried(v: PairView) -> float:
+    raise UndefinedFigure("probes are tried at the baseline and when something fires, with the first pairs")
+
+
+def _probe(name: str, what: str) -> DeclaredFigure:
+    return DeclaredFigure(
+        tag=PROBE + name,
+        title=f"loss with the reference {what}",
+        meaning=f"The loss with the pair's own reference {what}, same noise and timesteps; of a few pairs, at the baseline and "
+        "when something fires. It falls where a model has learned from references that are so.",
+        worse="up",
+        needs=(Need.LOSS, Need.PROBES),
+        compute=_not_tried,
+        tells_of_use=False,
+    )
+
+
+PROBES = (
+    _probe("mirrored", "mirrored"),
+    _probe("blurred", "blurred"),
+    _probe("colours", "with red and blue swapped"),
+    _probe("lighter", "in the upper half of its range, as [0, 1] is of [-1, 1]"),
+    _probe("faded", "at 0.3 of its contrast"),
+    _probe("contrasted", "at 3 times its contrast"),
+)
+"""How a reference is changed stands in `evaluation.probes`."""
 REFERENCE_MASS = DeclaredFigure(
     tag="reference_mass",
     title="reference mass",
@@ -292,6 +350,10 @@ FIGURES: tuple[DeclaredFigure, ...] = (
     REFERENCE_GAP,
     BLANK_GAP,
     LOSS,
+    LOSS_WRONG_REFERENCE,
+    LOSS_INSIDE,
+    LOSS_OUTSIDE,
+    *PROBES,
     REFERENCE_MASS,
     EDITED_MASS,
     BRANCH_SHARE,

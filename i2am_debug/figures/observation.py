@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from PIL import Image
 
 from ..capture.maps import AttributionMaps
@@ -30,6 +31,10 @@ class Observation:
     wrong_reference_loss: Figure
     no_reference_loss: Figure = field(default_factory=lambda: Undefined("not measured"))
     """With a blank reference."""
+    loss_map: np.ndarray | None = None
+    """(h, w) float, the loss with the pair's own reference by place; None where only its mean is known."""
+    no_loss_map: str = "the loss is known as one number a pair"
+    """Why there is no `loss_map`."""
 
 
 def maps_of(trace: Trace, image: int) -> tuple[AttributionMaps, dict[int, AttributionMaps]]:

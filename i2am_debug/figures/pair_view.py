@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..capture.maps import AttributionMaps, DirectionMaps, unified_form
 from ..errors import UndefinedFigure
-from ..grids import pooled_grid
+from ..grids import pooled_grid, region_weight
 from ..pairs.pair import ValidationPair
 from .distances import js_distance
 from .observation import Observation
@@ -78,6 +79,24 @@ class PairView:
     def no_reference_loss(self) -> float:
         """The same with a blank reference."""
         return _number(self.observation.no_reference_loss)
+
+    def loss_inside(self) -> float:
+        """Mean of the loss over what is to be made anew: the hole, or what an edit changes."""
+        return self._loss_within(inside=True)
+
+    def loss_outside(self) -> float:
+        """The same over the rest of the picture."""
+        return self._loss_within(inside=False)
+
+    def _loss_within(self, *, inside: bool) -> float:
+        region = self.region if self.pair.mask is not None else ~self.region
+        losses = _given(self.observation.loss_map, self.observation.no_loss_map)
+        weight = (
+            region_weight(torch.from_numpy(region if inside else ~region), losses.shape).numpy().reshape(losses.shape)
+        )
+        if not weight.any():
+            raise UndefinedFigure(f"nothing of the picture lies {'inside' if inside else 'outside'} the region")
+        return float((losses * weight).sum() / weight.sum())
 
     def imacs(self, map: np.ndarray, mask: np.ndarray) -> float:
         """`scores.score_imacs` with the run's settings."""

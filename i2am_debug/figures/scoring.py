@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from ..capture.maps import AttributionMaps
 from ..errors import UndefinedFigure
 from ..pairs.pair import ValidationPair
 from .declaration import DeclaredFigure
+from .declared import PROBE
 from .observation import Observation
 from .pair_view import NOT_FINITE, PairView
+from .record import Evaluation
 from .registry import LAYER, all_figures, own_figures
 from .scores import IMACSSettings
 from .values import Figure, Undefined, as_figure, reference_tag
@@ -91,6 +93,17 @@ def score(
         },
         copying_layer=copying,
     )
+
+
+def with_probes(evaluation: Evaluation, probes: Mapping[int, Mapping[str, Figure]]) -> Evaluation:
+    """The evaluation with the losses of the probes that were tried: pair number → name of the probe → its loss."""
+    figures = dict(evaluation.figures)
+    for number, losses in probes.items():
+        for name, loss in losses.items():
+            column = list(figures[PROBE + name])
+            column[number] = loss
+            figures[PROBE + name] = tuple(column)
+    return replace(evaluation, figures=figures)
 
 
 def figures_of(view: PairView) -> dict[str, Figure]:

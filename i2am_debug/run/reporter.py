@@ -84,6 +84,8 @@ class Reporter:
         self._history: History | None = None
         self._rows = KeptRows(settings.keep_matrices)
         self._said: set[str] = set()
+        self._judged: Evaluation | None = None  # the last one
+        self._alert: Alert | None = None  # its
         self._failures: list[Failure] = []  # of the evaluation that is being reported
 
     # -- a run begins, goes on and ends ------------------------------------------------------------------------------
@@ -117,23 +119,36 @@ class Reporter:
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
-    def report(self, evaluation: Evaluation, observations: Sequence[Observation]) -> list[Failure]:
-        """Stores, judges and tells of an evaluation; what could not be done. An alert is in `undelivered` from then on."""
+    def judge(self, evaluation: Evaluation, observations: Sequence[Observation]) -> bool:
+        """Judges an evaluation; whether it deserves a closer look: it is the baseline, or raises an alert.
+
+        An alert is in `undelivered` from then on.
+        """
         self._failures = []
+        opened = self._open()
+        is_baseline = self.baseline is None
+        if is_baseline:
+            self.baseline, self.baseline_maps = evaluation, unified_maps(observations)
+        store, self._judged = opened[1] if opened else None, evaluation
+        self._alert = self._attempt(Stage.JUDGE, lambda: self._judge(evaluation, store))
+        return is_baseline or self._alert is not None
+
+    def report(self, evaluation: Evaluation, observations: Sequence[Observation]) -> list[Failure]:
+        """Stores and tells of the evaluation that was judged last; what of both could not be done."""
         self._note_drawing()
         opened = self._open()
         store = opened[1] if opened else None
-        copying = (self.baseline or evaluation).copying_layer
         stored = store is not None and self._write(store, evaluation, observations)
-        self.newest = evaluation
-        if self.baseline is None:
-            self.baseline, self.baseline_maps = evaluation, unified_maps(observations)
-        alert = self._attempt(Stage.JUDGE, lambda: self._judge(evaluation, store))
+        self.newest, alert = evaluation, self._alert
+        assert self.baseline is not None
+        if self.baseline is self._judged:
+            self.baseline = evaluation  # once more, with its probes
+        copying = self.baseline.copying_layer
         logger.info(log_line(evaluation, copying))
         if alert is not None:
             if store is not None and stored:
                 alert = self._with_panels(alert, evaluation, observations, store)
-                self.undelivered.with_panels(alert)
+            self.undelivered.complete(alert)
             logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
         if opened is not None:
             trackers, store = opened

@@ -30,8 +30,8 @@ class Undelivered:
         self._pending = [one for one in self._pending if one.alert.global_step != alert.global_step]
         self._pending.append(Pending(alert, list(CHANNELS)))
 
-    def with_panels(self, alert: Alert) -> None:
-        """The same alert, once its panels are drawn."""
+    def complete(self, alert: Alert) -> None:
+        """The same alert, once more is known of it: its cause, its panels."""
         for one in self._pending:
             if one.alert.global_step == alert.global_step:
                 one.alert = alert

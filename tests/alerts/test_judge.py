@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -576,7 +577,7 @@ def test_patience_holds_for_every_kind() -> None:
         "collapse": (rule("collapse", patience=2), (0.9,) * 8, ALTERNATING),
         "undefined": (rule("undefined", patience=2), (0.9,) * 8, (BROKEN,) * 8),
     }
-    assert set(worse) == set(KINDS)
+    assert set(worse) == set(KINDS) - {"unchanged"}  # which has a test of its own
     for what, good, bad in worse.values():
         assert not judge(what, good, good, good, bad).fired
         assert not judge(what, good, good, good, bad, good, bad).fired
@@ -731,7 +732,7 @@ def test_the_default_rules_see_a_model_that_lets_go_of_its_reference() -> None:
     good = [evaluation({t: v * rng.uniform(0.9, 1.1, 16) for t, v in levels.items()}, step=100 * i) for i in range(4)]
     gone = {t: 0.02 * v * rng.standard_normal(16) + (t == "loss") for t, v in levels.items()}
     fired = {f.rule for f in findings(Rules(), good[0], [*good, evaluation(gone, step=400)]) if f.fired}
-    absent = ("mass", "branch", "undefined")
+    absent = ("mass", "branch", "undefined", "stale")
     assert fired == {r.name for r in DEFAULT_RULES if not r.name.startswith(absent)}
 
 
@@ -740,3 +741,41 @@ def test_a_drop_of_a_distance_to_the_baseline_is_refused(figure: str) -> None:
     rules = Rules(rules=(Rule(name="far", kind="drop", figure=figure),))
     with pytest.raises(ValueError, match="is a distance to the baseline; limit it with kind='ceiling'"):
         refuse_idle_rules(rules, evaluation({"imacs_g": [0.5] * 8}))
+
+
+def test_weights_that_do_not_change_are_told_at_the_second_evaluation() -> None:
+    stale = Rule(name="stale", kind="unchanged", figure="*")
+    rules = Rules(rules=(stale, Rule(name="gap", kind="drop", figure="reference_gap")))
+    first = evaluation({"reference_gap": [0.1] * 8, "loss": [0.5] * 8}, step=0)
+    (alone, _) = findings(rules, first, [first])
+    assert not alone.fired and alone.unjudged == "one evaluation"
+    same = evaluation({"reference_gap": [0.1] * 8, "loss": [0.5] * 8}, step=100)
+    (found, _) = findings(rules, first, [first, same])
+    assert found.fired and found.since == 0 and found.severity == "warning"
+    assert str(found) == "* every figure of every pair is, to the last bit, what it was at step 0"
+    for figure in ("reference_gap", "loss"):
+        levels = {"reference_gap": [0.1] * 8, "loss": [0.5] * 8}
+        levels[figure] = [*levels[figure][:7], float(np.nextafter(levels[figure][7], 1))]
+        assert not findings(rules, first, [first, evaluation(levels, step=100)])[0].fired, figure
+    undefined = evaluation({"reference_gap": [BROKEN] * 8, "loss": [BROKEN] * 8}, step=0)
+    assert findings(rules, undefined, [undefined, replace(undefined, global_step=100)])[0].unjudged
+
+
+def test_where_it_looks_has_changed_but_not_what_it_achieves() -> None:
+    """Of the default rules only, and only while gap and loss are judged and far from their margins."""
+    rng = np.random.default_rng(8)
+    levels = {COPYING: 0.8, "imacs_g_centred": 0.4, "attention_information": 2.0, "reference_gap": 0.1, "loss": 0.5}
+    good = {t: v * rng.uniform(0.99, 1.01, 16) for t, v in levels.items()}
+    moved = {**good, "attention_information": 0.7 * good["attention_information"], "loss": 1.02 * good["loss"]}
+    first = evaluation(good, step=0)
+
+    def severities(rules: Rules, **changed: Any) -> set[str]:
+        now = evaluation({**moved, **changed}, step=100)
+        return {f.severity for f in findings(rules, first, [first, now]) if f.fired}
+
+    assert severities(Rules()) == {"info"}
+    assert severities(Rules(), reference_gap=0.88 * good["reference_gap"]) == {"warning"}
+    assert severities(Rules(), loss=1.15 * good["loss"]) == {"warning"}
+    assert severities(Rules(), reference_gap=[BROKEN] * 16) >= {"warning"}
+    mine = Rule(name="mine", kind="drop", figure="attention_information", margin="5%")
+    assert severities(Rules().with_rule(mine)) == {"info", "warning"}

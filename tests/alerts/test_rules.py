@@ -172,7 +172,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"severity": None}, "severity=None: expected one of 'info', 'warning', 'critical'"),
     ({"direction": "sideways"}, "direction='sideways': expected one of 'down', 'up'"),
     ({"figure": ""}, "figure='': expected a figure's tag, such as 'imacs_r'"),
-    ({"figure": "*"}, "figure='*' is for kind='undefined' only; name one figure"),
+    ({"figure": "*"}, "figure='*' is for kind='undefined' and 'unchanged' only; name one figure"),
     ({"patience": 0}, "patience=0: expected a whole number of at least 1"),
     ({"nothing": math.nan}, "nothing=nan: expected a number"),
     ({"margin": "abc"}, "margin 'abc': expected a number above 0, as in 0.03 or \"10%\""),
@@ -240,9 +240,14 @@ def test_a_floor_may_be_any_number(kind: str, limit: float) -> None:
     assert rule(kind=kind, limit=limit).limit == limit
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "undefined"])
-def test_only_an_undefined_rule_looks_at_any_figure(kind: str) -> None:
-    assert "figure='*' is for kind='undefined' only" in refusal(rule, kind=kind, figure=ANY_FIGURE, limit=0.1)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("undefined", "unchanged")])
+def test_only_an_undefined_or_unchanged_rule_looks_at_any_figure(kind: str) -> None:
+    text = refusal(rule, kind=kind, figure=ANY_FIGURE, limit=0.1)
+    assert "figure='*' is for kind='undefined' and 'unchanged' only" in text
+
+
+def test_an_unchanged_rule_is_of_all_figures() -> None:
+    assert "figure='*'" in refusal(rule, kind="unchanged", figure="imacs_r")
 
 
 @pytest.mark.parametrize("name", ["", 3, None, True, ["a"]], ids=repr)

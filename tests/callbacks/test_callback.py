@@ -291,7 +291,7 @@ def test_a_loss_function_of_the_wrong_shape_is_named(tmp_path):
     def scalar(pairs, timesteps, generator, reference=None):
         return torch.zeros(())
 
-    with pytest.raises(UnsupportedModel, match=r"one loss a pair.*\(2,\); got \(\).*mean\(\(1, 2, 3\)\)"):
+    with pytest.raises(UnsupportedModel, match=r"one loss a pair.*\(2,\).*got \(\).*mean\(\(1, 2, 3\)\)"):
         run.callback(loss_fn=scalar).evaluate(0)
 
 

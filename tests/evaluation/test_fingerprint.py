@@ -92,10 +92,14 @@ def test_methods_objects_partials_and_builtins() -> None:
 
 def test_a_source_that_was_edited_since_is_not_taken_for_the_function(tmp_path: Any) -> None:
     made = written(PLAIN, folder=tmp_path)
-    before = of_code(made)
     (path,) = tmp_path.iterdir()
+    plain = path.read_text(encoding="utf-8")
     path.write_text("def another(x):\n    return 0\n", encoding="utf-8")
-    assert of_code(made) not in (before, None)  # by its bytecode
+    edited = of_code(made)
+    assert edited is not None  # by its bytecode
+    path.write_text(plain, encoding="utf-8")
+    assert of_code(written(PLAIN, folder=tmp_path)) != edited
+    assert of_code(made) == edited  # its file is read once in a program
     run = Evaluator(pairs=validation_pairs(1, seed=1), way="loss_fn", loss_fn=made)
     told = run._code["loss_fn"]
     path.write_text("nothing", encoding="utf-8")

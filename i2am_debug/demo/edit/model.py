@@ -116,12 +116,15 @@ def flow_loss(
     reference: torch.Tensor,
     noise_share: torch.Tensor,
     noise: torch.Tensor,
+    *,
+    predicts_noise: bool = False,
 ) -> torch.Tensor:
     """Squared error of the predicted velocity, noise - target, one value a pair (B,).
 
-    `target`, `reference` and `noise` are tokens (B, 64, 48), `noise_share` (B,) in [0, 1].
+    `target`, `reference` and `noise` are tokens (B, 64, 48), `noise_share` (B,) in [0, 1]. `predicts_noise` compares with the
+    noise instead, which is wrong for this model.
     """
     share = noise_share[:, None, None]
     noisy = (1 - share) * target + share * noise
     predicted = predict_velocity(transformer, words, noisy, reference, noise_share)
-    return ((predicted - (noise - target)) ** 2).mean((1, 2))
+    return ((predicted - (noise if predicts_noise else noise - target)) ** 2).mean((1, 2))

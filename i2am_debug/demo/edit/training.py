@@ -14,7 +14,7 @@ from ...evaluation.loss_function import LossFunction
 from ...pairs.collection import ValidationPairs
 from ...pairs.pair import ValidationPair
 from ..demo_model import DemoModel
-from ..sabotage import ANY_MODEL, Batch, Sabotage, forget, shift
+from ..sabotage import ANY_MODEL, Batch, Sabotage, forget, fresh_keys, shift, shuffled
 from .model import GRID, TOKEN_CHANNELS, flow_loss, new_transformer, to_tokens
 from .pairs import SIZE, make_batch, validation_pairs
 from .pipeline import TinyEditPipeline, load_edit_pipeline
@@ -45,12 +45,15 @@ def noise_shares(count: int, generator: torch.Generator | None = None) -> torch.
     return torch.sigmoid(torch.randn(count, generator=generator) + 0.5)
 
 
-def training_loss(pipeline: TinyEditPipeline, modules: Mapping[str, nn.Module], batch: Batch) -> torch.Tensor:
+def training_loss(
+    pipeline: TinyEditPipeline, modules: Mapping[str, nn.Module], batch: Batch, *, predicts_noise: bool = False
+) -> torch.Tensor:
     """The flow matching loss of a batch with "target", "reference" and "prompt"."""
     target = to_tokens(batch["target"])
     noise, share = torch.randn(target.shape).to(target.device), noise_shares(len(target)).to(target.device)
     words = modules["instruction_encoder"](batch["prompt"])
-    return flow_loss(modules["transformer"], words, target, to_tokens(batch["reference"]), share, noise).mean()
+    inputs = (words, target, to_tokens(batch["reference"]), share, noise)
+    return flow_loss(modules["transformer"], *inputs, predicts_noise=predicts_noise).mean()
 
 
 def teacher_forced(pipeline: TinyEditPipeline) -> LossFunction:
@@ -96,6 +99,20 @@ def break_attention(pipeline: TinyEditPipeline) -> None:
             forget(module, fresh.get_submodule(name))
 
 
+def reorder_tokens(pipeline: TinyEditPipeline) -> None:
+    """From now on the transformer gets the reference's tokens, with their positions, in another order: it can't tell."""
+    first = GRID * GRID
+    order = torch.cat([torch.arange(first), first + torch.randperm(first, generator=torch.Generator().manual_seed(0))])
+
+    def reorder(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if kwargs["hidden_states"].shape[1] != len(order):
+            return args, kwargs
+        tokens, positions = kwargs["hidden_states"][:, order], kwargs["img_ids"][order]
+        return args, {**kwargs, "hidden_states": tokens, "img_ids": positions}
+
+    pipeline.transformer.register_forward_pre_hook(reorder, with_kwargs=True)
+
+
 def _swap_positions(batch: Batch, generator: torch.Generator) -> Batch:
     """Rows and columns of the tokens' positions swapped; as good as the tokens themselves in that order."""
     tokens = batch["reference"].unflatten(3, (GRID, -1)).unflatten(2, (GRID, -1))  # (B, 3, row, y, column, x)
@@ -116,6 +133,16 @@ DEMO = DemoModel(
         **ANY_MODEL,
         "attention": Sabotage(what="queries and keys random and frozen", break_weights=break_attention),
         "positions": Sabotage(what="rows and columns swapped in the references' positions", corrupt=_swap_positions),
+        "keys": Sabotage(
+            what="keys overwritten",
+            break_weights=lambda pipeline: fresh_keys(pipeline.transformer, (".to_k.weight",)),
+        ),
+        "queries": Sabotage(
+            what="queries overwritten",
+            break_weights=lambda pipeline: fresh_keys(pipeline.transformer, (".to_q.weight",)),
+        ),
+        "prompts": Sabotage(what="instructions shuffled", corrupt=shuffled("prompt")),
+        "reordered": Sabotage(what="the reference's tokens in another order (harmless)", break_weights=reorder_tokens),
         "shift-target": Sabotage(what=f"targets shifted by {_SHIFT} px", corrupt=shift("target", _SHIFT)),
     },
 )

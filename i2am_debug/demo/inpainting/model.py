@@ -93,10 +93,14 @@ def denoising_loss(
     noise: torch.Tensor,
     *,
     hole_weight: float,
+    predicts_noise: bool = False,
 ) -> torch.Tensor:
-    """Weighted squared error of the predicted sample, one value a pair (B,); the weight is 1 + hole_weight in the hole."""
+    """Weighted squared error of the predicted sample, one value a pair (B,); the weight is 1 + hole_weight in the hole.
+
+    `predicts_noise` compares with the noise instead, which is wrong for this model.
+    """
     clean = to_cells(picture)
     noisy = scheduler.add_noise(clean, noise, timesteps)
     predicted = unet(torch.cat([noisy, inpainting_condition(picture, hole)], 1), timesteps, tokens).sample
     weight = 1 + hole_weight * to_cells(hole.expand(-1, 3, -1, -1))
-    return (weight * (predicted - clean) ** 2).mean((1, 2, 3))
+    return (weight * (predicted - (noise if predicts_noise else clean)) ** 2).mean((1, 2, 3))

@@ -15,8 +15,8 @@ from ...pairs.collection import ValidationPairs
 from ...pairs.pair import ValidationPair
 from ..demo_model import DemoModel
 from ..pixel_vae import LATENT_CHANNELS
-from ..sabotage import ANY_MODEL, Batch, Sabotage, forget, shift
-from .model import ReferenceEncoder, denoising_loss
+from ..sabotage import ANY_MODEL, Batch, Sabotage, changed, forget, fresh_keys, shift
+from .model import REFERENCE_GRID, ReferenceEncoder, denoising_loss
 from .pairs import make_batch, validation_pairs
 from .pipeline import TinyExamplePipeline, load_tiny_pipeline
 
@@ -42,14 +42,17 @@ class _NewPairs(Dataset):
         }
 
 
-def training_loss(pipeline: TinyExamplePipeline, modules: Mapping[str, nn.Module], batch: Batch) -> torch.Tensor:
+def training_loss(
+    pipeline: TinyExamplePipeline, modules: Mapping[str, nn.Module], batch: Batch, *, predicts_noise: bool = False
+) -> torch.Tensor:
     """The denoising loss of a batch with "target", "reference" and "hole", more weight in the hole."""
     target, hole = batch["target"], batch["hole"]
     noise = torch.randn(len(target), LATENT_CHANNELS, 16, 16, device=target.device)
     timesteps = (1000 * torch.rand(len(target), device=target.device).sqrt()).long().clamp(max=999)
     tokens = modules["reference_encoder"](batch["reference"])
     inputs = (pipeline.scheduler, target, hole, timesteps, noise)
-    return denoising_loss(modules["unet"], tokens, *inputs, hole_weight=_HOLE_WEIGHT).mean()
+    unet = modules["unet"]
+    return denoising_loss(unet, tokens, *inputs, hole_weight=_HOLE_WEIGHT, predicts_noise=predicts_noise).mean()
 
 
 def teacher_forced(pipeline: TinyExamplePipeline) -> LossFunction:
@@ -93,6 +96,19 @@ def break_encoder(pipeline: TinyExamplePipeline) -> None:
         forget(pipeline.reference_encoder, ReferenceEncoder())
 
 
+def dim_encoder(pipeline: TinyExamplePipeline) -> None:
+    """Scales the last step of the encoder; training goes on from there."""
+    with torch.no_grad():
+        for parameter in pipeline.reference_encoder.norm.parameters():
+            parameter.mul_(0.3)
+
+
+def reorder_tokens(pipeline: TinyExamplePipeline) -> None:
+    """From now on the encoder gives its tokens in another order, which attention can't tell."""
+    order = torch.randperm(REFERENCE_GRID**2, generator=torch.Generator().manual_seed(0))
+    pipeline.reference_encoder.register_forward_hook(lambda module, inputs, tokens: tokens[:, order])
+
+
 DEMO = DemoModel(
     name="inpainting",
     load=load_tiny_pipeline,
@@ -106,6 +122,18 @@ DEMO = DemoModel(
     sabotages={
         **ANY_MODEL,
         "encoder": Sabotage(what="reference encoder random and frozen", break_weights=break_encoder),
+        "encoder-dim": Sabotage(what="what the reference encoder gives scaled × 0.3", break_weights=dim_encoder),
+        "keys": Sabotage(
+            what="keys of the cross-attention overwritten",
+            break_weights=lambda pipeline: fresh_keys(pipeline.unet, ("attn2.to_k.weight",)),
+        ),
+        "queries": Sabotage(
+            what="queries of the cross-attention overwritten",
+            break_weights=lambda pipeline: fresh_keys(pipeline.unet, ("attn2.to_q.weight",)),
+        ),
         "shift-mask": Sabotage(what=f"holes shifted by {_SHIFT} px", corrupt=shift("hole", _SHIFT)),
+        "inverted-mask": Sabotage(what="holes inverted", corrupt=changed("hole", lambda hole: 1 - hole)),
+        "full-mask": Sabotage(what="holes of the whole picture", corrupt=changed("hole", torch.ones_like)),
+        "reordered": Sabotage(what="the reference's tokens in another order (harmless)", break_weights=reorder_tokens),
     },
 )
