@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from i2am_debug.alerts.alert import Alert, headline
+from i2am_debug.alerts.alert import Alert
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 from i2am_debug.store.files import PLUGIN_NAME
@@ -119,7 +119,7 @@ class RunTrackers:
         for tracker in self._others:
             tracker.log({f"{PREFIX}alert": float(alert is not None)}, step=global_step)
             if alert is not None and tracker.name == "wandb":
-                title = f"i2am: {headline(alert.findings)} at step {alert.global_step}"
+                title = f"i2am: {alert.headline} at step {alert.global_step}"
                 tracker.tracker.alert(title=title, text=alert.text, level=_WANDB_LEVELS[alert.severity])
 
     def flush(self) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..figures.declared import ATTENTION_INFORMATION, REFERENCE_GAP
 from ..figures.record import Evaluation
 from ..figures.registry import declaration_of
 from ..figures.stored_form import entry, listed, mapped, optional, text, whole_number
+from .causes import CAUSES, STALE
+from .diagnosis import Diagnosis
 from .judge import MOST_TO_BLAME, Finding, Judged
 from .rule import SEVERITIES, Severity
+
+_LOOK_FIRST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class Alert:
     fine_at: int | None
     """The last evaluation at which none of the rules fired; None where there is none."""
     findings: tuple[Finding, ...]
+    diagnosis: Diagnosis | None = None
+    """What broke, where that can be said."""
     panels: Mapping[str, str] = field(default_factory=dict)
     """Pair → file of its panel, relative to the run's plugin folder."""
 
@@ -38,23 +43,28 @@ class Alert:
         return tuple(sorted(dict.fromkeys(named), key=lambda pair: -named.count(pair)))[:MOST_TO_BLAME]
 
     @property
+    def headline(self) -> str:
+        """What happened, in one clause."""
+        return headline(self.findings, self.diagnosis)
+
+    @property
     def text(self) -> str:
-        """What happened, since when, how sure, which pairs, and what is usually the cause; one a line, as Markdown."""
+        """What happened, since when, how sure, which pairs, what broke and where to look first; one a line, as Markdown."""
         fine = f"; fine at step {self.fine_at}" if self.fine_at is not None else "; never fine so far"
         lines = [
-            f"{self.severity}: {headline(self.findings)} at step {self.global_step} "
-            f"(baseline: step {self.baseline_step}{fine})",
+            f"{self.severity}: {self.headline} at step {self.global_step} (baseline: step {self.baseline_step}{fine})",
             "",
             *(f"- {line}" for line in _by_figure(self.findings)),
             "",
             *([f"Pairs most to blame: {', '.join(self.pairs)}", ""] if self.pairs else []),
-            f"Usual causes: {usual_causes(self.findings)}",
+            *what_broke(self.findings, self.diagnosis),
         ]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for one line of JSON."""
-        return {**asdict(self), "severity": self.severity, "text": self.text}
+        diagnosis = None if self.diagnosis is None else self.diagnosis.to_json()
+        return {**asdict(self), "diagnosis": diagnosis, "severity": self.severity, "text": self.text}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Alert:
@@ -71,6 +81,7 @@ class Alert:
             baseline_step=entry(row, "baseline_step", whole_number),
             fine_at=entry(row, "fine_at", optional(whole_number)),
             findings=findings,
+            diagnosis=None if row.get("diagnosis") is None else Diagnosis.from_json(row["diagnosis"]),
             panels=entry(row, "panels", mapped(text)),
         )
 
@@ -89,11 +100,17 @@ def make_alert(baseline: Evaluation, history: Sequence[Judged], fired: Iterable[
     )
 
 
-def headline(fired: Sequence[Finding]) -> str:
+def headline(fired: Sequence[Finding], diagnosis: Diagnosis | None = None) -> str:
     """What happened, in one clause."""
+    if any(f.kind == "unchanged" for f in fired):
+        return STALE.headline
     if all(f.kind == "undefined" for f in fired):
         most = any(f.severity == "critical" for f in fired)
         return "figures have no value any more" if most else "figures have no value any more for some pairs"
+    if all(f.severity == "info" for f in fired):
+        return CAUSES["reordered"].headline
+    if diagnosis is not None and diagnosis.cause is not None:
+        return diagnosis.cause.headline
     if any(f.kind == "collapse" and f.severity == "critical" for f in fired):
         return "the model no longer uses its reference"
     if all(f.kind == "collapse" for f in fired):
@@ -105,26 +122,40 @@ def headline(fired: Sequence[Finding]) -> str:
     return "the figures are worse than allowed"
 
 
-def usual_causes(fired: Sequence[Finding]) -> str:
-    """What to look at first, by which figures fell."""
-    figures = {f.figure for f in fired if f.kind != "undefined"}
-    causes = []
+def can_be_diagnosed(fired: Iterable[Finding]) -> bool:
+    """Whether something is worse than it was: a limit that was always passed, or a model that was broken before its baseline,
+    shows in no change since."""
+    return any(
+        f.kind in ("drop", "drop_from_best") or (f.kind == "collapse" and f.severity == "critical") for f in fired
+    )
+
+
+def what_broke(fired: Sequence[Finding], diagnosis: Diagnosis | None) -> list[str]:
+    """The likeliest kinds of fault, what that rests on, and where to look first; some lines."""
+    if any(f.kind == "unchanged" for f in fired):
+        return [f"Look first at: {STALE.first}", "", _page(STALE.name)]
+    if diagnosis is None:
+        return [f"Look first at: {look_first(fired)}"]
+    first = [CAUSES[name].first for name, _ in diagnosis.likely if name in CAUSES][:_LOOK_FIRST] or [look_first(fired)]
+    return [
+        f"What broke, by likelihood: {', '.join(f'{name} {share:.0%}' for name, share in diagnosis.likely)}",
+        *(f"{'Look first at' if number == 0 else 'Then at'}: {text}" for number, text in enumerate(first)),
+        f"It rests on: {'; '.join(diagnosis.evidence)}",
+        *([_page(diagnosis.kind)] if diagnosis.kind in CAUSES else []),
+    ]
+
+
+def look_first(fired: Sequence[Finding]) -> str:
+    """Where to look first when nothing is known but which rules fired."""
     if any(f.kind == "undefined" for f in fired):
-        causes.append("weights that are not finite (a learning rate too high, float16 without a loss scaler)")
+        return "weights that are not finite (a learning rate too high, float16 without a loss scaler)"
     if any(f.kind == "collapse" for f in fired):
-        causes.append("a reference encoder that is not loaded, random or detached; references that are all alike")
-    elif figures & {REFERENCE_GAP.tag, ATTENTION_INFORMATION.tag}:
-        causes.append(
-            "references that no longer belong to their targets (shuffled, mirrored, other colours or normalisation), zeroed or "
-            "dropped too often; masks that do not fit; a learning rate too high"
-        )
-    if figures == {REFERENCE_GAP.tag}:
-        causes.append("the gap alone fell: look first at what is in the references")
-    if not causes:
-        causes.append(
-            "references or masks that do not fit their targets; compare the pairs' panels with the baseline's"
-        )
-    return "; ".join(causes) + "."
+        return "a reference encoder that is not loaded, random or detached; references that are all alike"
+    return "the pairs' panels beside the baseline's, then references, masks and targets as the loader gives them now"
+
+
+def _page(name: str) -> str:
+    return f"How to make sure, and the cure: docs/what-broke.md#{name}"
 
 
 def _tells_of_use(figure: str) -> bool:

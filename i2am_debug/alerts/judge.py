@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -35,7 +35,8 @@ def findings(rules: Rules, baseline: Evaluation, history: Sequence[Judged]) -> t
     Args:
         history: evaluations by step, at least one, all comparable with the baseline; the baseline may be the first.
     """
-    return _calmed(tuple(_patient(rule, rules, baseline, history) for rule in _on_single_figures(rules, baseline)))
+    found = tuple(_patient(rule, rules, baseline, history) for rule in _on_single_figures(rules, baseline))
+    return _calmed(found, rules, calibrated=baseline.margins)
 
 
 def judged_figures(rules: Rules, baseline: Evaluation) -> tuple[str, ...]:
@@ -318,18 +319,22 @@ def _unchanged(found: Finding, rule: Rule, rules: Rules, baseline: Evaluation, h
     )
 
 
-def _calmed(found: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def _calmed(found: tuple[Finding, ...], rules: Rules, calibrated: Container[str]) -> tuple[Finding, ...]:
     """Where it looks has changed, what it achieves has not: falls of attention figures alone are no more than an info.
 
-    Only of the default rules: whoever writes one of their own means it.
+    Only of the default rules at their default margins: whoever writes a rule, or measures a margin, means it.
     """
     achieved = [f for f in found if f.figure in (REFERENCE_GAP.tag, LOSS.tag) and f.kind == "drop"]
     if {f.figure for f in achieved} != {REFERENCE_GAP.tag, LOSS.tag} or not all(map(_is_unharmed, achieved)):
         return found
-    default = {rule.name: rule for rule in default_rules()}
+    default = {rule.name for rule in rules.rules if rule in default_rules()}
     return tuple(
         replace(f, severity="info")
-        if f.kind in ("drop", "drop_from_best", "collapse") and f.rule in default and _is_of_attention(f.figure)
+        if f.fired
+        and f.kind in ("drop", "drop_from_best", "collapse")
+        and f.rule in default
+        and f.figure not in calibrated
+        and _is_of_attention(f.figure)
         else f
         for f in found
     )

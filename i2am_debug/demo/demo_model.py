@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from ..evaluation.loss_function import LossFunction
 from ..pairs.collection import ValidationPairs
-from .sabotage import Batch, Sabotage
+from .sabotage import Sabotage
 
 MODELS = {
     "inpainting": "i2am_debug.demo.inpainting.training",

@@ -22,8 +22,8 @@ from .call_arguments import picture_size
 from .calls import default_call, picture_of
 from .forced_scheduler import Finished, ForcedDiffusion, ForcedFlow, forced_scheduler
 from .noise_times import noise_times, times_of_a_gap, weights
-from .prompts import prompts_encoded_once
 from .probes import probe
+from .prompts import prompts_encoded_once
 from .references import Colour, blank_colour, blank_reference, with_reference, wrong_references
 from .truth import encoded, read_off_the_reference
 

@@ -10,7 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from ..alerts.alert import can_be_diagnosed, what_broke
 from ..alerts.default_rules import default_rules
+from ..alerts.diagnosis import Diagnosis, diagnose
 from ..alerts.judge import Finding, Judged, findings, refuse_idle_rules
 from ..alerts.rule import Rule, Severity, at_least
 from ..alerts.rules import Rules
@@ -52,6 +54,8 @@ class Verdict:
     """Why it is not comparable, or not wholly."""
     pairs: Mapping[str, tuple[str, ...]] | None = None
     """Pair → what is worse about it than allowed; only pairs for which something is, worst first."""
+    diagnosis: Diagnosis | None = None
+    """What broke, where something is worse than it was."""
     fail_on: Severity = "warning"
 
     @property
@@ -62,6 +66,11 @@ class Verdict:
     def regressions(self) -> tuple[Finding, ...]:
         """The findings that make it fail."""
         return tuple(f for f in self.findings if is_regression(f, self.fail_on))
+
+    @property
+    def what_broke(self) -> list[str]:
+        """Where to look first, and what is known of the cause, in some lines; none of a pass."""
+        return what_broke(self.regressions, self.diagnosis) if self.regressions else []
 
     @property
     def headline(self) -> str:
@@ -138,6 +147,7 @@ def check(
             findings=every,
             problems=problems,
             pairs=_to_blame(base, history[-1], failing, {rule.name: rule for rule in rules.rules}),
+            diagnosis=diagnose(base, history[-1]) if can_be_diagnosed(failing) else None,
         )
     except StoreError as error:
         return replace(verdict, problems=(str(error),))

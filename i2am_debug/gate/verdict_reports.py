@@ -30,6 +30,7 @@ def as_text(verdict: Verdict) -> str:
         ("", happened),
         ("not comparable", verdict.problems if verdict.findings else verdict.problems[1:]),
         ("pairs to blame, worst first", _pairs(verdict)),
+        ("what broke", verdict.what_broke),
         ("not judged", [f"{figures}: {reason}" for figures, reason in _unjudged(verdict).items()]),
     ):
         if told:
@@ -52,6 +53,7 @@ def as_json(verdict: Verdict) -> str:
         "fail_on": verdict.fail_on,
         "findings": [f.to_json() for f in verdict.findings],
         "problems": list(verdict.problems),
+        "diagnosis": None if verdict.diagnosis is None else verdict.diagnosis.to_json(),
         "pairs": {pair: list(what) for pair, what in (verdict.pairs or {}).items()},
     }
     return json.dumps(tree, indent=1) + "\n"
@@ -100,6 +102,8 @@ def as_markdown(verdict: Verdict, pictures: Mapping[str, str] | None = None) -> 
         lines += ["**Not comparable**", "", *(f"- {_cell(problem)}" for problem in verdict.problems), ""]
     if verdict.pairs:
         lines += ["**Pairs to blame**, worst first", "", *(f"- {_cell(line)}" for line in _pairs(verdict)), ""]
+    if verdict.what_broke:
+        lines += ["**What broke**", "", *(f"- {_cell(line)}" for line in filter(None, verdict.what_broke)), ""]
     for pair, path in (pictures or {}).items():
         lines += [f"![{_cell(pair)}: the baseline and now]({quote(path, errors='replace')})", ""]
     if _unjudged(verdict):
@@ -113,7 +117,7 @@ def as_github_annotation(verdict: Verdict) -> str:
     """The line that GitHub Actions shows at the top of a job; empty for a pass."""
     if verdict.status == "pass":
         return ""
-    details = [str(f) for f in verdict.regressions] or list(verdict.problems)
+    details = [*(str(f) for f in verdict.regressions), *verdict.what_broke] or list(verdict.problems)
     text = "\n".join(map(_printable, [verdict.headline, *details]))
     escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return f"::error title=I2AM {verdict.status}::{escaped}"

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..alerts.alert import Alert
+from ..alerts.alert import Alert, can_be_diagnosed
 from ..alerts.alert_state import AlertState
+from ..alerts.diagnosis import diagnose
 from ..alerts.judge import judged_figures
 from ..errors import StoreError
 from ..figures.observation import Observation
@@ -146,6 +147,8 @@ class Reporter:
         copying = self.baseline.copying_layer
         logger.info(log_line(evaluation, copying))
         if alert is not None:
+            if can_be_diagnosed(alert.findings):
+                alert = replace(alert, diagnosis=diagnose(self.baseline, evaluation))
             if store is not None and stored:
                 alert = self._with_panels(alert, evaluation, observations, store)
             self.undelivered.complete(alert)

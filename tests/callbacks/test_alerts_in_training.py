@@ -145,7 +145,7 @@ def test_wandb_gets_an_alert_of_its_own(tmp_path):
     run.accelerator.trackers.append(recorder)
     run.callback(rules=quiet(LOUD), pairs=validation_pairs(2, seed=1)).on_train_begin(0)
     (told,) = recorder.alerts
-    assert told["level"] == "ERROR" and "step 0" in told["title"] and "Usual causes" in told["text"]
+    assert told["level"] == "ERROR" and "step 0" in told["title"] and "Look first at" in told["text"]
     assert recorder.logged[-1] == (0, {"i2am/alert": 1.0})
 
 

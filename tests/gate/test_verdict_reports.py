@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_runs import COUNT, evaluation, sick
 
+from i2am_debug.alerts.alert import look_first
 from i2am_debug.alerts.judge import Finding
 from i2am_debug.figures.estimates import Estimate
 from i2am_debug.figures.record import FORMAT
@@ -287,7 +288,7 @@ def test_a_pass_has_no_annotation() -> None:
 def test_an_annotation_is_one_line_that_says_what_regressed() -> None:
     line = as_github_annotation(verdict())
     assert line.startswith("::error title=I2AM regression::")
-    assert decoded(line) == f"{verdict().headline}\n{DROP}"
+    assert decoded(line) == f"{verdict().headline}\n{DROP}\nLook first at: {look_first([DROP])}"
 
 
 def test_an_annotation_of_what_could_not_be_compared_says_why() -> None:

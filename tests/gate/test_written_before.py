@@ -45,7 +45,7 @@ def test_it_is_judged_as_it_was(step: int) -> None:
     assert (now.status, int(now.exit_code), now.headline) == (was["status"], was["exit_code"], was["headline"])
     assert list(now.pairs or {}) == list(was["pairs"])
     found = {finding.rule + finding.figure: json.loads(json.dumps(finding.to_json())) for finding in now.findings}
-    assert set(found) == {one["rule"] + one["figure"] for one in was["findings"]}
+    assert set(found) - {"stale-weights*"} == {one["rule"] + one["figure"] for one in was["findings"]}  # a later rule
     for one in was["findings"]:
         other = found[one["rule"] + one["figure"]]
         same = ("kind", "severity", "fired", "unjudged", "against", "pairs", "since", "allowed")

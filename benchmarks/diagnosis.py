@@ -1,0 +1,263 @@
+"""How often the diagnosis is right, and the signatures that it rests on: of the runs that `benchmarks.alerts` makes.
+
+`python -m benchmarks.diagnosis --json F` fits the signatures to the runs of some seeds (--fit) and tries them on those of others
+(--try), at the evaluation at which the first alert came; with --write it writes i2am_debug/alerts/signatures.json. Also tried:
+each fault, and each whole kind, as if it had never been measured. Shares have Wilson's 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.alert_runs import Plan, kinds
+from benchmarks.alerts import wilson
+from i2am_debug.alerts.alert_state import AlertState
+from i2am_debug.alerts.causes import CAUSES, UNKNOWN
+from i2am_debug.alerts.diagnosis import Signatures, changes_of, likelihoods_of
+from i2am_debug.alerts.rules import Rules
+from i2am_debug.demo.demo_model import MODELS
+from i2am_debug.store.run_store import RunStore
+
+SIGNATURES = Path(__file__).parents[1] / "i2am_debug" / "alerts" / "signatures.json"
+
+CAUSE_OF = {
+    "shuffle": "wrong-reference",
+    "shuffle-lora": "wrong-reference",
+    "gradual": "wrong-reference",
+    "zero": "no-reference",
+    "drop": "no-reference",
+    "gradual-drop": "no-reference",
+    "flip": "misplaced-reference",
+    "positions": "misplaced-reference",
+    "encoder": "reference-weights",
+    "encoder-dim": "reference-weights",
+    "keys": "reference-weights",
+    "queries": "reference-weights",
+    "attention": "reference-weights",
+    "colours": "colours",
+    "range": "range",
+    "dim": "range",
+    "bright": "range",
+    "shift-mask": "mask",
+    "inverted-mask": "mask",
+    "full-mask": "mask",
+    "mean-target": "target",
+    "shift-target": "target",
+    "prediction": "target",
+    "prompts": "prompt",
+    "learning-rate": "learning-rate",
+    "reordered": "reordered",
+}
+"""Fault of the benchmark → its kind."""
+
+_SHRUNK = 0.2
+"""Share of the covariance that is its diagonal alone: there are few runs for so many changes."""
+_LEAST_SPREAD = 0.02
+"""Standard deviation that every change has at least."""
+_FURTHEST = 9.0
+_SHARPNESS = 4.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How the figures of one run had changed at one evaluation after its fault."""
+
+    fault: str
+    model: str
+    seed: int
+    number: int
+    """1 for the first evaluation after the fault."""
+    alerted: bool
+    """Whether it is the first at which an alert came."""
+    changes: dict[str, float]
+
+    @property
+    def cause(self) -> str:
+        return CAUSE_OF[self.fault]
+
+
+def samples_of(plan: Plan, folder: Path) -> list[Sample]:
+    """Of one run: its evaluations after the fault."""
+    evaluations = [stored.evaluation for stored in RunStore(plan.run(folder)).evaluations()]
+    state, alerted, found = AlertState(Rules()), False, []
+    for count, evaluation in enumerate(evaluations, start=1):
+        alert = state.judge(evaluations[0], evaluations[:count])
+        if evaluation.global_step <= (plan.sabotage_step or 0):
+            continue
+        is_first = alert is not None and not alerted
+        alerted = alerted or is_first
+        changes = changes_of(evaluations[0], evaluation)
+        found.append(Sample(plan.kind, plan.model, plan.seed, len(found) + 1, is_first, changes))
+    return found
+
+
+def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
+    """The signatures of these samples, as plain values."""
+    rows: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        rows[sample.fault, sample.model].append(sample)
+    changes = sorted({name for row in rows.values() for sample in row for name in sample.changes})
+    means, residuals, freedom = [], [], 0
+    for (fault, model), row in rows.items():
+        values = np.array([[sample.changes.get(name, math.nan) for name in changes] for sample in row])
+        known = np.isfinite(values).any(0)
+        mean = np.full(len(changes), math.nan)
+        mean[known] = np.nanmean(values[:, known], axis=0)
+        means.append({"kind": CAUSE_OF[fault], "fault": fault, "model": model, "mean": _plain(mean)})
+        residuals.append(values - mean)
+        freedom += len(row) - 1
+    return {
+        "changes": changes,
+        "signatures": means,
+        "covariance": [_plain(row) for row in _covariance(np.concatenate(residuals), freedom)],
+        "furthest": _FURTHEST,
+        "sharpness": _SHARPNESS,
+    }
+
+
+def _covariance(residuals: np.ndarray, freedom: int) -> np.ndarray:
+    """(F, F), within a fault and model, shrunk towards its diagonal; over the samples that have both changes."""
+    known = np.isfinite(residuals)
+    filled = np.where(known, residuals, 0.0)
+    together = np.maximum(known.T.astype(float) @ known, 1)
+    full = filled.T @ filled / together * (len(residuals) / max(freedom, 1))
+    diagonal = np.diag(np.maximum(np.diag(full), _LEAST_SPREAD**2))
+    return (1 - _SHRUNK) * full + _SHRUNK * diagonal
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [float(f"{v:.4g}") if math.isfinite(v) else None for v in values]
+
+
+def told(sample: Sample, signatures: Signatures) -> list[str]:
+    """The kinds by likelihood."""
+    found = likelihoods_of(sample.changes, signatures)
+    return [name for name, _ in found or ((UNKNOWN, 1.0),)]
+
+
+def tried(samples: Sequence[Sample], signatures: Signatures) -> dict[str, Any]:
+    """How often the right kind is first, among the first two, and of the right group; and what was taken for what."""
+    ranked = [(sample, told(sample, signatures)) for sample in samples]
+    first = sum(names[0] == sample.cause for sample, names in ranked)
+    two = sum(sample.cause in names[:2] for sample, names in ranked)
+    group = sum(_group(names[0]) == CAUSES[sample.cause].group for sample, names in ranked)
+    confusion: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample, names in ranked:
+        confusion[sample.cause][names[0]] += 1
+    return {
+        "alerts": len(ranked),
+        "first": first,
+        "first_interval": wilson(first, len(ranked)),
+        "among_two": two,
+        "among_two_interval": wilson(two, len(ranked)),
+        "group": group,
+        "confusion": {cause: dict(row) for cause, row in confusion.items()},
+        "wrong": [
+            f"{s.model} {s.fault} seed {s.seed}, evaluation {s.number}: {', '.join(names[:2])}"
+            for s, names in ranked
+            if names[0] != s.cause
+        ],
+    }
+
+
+def left_out(fit: Sequence[Sample], tries: Sequence[Sample], *, whole_kind: bool) -> dict[str, Any]:
+    """Each fault, or each kind with all of its faults, as if it had never been measured: how often "none of these" or a kind of
+    its group is first."""
+    right, count, wrong = 0, 0, []
+    for what in sorted({s.cause if whole_kind else s.fault for s in tries}):
+
+        def is_it(sample: Sample, what: str = what) -> bool:
+            return (sample.cause if whole_kind else sample.fault) == what
+
+        signatures = Signatures.from_json(fitted([s for s in fit if not is_it(s)]))
+        for sample in filter(is_it, tries):
+            name = told(sample, signatures)[0]
+            good = name == UNKNOWN or _group(name) == CAUSES[sample.cause].group
+            right, count = right + good, count + 1
+            if not good:
+                wrong.append(f"{sample.model} {sample.fault} seed {sample.seed}: {name}")
+    return {"alerts": count, "right": right, "interval": wilson(right, count), "wrong": wrong}
+
+
+def _group(name: str) -> str:
+    return CAUSES[name].group if name in CAUSES else name
+
+
+def as_markdown(confusion: dict[str, dict[str, int]]) -> str:
+    """What was (rows), and what it was taken for."""
+    names = [name for name in (*CAUSES, UNKNOWN) if any(name in row for row in confusion.values()) or name in confusion]
+    lines = [f"| what broke | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for cause in filter(confusion.__contains__, CAUSES):
+        lines.append(f"| {cause} | {' | '.join(str(confusion[cause].get(name, '')) for name in names)} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.diagnosis", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, help="where to write all figures")
+    parser.add_argument("--folder", type=Path, default=Path("runs/alerts"), help="of benchmarks.alerts (runs/alerts)")
+    parser.add_argument("--fit", type=int, nargs="+", default=[0, 1, 2], help="seeds that the signatures are of")
+    parser.add_argument("--try", type=int, nargs="+", default=[3, 4, 5], dest="tries", help="seeds it is tried on")
+    parser.add_argument("--write", action="store_true", help=f"keep the signatures in {SIGNATURES.name}")
+    args = parser.parse_args(argv)
+    if set(args.fit) & set(args.tries):
+        parser.error("a seed is in --fit and in --try; what it was fitted to proves nothing")
+    samples = [s for seed in (*args.fit, *args.tries) for s in _of_seed(seed, args.folder)]
+    seen = _after_the_alert(samples)
+    fit = [s for s in seen if s.seed in args.fit]
+    tries = [s for s in seen if s.seed in args.tries and s.alerted]
+    tree = fitted(fit)
+    if args.write:
+        SIGNATURES.write_text(json.dumps(tree) + "\n", encoding="utf-8")
+    signatures = Signatures.from_json(json.loads(json.dumps(tree)))
+    written = {
+        "fit": args.fit,
+        "tried": args.tries,
+        "all": tried(tries, signatures),
+        "models": {model: tried([s for s in tries if s.model == model], signatures) for model in MODELS},
+        "a_fault_left_out": left_out(fit, tries, whole_kind=False),
+        "a_kind_left_out": left_out(fit, tries, whole_kind=True),
+    }
+    args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    print(as_markdown(written["all"]["confusion"]))
+    for name, one in (("all", written["all"]), *written["models"].items()):
+        print(
+            f"{name}: right first {one['first']} of {one['alerts']}, among two {one['among_two']}, group {one['group']}"
+        )
+    for name in ("a_fault_left_out", "a_kind_left_out"):
+        print(f"{name}: none of these, or of the right group: {written[name]['right']} of {written[name]['alerts']}")
+    for line in written["all"]["wrong"]:
+        print(f"wrong: {line}")
+    return 0
+
+
+def _of_seed(seed: int, folder: Path) -> list[Sample]:
+    plans = [Plan(model=model, kind=kind, seed=seed) for model in MODELS for kind in kinds(model)]
+    broken = [p for p in plans if p.kind in CAUSE_OF and (p.run(folder) / "done.json").is_file()]
+    return [sample for plan in broken for sample in samples_of(plan, folder)]
+
+
+def _after_the_alert(samples: Sequence[Sample]) -> list[Sample]:
+    """Those from the first alert of their run on: before it there is little to see."""
+    found, alerted = [], set()
+    for sample in samples:
+        run = (sample.fault, sample.model, sample.seed)
+        if sample.alerted:
+            alerted.add(run)
+        if run in alerted:
+            found.append(sample)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
