@@ -31,8 +31,8 @@ CAUSES: dict[str, Cause] = {
             name="wrong-reference",
             group="reference lost",
             headline="the model unlearns its reference: it seems to be trained on references of other samples",
-            first="the loader's pairing, as pictures: does each reference belong to its target (a shuffle, an index off by one, "
-            "a cache that went stale)?",
+            first="the loader's pairing, as pictures: does each reference belong to its target (a shuffle, an index off by "
+            "one, a cache that went stale)?",
         ),
         Cause(
             name="no-reference",
@@ -110,7 +110,7 @@ STALE = Cause(
     name="stale-weights",
     group="not the reference",
     headline="the weights that are evaluated are not those that are trained",
-    first="which weights the evaluated pipeline has: a copy made before training, an EMA that is never updated, a learning rate of "
-    "0, no parameter that requires a gradient?",
+    first="which weights the evaluated pipeline has: a copy made before training, an EMA that is never updated, a learning "
+    "rate of 0, no parameter that requires a gradient?",
 )
 """Needs no likelihood: every figure of every pair stayed the same to the last bit."""

@@ -177,7 +177,7 @@ class _Forced:
 
 
 def _over_channels(squares: torch.Tensor) -> torch.Tensor:
-    """Mean over what is no place: (B, C, h, w) and (B, C, frames, h, w) → (B, h, w), (B, tokens, C) → (B, tokens), else (B,)."""
+    """Mean over what is no place: (B, C, h, w), (B, C, frames, h, w) → (B, h, w); (B, tokens, C) → (B, tokens); else (B,)."""
     if squares.ndim == 3:
         return squares.mean(2)
     return squares.flatten(1, -3).mean(1) if squares.ndim in (4, 5) else squares.flatten(1).mean(1)
