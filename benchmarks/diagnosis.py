@@ -1,7 +1,7 @@
 """How often the diagnosis is right, and the signatures that it rests on: of the runs that `benchmarks.alerts` makes.
 
 `python -m benchmarks.diagnosis --json F` fits the signatures to the runs of some seeds (--fit) and tries them on those of
-others (--try), at the evaluation at which the first alert came; with --write it writes i2am_debug/alerts/signatures.json. Also tried:
+others (--try), at the evaluation at which the first alert came; with --write it keeps them in i2am_debug/alerts/. Also tried:
 each fault, and each whole kind, as if it had never been measured. Shares have Wilson's 95 % interval.
 """
 

@@ -1,4 +1,4 @@
-"""Probes and the loss by place say what a loss computed by hand says, whatever the way; and they are tried when they should be."""
+"""Probes and the loss by place say what a loss computed by hand says, whatever the way; and when they are tried."""
 
 from __future__ import annotations
 
