@@ -213,6 +213,7 @@ def _make(plan: Plan, folder: Path, every_way: bool) -> Plan:
     _look_closer_every_time(bare)
     callbacks = [bare]
     if every_way:
+        kept["loss_fn"] = model.loss_fn(looked_at)
         callbacks.append(new_callback(new_accelerator(run, "loss_fn"), model, looked_at, pairs=pairs, **kept))
         if sabotage is not None and sabotage.corrupt is not None:
             wrong = spoil_pairs(pairs, sabotage, plan.seed)

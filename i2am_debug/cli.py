@@ -16,10 +16,13 @@ from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
 
 # Written out, since what they do needs torch; a test compares.
-_FAULTS = ("shuffle", "zero", "drop", "learning-rate", "flip", "colours", "gradual")
+_FAULTS = (
+    *("shuffle", "zero", "drop", "learning-rate", "flip", "colours", "range", "dim", "bright"),
+    *("mean-target", "prediction", "gradual", "gradual-drop", "keys", "queries", "reordered"),
+)
 _SABOTAGES = {
-    "inpainting": (*_FAULTS, "encoder", "shift-mask", "none"),
-    "edit": (*_FAULTS, "attention", "positions", "shift-target", "none"),
+    "inpainting": (*_FAULTS, "encoder", "encoder-dim", "shift-mask", "inverted-mask", "full-mask", "none"),
+    "edit": (*_FAULTS, "attention", "positions", "prompts", "shift-target", "none"),
 }
 
 
@@ -61,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sabotage",
         choices=tuple(dict.fromkeys(name for names in _SABOTAGES.values() for name in names)),
         default="shuffle",
-        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references); encoder and "
-        "shift-mask are inpainting's, attention, positions and shift-target edit's",
+        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references); encoder, "
+        "encoder-dim and the masks are inpainting's, attention, positions, prompts and shift-target edit's",
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write evaluations and alerts to FILE")

@@ -165,16 +165,12 @@ def new_callback(
     pairs: ValidationPairs | None = None,
     **settings: Any,
 ) -> I2AMCallback:
-    """The callback as the demo sets it: teacher-forced, all pairs in one batch, every 8 steps.
+    """The callback as the demo sets it: told nothing but a pipeline and pairs, all of them in one batch, every 8 steps.
 
     `pairs` are those of the model by default.
     """
     pairs = model.validation_pairs() if pairs is None else pairs
-    as_the_demo: dict[str, Any] = {
-        "loss_fn": model.loss_fn(pipeline),
-        "batch_size": len(pairs),
-        "num_inference_steps": 10,
-    }
+    as_the_demo: dict[str, Any] = {"batch_size": len(pairs)}
     return I2AMCallback(
         accelerator, pipeline=pipeline, pairs=pairs, every_n_steps=EVERY, on_error="raise", **(as_the_demo | settings)
     )
