@@ -159,7 +159,7 @@ def silent_families() -> list[str]:
     harm = []
     for family in registered():
         for one in fields(family) if is_dataclass(family) else ():
-            others = [replace(family, **{one.name: value}) for value in _OTHER]  # type: ignore[type-var]
+            others = [replace(family, **{one.name: value}) for value in _OTHER]
             if len({str(of_family(other)) for other in (family, *others)}) <= len(_OTHER):
                 harm.append(f"the family {family.name}: {one.name} is not in the fingerprint")
     return harm
