@@ -41,7 +41,9 @@ def _ran(launcher: list[str], script: Path, arguments: tuple[object, ...], secon
 
 def _fork(processes: int, script: str) -> int:
     """0 when all of them ended well; when one did not, the others are stopped."""
-    import training  # noqa: F401  (all that takes long to import)
+    import torch.utils.tensorboard  # noqa: F401
+
+    runpy.run_path(script)  # not as the main program: it only imports, which takes seconds
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
