@@ -52,10 +52,10 @@ class Run:
                 fully_shard(part)
             for part in (self.encoder.block, self.encoder):
                 fully_shard(part)
-        self.optimizer = torch.optim.AdamW([*self.unet.parameters(), *self.encoder.parameters()], lr=1e-3)
+        self.optimizer = torch.optim.AdamW([*self.unet.parameters(), *self.encoder.parameters()], lr=1e-3, foreach=True)
         if kind == "plugin":  # Accelerate's own way of preparing; it turns it on where there are accelerators only
             self.encoder.requires_grad_(False)
-            self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=1e-3)
+            self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=1e-3, foreach=True)
             plugin = FullyShardedDataParallelPlugin(
                 fsdp_version=2,
                 reshard_after_forward=True,

@@ -74,7 +74,7 @@ class Run:
             "loss_fn": teacher_forced(self.pipeline) if with_loss else None,
             "num_inference_steps": 2,
             "batch_size": 2,
-            "pictures": 1,
+            "pictures": 0,
             "panels": 1,
             "on_error": "raise",
             "disable_progress_bar": True,

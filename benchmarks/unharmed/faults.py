@@ -155,7 +155,7 @@ def _try(case: Case, folder: Path, alone: _Training) -> Case | None:
 @contextmanager
 def _heard(case: Case) -> Iterator[None]:
     handler, logger = logging.Handler(logging.WARNING), logging.getLogger("i2am_debug")
-    handler.emit = lambda record: case.warnings.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: case.warnings.append(record.getMessage())
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

@@ -239,10 +239,19 @@ _CHECK = command(
 _SAVE = command("baseline", "save", "{f}/run", "-o", "{f}/new.safetensors", "--anyway")
 _CALIBRATE = command("calibrate", "{f}/run", "--anyway", "--baseline", "{f}/copy.safetensors")
 
+
+def _mostly(mutate: mutators.Mutate) -> mutators.Mutate:
+    """Every third time bytes, whatever they mean."""
+    return mutators.either(mutate, mutate, mutators.of_bytes)
+
+
+_ARRAYS, _LINES = _mostly(mutators.of_safetensors), _mostly(mutators.of_json_lines)
+_PICTURE = mutators.either(mutators.of_picture, mutators.of_bytes)
+
 KINDS: Mapping[str, Kind] = {
     "evaluation": Kind(
         file=_LAST,
-        mutate=mutators.either(mutators.of_safetensors, mutators.of_safetensors, mutators.of_bytes),
+        mutate=_ARRAYS,
         readers={
             "read_figures": _figures,
             "read_evaluation": lambda folder, file: read_evaluation(file),
@@ -255,7 +264,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "baseline": Kind(
         file="baseline.safetensors",
-        mutate=mutators.either(mutators.of_safetensors, mutators.of_safetensors, mutators.of_bytes),
+        mutate=_ARRAYS,
         readers={
             "read_figures": _figures,
             "show, set_margins": _baseline,
@@ -268,7 +277,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "index": Kind(
         file="run/plugins/i2am_debug/index.jsonl",
-        mutate=mutators.either(mutators.of_json_lines, mutators.of_json_lines, mutators.of_bytes),
+        mutate=_LINES,
         readers={
             "evaluations": _stored,
             "going on": _going_on,
@@ -281,7 +290,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "alerts": Kind(
         file="run/plugins/i2am_debug/alerts.jsonl",
-        mutate=mutators.either(mutators.of_json_lines, mutators.of_json_lines, mutators.of_bytes),
+        mutate=_LINES,
         readers={
             "alerts": _alerts,
             "going on": _going_on,
@@ -296,7 +305,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "rules": Kind(
         file="rules.toml",
-        mutate=mutators.either(mutators.of_toml, mutators.of_toml, mutators.of_bytes),
+        mutate=_mostly(mutators.of_toml),
         readers={
             "from_toml": _rules,
             "check": _judge("run", rules="rules.toml"),
@@ -307,17 +316,17 @@ KINDS: Mapping[str, Kind] = {
     ),
     "metadata.jsonl": Kind(
         file="val/metadata.jsonl",
-        mutate=mutators.either(mutators.of_json_lines, mutators.of_json_lines, mutators.of_bytes),
+        mutate=_LINES,
         readers={"from_folder": _pairs},
     ),
     "pictures": Kind(
         file="val/[!m]*.*",
-        mutate=mutators.either(mutators.of_picture, mutators.of_bytes),
+        mutate=_PICTURE,
         readers={"to_rgb": _picture, "from_folder": _pairs},
     ),
     "masks": Kind(
         file="val/mask.*",
-        mutate=mutators.either(mutators.of_picture, mutators.of_bytes),
+        mutate=_PICTURE,
         readers={"to_mask": _mask, "from_folder": _pairs},
     ),
 }

@@ -256,9 +256,9 @@ def _of_imacs(world: World) -> Iterator[Change]:
 def _of_family(world: World) -> Iterator[Change]:
     own = world.family
     table = _listed("families", own.name, _FAMILY)
-    for one in fields(type(own)):  # type: ignore[arg-type]
+    for one in fields(type(own)):
         for value in _listed(type(own).__name__, one.name, table):
-            given = {"family": replace(own, **{one.name: value})}  # type: ignore[type-var]
+            given = {"family": replace(own, **{one.name: value})}
             yield Change(setting=f"family.{one.name}", value=_short(value), given=given)
 
 

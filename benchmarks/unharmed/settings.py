@@ -59,12 +59,28 @@ class Tried:
 
 def measure(*, long: bool) -> Found:
     """Every setting of both models in all ways with all values; short: of some of them with one value."""
-    tried: list[Tried] = []
-    for (name, way), patterns in (_ALL if long else _SHORT).items():
-        try:
-            tried += try_all(new_world(name, way), values=99 if long else 1, only=patterns)
-        except LookupError as error:
-            return Found(rows=[], harm=[str(error)], counted={})
+    try:
+        return found_in(try_worlds(long=long))
+    except LookupError as error:
+        return Found(rows=[], harm=[str(error)], counted={})
+
+
+def try_worlds(*, long: bool) -> list[Tried]:
+    """What `measure` judges.
+
+    Raises:
+        LookupError: a setting has no values to try; names it.
+    """
+    worlds = _ALL if long else _SHORT
+    return [
+        one
+        for (name, way), patterns in worlds.items()
+        for one in try_all(new_world(name, way), values=99 if long else 1, only=patterns)
+    ]
+
+
+def found_in(tried: Sequence[Tried]) -> Found:
+    """The harm, and what sums it up."""
     return Found(
         rows=[_row(one) for one in tried],
         harm=[*silent(tried), *silent_families()],
@@ -143,7 +159,7 @@ def silent_families() -> list[str]:
     harm = []
     for family in registered():
         for one in fields(family) if is_dataclass(family) else ():
-            others = [replace(family, **{one.name: value}) for value in _OTHER]  # type: ignore[type-var]
+            others = [replace(family, **{one.name: value}) for value in _OTHER]
             if len({str(of_family(other)) for other in (family, *others)}) <= len(_OTHER):
                 harm.append(f"the family {family.name}: {one.name} is not in the fingerprint")
     return harm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,13 +10,24 @@ import pytest
 from benchmarks.unharmed import setting_values, settings
 from i2am_debug.capture.plan import CapturePlan
 from i2am_debug.evaluation.evaluator import Evaluator
+from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.scores import IMACSSettings
 from i2am_debug.pairs.pair import ValidationPair
 from i2am_debug.settings import MonitorSettings
 
 
-def test_no_setting_moves_a_figure_unnoticed() -> None:
-    found = settings.measure(long=False)
+@pytest.fixture(scope="module")
+def world() -> setting_values.World:
+    return settings.new_world("inpainting", "loss_fn")
+
+
+@pytest.fixture(scope="module")
+def tried() -> list[settings.Tried]:
+    return settings.try_worlds(long=False)
+
+
+def test_no_setting_moves_a_figure_unnoticed(tried: list[settings.Tried]) -> None:
+    found = settings.found_in(tried)
     assert found.harm == []
     assert found.counted["settings"] >= 60 and found.counted["moved a figure"] >= 30
     noticed = found.counted["an omission of it would be found"].split(", ")
@@ -26,35 +37,45 @@ def test_no_setting_moves_a_figure_unnoticed() -> None:
     assert {"imacs.penalty", "plan.seed", "plan.layer_weighting", "family.reference_grid"} <= set(noticed)
 
 
-@pytest.fixture(scope="module")
-def world() -> setting_values.World:
-    return settings.new_world("inpainting", "loss_fn")
+def without(omitted: str, evaluation: Evaluation) -> Evaluation:
+    told = evaluation.fingerprint.items()
+    return replace(
+        evaluation, fingerprint={name: value for name, value in told if omitted not in (name, name.split(".")[0])}
+    )
 
 
 @pytest.mark.parametrize(
-    ("omitted", "setting"),
+    ("omitted", "way", "setting"),
     [
-        ("seed", "seed"),
-        ("loss_fn", "loss_fn"),
-        ("batch_size", "batch_size"),
-        ("pairs", "pairs.reference"),
-        ("family.reference_grid", "family.reference_grid"),
-        ("scheduler.num_train_timesteps", "scheduler.num_train_timesteps"),
-        ("imacs", "imacs.threshold"),
+        ("seed", "loss_fn", "seed"),
+        ("loss_fn", "loss_fn", "loss_fn"),
+        ("batch_size", "loss_fn", "batch_size"),
+        ("pairs", "teacher_forcing", "pairs.reference"),
+        ("family.reference_grid", "teacher_forcing", "family.reference_grid"),
+        ("scheduler.num_train_timesteps", "teacher_forcing", "scheduler.num_train_timesteps"),
+        ("imacs", "teacher_forcing", "imacs.threshold"),
     ],
 )
 def test_an_omission_from_the_fingerprint_is_found(
-    world: setting_values.World, monkeypatch: pytest.MonkeyPatch, omitted: str, setting: str
+    tried: list[settings.Tried], omitted: str, way: str, setting: str
 ) -> None:
-    assert settings.silent(list(settings.try_all(world, values=1, only=[setting]))) == []
+    where = f"inpainting, {way}"
+    whole = [one for one in tried if (one.where, one.change.setting) == (where, setting)]
+    assert whole and settings.silent(whole) == []
+    lacking = [replace(one, base=without(omitted, one.base), found=without(omitted, one.found)) for one in whole]
+    (harm,) = settings.silent(lacking)
+    assert harm.startswith(f"{where}: {setting} ") and harm.endswith("unnoticed")
+
+
+def test_a_name_that_evaluations_do_not_tell_is_found(
+    world: setting_values.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Evaluator.fingerprint
     monkeypatch.setattr(
-        Evaluator,
-        "fingerprint",
-        lambda *a: {k: v for k, v in whole(*a).items() if k.split(".")[0] != omitted and k != omitted},
+        Evaluator, "fingerprint", lambda *given: {k: v for k, v in whole(*given).items() if k != "seed"}
     )
-    (harm,) = settings.silent(list(settings.try_all(world, values=1, only=[setting])))
-    assert harm.startswith(f"inpainting, loss_fn: {setting} ") and harm.endswith("unnoticed")
+    (harm,) = settings.silent(list(settings.try_all(world, values=1, only=["seed"])))
+    assert harm.startswith("inpainting, loss_fn: seed ") and harm.endswith("unnoticed")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from editing_run import first_evaluation, watched  # loads torch, so that this process has one thread, as the others
-from several_processes import run_on_several
+from several_processes import forked
 from test_callback import assert_same
 
 from i2am_debug.figures.record import Evaluation
@@ -41,7 +41,7 @@ def test_training_is_bit_identical_and_everything_is_measured(tmp_path, caplog):
 
 def test_two_processes_agree_with_one_and_take_equal_forwards(tmp_path):
     first_evaluation(tmp_path / "one", tmp_path / "one.json")
-    run_on_several(2, SCRIPT, tmp_path / "two", tmp_path / "two.json")
+    forked(2, SCRIPT, tmp_path / "two", tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert two["ways"] == ["teacher_forcing"] * 2
     assert (

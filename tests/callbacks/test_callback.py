@@ -45,17 +45,19 @@ def assert_same(ours, theirs, where="state"):
 @pytest.mark.parametrize("way", ["loss_fn", "teacher_forcing", "sampling"])
 def test_training_with_the_callback_is_bit_identical(tmp_path, way):
     alone = Run(tmp_path / "alone", tracker=False)
-    alone.train(40)
+    alone.train(6)
     expected = alone.state()
 
     watched = Run(tmp_path / "watched")
     watched.unet.mid_block.eval()  # deliberately in evaluation mode: must stay so, and must be so in both runs
     watched.unet.mid_block.train()
-    callback = watched.callback(with_loss=way == "loss_fn", way=way, pairs=validation_pairs(2, seed=11))
+    callback = watched.callback(
+        with_loss=way == "loss_fn", way=way, pairs=validation_pairs(2, seed=11), every_n_steps=2, pictures=1
+    )
     callback.on_train_begin(0)
-    watched.train(40, callback)
-    callback.on_train_end(40)
-    assert [e.global_step for e in callback.history()] == [0, 10, 20, 30, 40]
+    watched.train(6, callback)
+    callback.on_train_end(6)
+    assert [e.global_step for e in callback.history()] == [0, 2, 4, 6]
     assert_same(watched.state(), expected)
 
 
@@ -121,7 +123,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
 
 def test_what_an_evaluation_leaves_in_tensorboard_and_on_disk(tmp_path, caplog):
     run = Run(tmp_path)
-    callback = run.callback(panels=3)
+    callback = run.callback(panels=3, pictures=1)
     with caplog.at_level(logging.INFO, "i2am_debug"):
         evaluation = callback.evaluate(5)
     run.accelerator.end_training()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from i2am_debug.callbacks.arrivals import Arrivals
 from rank_scenarios import NOT_FOR, SCENARIOS, figures
-from several_processes import run_on_several
+from several_processes import forked
 
 from i2am_debug.errors import ProcessMissing
 from i2am_debug.figures.record import Evaluation
@@ -77,7 +77,7 @@ def found(tmp_path_factory) -> dict[int, Any]:
     results = {}
     for processes, play, counts in ((2, ON_TWO, [7]), (4, ON_FOUR, [3, 7])):
         folder = tmp_path_factory.mktemp(f"on_{processes}")
-        run_on_several(processes, SCRIPT, folder, asked(play, counts), seconds=600)
+        forked(processes, SCRIPT, folder, asked(play, counts), seconds=600)
         results[processes] = json.loads((folder / "results.json").read_text())
     return results
 

@@ -221,7 +221,7 @@ def test_p_is_the_same_every_time(count: int) -> None:
     kept = differences.copy()
     first = sign_flip_p(differences)
     np.random.seed(7)
-    before = np.random.get_state()[1].tolist()  # type: ignore[index]
+    before = np.random.get_state()[1].tolist()
     assert first == sign_flip_p(differences) == a_second_copy().sign_flip_p(differences)
-    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
+    assert np.random.get_state()[1].tolist() == before
     np.testing.assert_array_equal(differences, kept)

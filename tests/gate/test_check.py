@@ -127,7 +127,7 @@ def test_calibrated_margins_of_the_baseline_are_used(tmp_path: Path) -> None:
 def test_what_is_less_severe_than_fail_on_is_shown_and_passes(base: Path) -> None:
     rules = only(floor("imacs_r", 0.9, severity="info"))
     for fail_on, status in (("info", "regression"), ("warning", "pass"), ("critical", "pass")):
-        verdict = check(evaluation(100), base, rules=rules, fail_on=fail_on)  # type: ignore[arg-type]
+        verdict = check(evaluation(100), base, rules=rules, fail_on=fail_on)
         assert verdict.status == status and verdict.findings[0].fired
 
 
