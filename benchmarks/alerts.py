@@ -1,8 +1,9 @@
 """How soon the alerts notice that a fine-tune goes wrong, how often they cry for nothing, and what a loss would have seen.
 
 `python -m benchmarks.alerts --json F` fine-tunes the tiny models with the callback, healthy and with every fault that they
-can have, from two seeds (--long: from ten), and judges what the callbacks stored by several sets of rules. A run that is in
---folder already is not made again, so a benchmark that was cut off goes on. `benchmarks/alert_runs.py` makes the runs.
+can have, from two seeds (--long: from six), and judges what the callbacks stored by several sets of rules. A run that is in
+--folder already is not made again, so a benchmark that was cut off goes on. `benchmarks/alert_runs.py` makes the runs. With
+--every-way a callback with the model's own loss function looks too, and one whose pairs share the training data's fault.
 
 "Detected" means an alert at one of the two evaluations after the fault. "Cost" is how much worse the pictures are than those of
 the healthy run of the same seed at the second of them: peak signal-to-noise ratio, dB, in the hole where the pairs have one.
@@ -32,8 +33,9 @@ from i2am_debug.demo.demo_model import MODELS
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
 
-SHORT, LONG = range(2), range(10)
+SHORT, LONG = range(2), range(6)
 COSTLY = 1.0  # dB; a fault that costs less need not be noticed
+CHEAP = 0.3  # dB; one that costs less should wake nobody
 
 
 def _drops(*figures: str) -> Rules:
@@ -48,9 +50,9 @@ class Detector:
 
     name: str
     rules: Rules
-    sees: str
-    """"clean": the validation pairs through the model's own loss; "bare": the same pairs by a callback that got no loss;
-    "spoilt": pairs with the training data's fault from the start of the run; "joined": from the fault's start on."""
+    sees: str = "bare"
+    """"bare": the validation pairs by a callback that got no loss; "loss_fn": through the model's own; "spoilt": pairs with the
+    training data's fault from the start of the run; "joined": from the fault's start on."""
     severity: Severity = "warning"
     """What counts as an alert."""
 
@@ -63,47 +65,43 @@ _ATTENTION = _without("loss", "reference_gap")
 _IMACS = _drops("imacs_g", "imacs_r")
 
 DETECTORS = (
-    Detector(name="default rules", rules=Rules(), sees="clean"),
-    Detector(name="default, critical", rules=Rules(), sees="clean", severity="critical"),
-    Detector(name="without the loss", rules=_without("loss"), sees="clean"),
-    Detector(name="attention alone", rules=_ATTENTION, sees="clean"),
-    Detector(name="IMACS as in the paper", rules=_IMACS, sees="clean"),
-    Detector(name="clean loss", rules=_drops("loss"), sees="clean"),
-    Detector(name="bare, default rules", rules=Rules(), sees="bare"),
-    Detector(name="bare, critical", rules=Rules(), sees="bare", severity="critical"),
-    Detector(name="bare, attention alone", rules=_ATTENTION, sees="bare"),
-    Detector(name="bare, IMACS only", rules=_IMACS, sees="bare"),
+    Detector(name="default rules", rules=Rules()),
+    Detector(name="critical alone", rules=Rules(), severity="critical"),
+    Detector(name="without the loss", rules=_without("loss")),
+    Detector(name="attention alone", rules=_ATTENTION),
+    Detector(name="IMACS as in the paper", rules=_IMACS),
+    Detector(name="clean loss", rules=_drops("loss")),
+    Detector(name="default rules, loss_fn", rules=Rules(), sees="loss_fn"),
     Detector(name="loss, bug enters both", rules=_drops("loss"), sees="joined"),
     Detector(name="loss, bug from the start", rules=_drops("loss"), sees="spoilt"),
     Detector(name="default rules, bug from the start", rules=Rules(), sees="spoilt"),
 )
+"""Those that see what was not made (--every-way) are left out."""
 
 
 def judge_run(plan: Plan, folder: Path, healthy_psnr: dict[int, float]) -> dict[str, Any]:
     """What each detector made of one run."""
     run = plan.run(folder)
-    clean = _evaluations(run)
-    spoilt = _evaluations(run / "spoilt") or clean
+    series = {"bare": _evaluations(run)}
+    if (run / "loss_fn").is_dir():
+        series["loss_fn"] = _evaluations(run / "loss_fn")
+        series["spoilt"] = _evaluations(run / "spoilt") or series["loss_fn"]
+        both = zip(series["loss_fn"], series["spoilt"], strict=True)
+        series["joined"] = [_joined(plan, clean, spoilt) for clean, spoilt in both]
     psnr = {int(step): value for step, value in json.loads((run / "done.json").read_text())["psnr"].items()}
-    series = {
-        "clean": clean,
-        "bare": _evaluations(run / "bare"),
-        "spoilt": spoilt,
-        "joined": [_joined(plan, a, b) for a, b in zip(clean, spoilt, strict=True)],
-    }
-    broken_at = plan.sabotage_step
-    after = [e.global_step for e in clean if broken_at is not None and e.global_step > broken_at]
+    broken_at, seen = plan.sabotage_step, series["bare"]
+    after = [e.global_step for e in seen if broken_at is not None and e.global_step > broken_at]
     deadline = after[1] if after else None
     return {
         "model": plan.model,
         "kind": plan.kind,
         "seed": plan.seed,
         "sabotage_step": broken_at,
-        "evaluations": len(clean) - 1,
-        "healthy_evaluations": len(clean) - 1 - len(after),
+        "evaluations": len(seen) - 1,
+        "healthy_evaluations": len(seen) - 1 - len(after),
         "cost_db": None if deadline is None else healthy_psnr[deadline] - psnr[deadline],
         "psnr": psnr,
-        "detectors": {d.name: _detected(d, series[d.sees], after) for d in DETECTORS},
+        "detectors": {d.name: _detected(d, series[d.sees], after) for d in DETECTORS if d.sees in series},
     }
 
 
@@ -145,12 +143,14 @@ def _evaluations(run: Path) -> list[Evaluation]:
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of one model's runs, by detector: all abrupt faults that cost something, all healthy evaluations, and each kind."""
-    broken = [r for r in runs if r["sabotage_step"] is not None and r["kind"] not in GROWING]
-    costly = [r for r in broken if r["cost_db"] >= COSTLY]
+    broken = [r for r in runs if r["sabotage_step"] is not None and r["kind"] not in (*GROWING, "stale")]
+    costly, cheap = (
+        [r for r in broken if r["cost_db"] >= COSTLY],
+        [r for r in broken if r["cost_db"] < CHEAP],
+    )
     healthy = sum(r["healthy_evaluations"] for r in runs)
     out = {}
-    for detector in DETECTORS:
-        name = detector.name
+    for name in runs[0]["detectors"]:
         false = sum(len(r["detectors"][name]["false_alarms"]) for r in runs)
         found = sum((r["detectors"][name]["delay"] or 99) <= 2 for r in costly)
         by_kind = {}
@@ -170,6 +170,13 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "detected_within_two": found,
             "detected_interval": wilson(found, len(costly)),
             "missed": [f"{r['kind']} seed {r['seed']}" for r in costly if (r["detectors"][name]["delay"] or 99) > 2],
+            "cheap_runs": len(cheap),
+            "cried_over_cheap": [f"{r['kind']} seed {r['seed']}" for r in cheap if r["detectors"][name]["delay"]],
+            "false": [
+                f"{r['kind']} seed {r['seed']} step {step}"
+                for r in runs
+                for step in r["detectors"][name]["false_alarms"]
+            ],
             "healthy_evaluations": healthy,
             "false_alarms": false,
             "false_alarms_interval": wilson(false, healthy),
@@ -191,6 +198,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     (first, *_) = found.values()
     by_kind = {kind: f"{kind} ({np.median(one['cost_db']):.1f} dB)" for kind, one in first["by_kind"].items()}
     titles = ["", f"abrupt faults costing ≥ {COSTLY:g} dB, detected", "false alarms per healthy evaluation"]
+    titles.append(f"alerts for faults costing < {CHEAP:g} dB")
     titles += by_kind.values()
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, one in found.items():
@@ -198,6 +206,7 @@ def as_markdown(found: dict[str, Any]) -> str:
             name,
             f"{one['detected_within_two']} of {one['costly_abrupt_runs']} {_percent(one['detected_interval'])}",
             f"{one['false_alarms']} of {one['healthy_evaluations']} {_percent(one['false_alarms_interval'])}",
+            f"{len(one['cried_over_cheap'])} of {one['cheap_runs']}",
         ]
         for kind in by_kind:
             own = one["by_kind"][kind]
@@ -224,11 +233,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--long", action="store_true", help=f"{len(LONG)} seeds a kind instead of {len(SHORT)}")
     parser.add_argument("--seeds", type=int, nargs="+", help="these seeds")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
+    parser.add_argument("--every-way", action="store_true", help="look with a loss function, and at spoilt pairs, too")
     args = parser.parse_args(argv)
     seeds = args.seeds or list(LONG if args.long else SHORT)
     plans = [Plan(model=model, kind=kind, seed=s) for s in seeds for model in args.model for kind in kinds(model)]
     started = time.monotonic()
-    for number, plan in enumerate(make_runs(plans, args.folder, args.workers), start=1):
+    for number, plan in enumerate(make_runs(plans, args.folder, args.workers, every_way=args.every_way), start=1):
         print(
             f"{number} of {len(plans)} runs, {time.monotonic() - started:.0f} s: {plan.model} {plan.name}", flush=True
         )
@@ -240,8 +250,9 @@ def main(argv: list[str] | None = None) -> int:
     for model, one in written["models"].items():
         print(f"\n## {model}\n\n{as_markdown(one['summary'])}")
         for name, found in one["summary"].items():
-            if found["missed"]:
-                print(f"{name} missed: {', '.join(found['missed'])}")
+            for what in ("missed", "false", "cried_over_cheap"):
+                if found[what]:
+                    print(f"{name}, {what.replace('_', ' ')}: {', '.join(found[what])}")
     print(f"\nseeds {seeds}; a cell: detected within two evaluations, and the median delay in evaluations of those detected "
           f"(an abrupt fault's run ends {EVALUATIONS_AFTER} evaluations after it); 95 % intervals by Wilson")  # fmt: skip
     return 0

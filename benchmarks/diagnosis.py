@@ -23,7 +23,7 @@ from benchmarks.alert_runs import Plan, kinds
 from benchmarks.alerts import wilson
 from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.causes import CAUSES, UNKNOWN
-from i2am_debug.alerts.diagnosis import Signatures, changes_of, likelihoods_of
+from i2am_debug.alerts.diagnosis import Signatures, changes_of, likelihoods_of, share_of
 from i2am_debug.alerts.rules import Rules
 from i2am_debug.demo.demo_model import MODELS
 from i2am_debug.store.run_store import RunStore
@@ -60,9 +60,10 @@ CAUSE_OF = {
 }
 """Fault of the benchmark → its kind."""
 
-_SHRUNK = 0.2
+_ROUNDS = 4
+_SHRUNK = 0.3
 """Share of the covariance that is its diagonal alone: there are few runs for so many changes."""
-_LEAST_SPREAD = 0.02
+_LEAST_SPREAD = 0.03
 """Standard deviation that every change has at least."""
 _FURTHEST = 9.0
 _SHARPNESS = 4.0
@@ -107,22 +108,42 @@ def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
     for sample in samples:
         rows[sample.fault, sample.model].append(sample)
     changes = sorted({name for row in rows.values() for sample in row for name in sample.changes})
-    means, residuals, freedom = [], [], 0
-    for (fault, model), row in rows.items():
-        values = np.array([[sample.changes.get(name, math.nan) for name in changes] for sample in row])
-        known = np.isfinite(values).any(0)
-        mean = np.full(len(changes), math.nan)
-        mean[known] = np.nanmean(values[:, known], axis=0)
-        means.append({"kind": CAUSE_OF[fault], "fault": fault, "model": model, "mean": _plain(mean)})
-        residuals.append(values - mean)
-        freedom += len(row) - 1
+    seen = {
+        key: np.array([[s.changes.get(name, math.nan) for name in changes] for s in row]) for key, row in rows.items()
+    }
+    covariance = _LEAST_SPREAD**2 * np.eye(len(changes))
+    shares = {key: np.ones(len(values)) for key, values in seen.items()}
+    for _ in range(_ROUNDS):  # how far each run had come, the signatures, and the spread around them, in turn
+        means = {key: _mean_of(values, shares[key]) for key, values in seen.items()}
+        shares = {key: _shares(values, means[key], covariance) for key, values in seen.items()}
+        residuals = [values - shares[key][:, None] * means[key] for key, values in seen.items()]
+        covariance = _covariance(np.concatenate(residuals), sum(len(values) - 1 for values in seen.values()))
     return {
         "changes": changes,
-        "signatures": means,
-        "covariance": [_plain(row) for row in _covariance(np.concatenate(residuals), freedom)],
+        "signatures": [
+            {"kind": CAUSE_OF[fault], "fault": fault, "model": model, "mean": _plain(mean)}
+            for (fault, model), mean in means.items()
+        ],
+        "covariance": [_plain(row) for row in covariance],
         "furthest": _FURTHEST,
         "sharpness": _SHARPNESS,
     }
+
+
+def _mean_of(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """(F,) the signature of which each row is its share; NaN where none has a value."""
+    mean = np.full(values.shape[1], math.nan)
+    known = np.isfinite(values).all(0)
+    mean[known] = shares @ values[:, known] / (shares @ shares)
+    return mean
+
+
+def _shares(values: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """(rows,) how much of the signature each shows; the most is 1."""
+    known = np.isfinite(mean)
+    precision = np.linalg.inv(covariance[np.ix_(known, known)])
+    shares = np.array([share_of(row[known], mean[known], precision) for row in values])
+    return shares / shares.max()
 
 
 def _covariance(residuals: np.ndarray, freedom: int) -> np.ndarray:

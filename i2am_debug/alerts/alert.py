@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..figures.declared import REFERENCE_GAP
 from ..figures.record import Evaluation
 from ..figures.registry import declaration_of
 from ..figures.stored_form import entry, listed, mapped, optional, text, whole_number
@@ -108,6 +109,8 @@ def headline(fired: Sequence[Finding], diagnosis: Diagnosis | None = None) -> st
         most = any(f.severity == "critical" for f in fired)
         return "figures have no value any more" if most else "figures have no value any more for some pairs"
     if all(f.severity == "info" for f in fired):
+        if any(f.figure == REFERENCE_GAP.tag for f in fired):
+            return "it does better with a wrong reference than before, and with the right one too"
         return CAUSES["reordered"].headline
     if diagnosis is not None and diagnosis.cause is not None:
         return diagnosis.cause.headline

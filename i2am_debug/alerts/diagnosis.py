@@ -1,8 +1,9 @@
 """What broke: how the figures changed since the baseline → kinds of fault with their likelihoods. Pure.
 
 Each kind has measured signatures: how the figures of a model changed, on average, after such a fault. What is seen is compared
-with all of them (a linear discriminant: Gaussians with one covariance, shrunk towards its diagonal); what is far from every
-one is "none of these". Figures that a model has not are left out of the comparison. `benchmarks.diagnosis` measures the
+with all of them, each made smaller or larger so that it fits best, since a fault that has just begun shows a fraction of its
+signature; the distance is Mahalanobis's, with one covariance, shrunk towards its diagonal. What is far from every one is "none
+of these". Figures that a model has not are left out of the comparison. `benchmarks.diagnosis` measures the
 signatures and how often they are right.
 """
 
@@ -43,6 +44,10 @@ from .finding import Judged
 
 _FURTHEST = 3.0
 """Changes are cut off there: a loss that is twenty times what it was says no more."""
+_SHARES = (0.15, 1.6)
+"""Of a signature: what just began shows little of it, a fault that goes on for long more than was measured."""
+_UNLIKE_SIZE = 0.3
+"""What a share counts as a distance, a change: nearer to 1 is likelier."""
 _TOLD = 4
 _LEAST = 0.05
 """Kinds that are less likely are not named."""
@@ -194,10 +199,11 @@ def likelihoods_of(changes: Mapping[str, float], signatures: Signatures) -> tupl
         known = np.isfinite(seen_F) & np.isfinite(mean_F)
         if known.sum() < _FEWEST:
             continue
-        apart = (seen_F - mean_F)[known]
-        within = signatures.covariance_FF[np.ix_(known, known)]
+        precision = np.linalg.inv(signatures.covariance_FF[np.ix_(known, known)])
+        share = share_of(seen_F[known], mean_F[known], precision)
+        apart = seen_F[known] - share * mean_F[known]
         # A mean over the changes that both have, so that a signature with fewer is not nearer for that.
-        distance = float(apart @ np.linalg.solve(within, apart)) / known.sum()
+        distance = float(apart @ precision @ apart) / known.sum() + _UNLIKE_SIZE * math.log(share) ** 2
         log[kind] = max(log.get(kind, -math.inf), -0.5 * distance)
     if not log:
         return None
@@ -206,6 +212,13 @@ def likelihoods_of(changes: Mapping[str, float], signatures: Signatures) -> tupl
     weights = {kind: math.exp(signatures.sharpness * (value - top)) for kind, value in log.items()}
     total = sum(weights.values())
     return tuple(sorted(((kind, weight / total) for kind, weight in weights.items()), key=lambda one: -one[1]))
+
+
+def share_of(seen_F: np.ndarray, mean_F: np.ndarray, precision_FF: np.ndarray) -> float:
+    """The factor of a signature at which it is nearest to what is seen, within limits."""
+    size = float(mean_F @ precision_FF @ mean_F)
+    best = float(seen_F @ precision_FF @ mean_F) / size if size > 0 else 1.0
+    return min(_SHARES[1], max(_SHARES[0], best))
 
 
 def in_words(name: str, value: float) -> str:

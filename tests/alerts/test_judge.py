@@ -774,8 +774,14 @@ def test_where_it_looks_has_changed_but_not_what_it_achieves() -> None:
         return {f.severity for f in findings(rules, first, [first, now]) if f.fired}
 
     assert severities(Rules()) == {"info"}
-    assert severities(Rules(), reference_gap=0.88 * good["reference_gap"]) == {"warning"}
-    assert severities(Rules(), loss=1.15 * good["loss"]) == {"warning"}
+    assert severities(Rules(), reference_gap=0.83 * good["reference_gap"]) == {"warning"}
+    assert severities(Rules(), loss=1.17 * good["loss"]) == {"warning"}
+    unmoved = {"attention_information": good["attention_information"], "reference_gap": 0.7 * good["reference_gap"]}
+    assert severities(Rules(), **unmoved, loss=0.94 * good["loss"]) == {"info"}
+    assert severities(Rules(), **unmoved, loss=0.97 * good["loss"]) == {"warning"}
+    assert severities(Rules(), reference_gap=unmoved["reference_gap"], loss=0.5 * good["loss"]) == {"warning"}, "both fell"
+    far = {**unmoved, "reference_gap": 0.4 * good["reference_gap"]}
+    assert "critical" in severities(Rules(), **far, loss=0.5 * good["loss"])
     assert severities(Rules(), reference_gap=[BROKEN] * 16) >= {"warning"}
     mine = Rule(name="mine", kind="drop", figure="attention_information", margin="5%")
     assert severities(Rules().with_rule(mine)) == {"info", "warning"}
