@@ -61,11 +61,13 @@ CAUSE_OF = {
 """Fault of the benchmark → its kind."""
 
 _ROUNDS = 4
-_SHRUNK = 0.3
+_PER_RUN = 2
+"""Evaluations from the alert on that are fitted; a gradual fault's run has many."""
+_SHRUNK = 0.2
 """Share of the covariance that is its diagonal alone: there are few runs for so many changes."""
-_LEAST_SPREAD = 0.03
+_LEAST_SPREAD = 0.02
 """Standard deviation that every change has at least."""
-_FURTHEST = 9.0
+_FURTHEST = 0.8
 _SHARPNESS = 4.0
 
 
@@ -269,13 +271,13 @@ def _of_seed(seed: int, folder: Path) -> list[Sample]:
 
 
 def _after_the_alert(samples: Sequence[Sample]) -> list[Sample]:
-    """Those from the first alert of their run on: before it there is little to see."""
-    found, alerted = [], set()
+    """Those from the first alert of their run on, before which there is little to see; a few of each run."""
+    found: list[Sample] = []
+    alerted: Counter[tuple[str, str, int]] = Counter()
     for sample in samples:
         run = (sample.fault, sample.model, sample.seed)
-        if sample.alerted:
-            alerted.add(run)
-        if run in alerted:
+        alerted += Counter([run]) if sample.alerted or alerted[run] else Counter()
+        if 0 < alerted[run] <= _PER_RUN:
             found.append(sample)
     return found
 

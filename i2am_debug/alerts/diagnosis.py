@@ -46,8 +46,8 @@ _FURTHEST = 3.0
 """Changes are cut off there: a loss that is twenty times what it was says no more."""
 _SHARES = (0.15, 1.6)
 """Of a signature: what just began shows little of it, a fault that goes on for long more than was measured."""
-_UNLIKE_SIZE = 0.3
-"""What a share counts as a distance, a change: nearer to 1 is likelier."""
+_GROWING = 0.02
+"""By how much the squared distance that is usual grows with the squared size of what is seen."""
 _TOLD = 4
 _LEAST = 0.05
 """Kinds that are less likely are not named."""
@@ -202,8 +202,10 @@ def likelihoods_of(changes: Mapping[str, float], signatures: Signatures) -> tupl
         precision = np.linalg.inv(signatures.covariance_FF[np.ix_(known, known)])
         share = share_of(seen_F[known], mean_F[known], precision)
         apart = seen_F[known] - share * mean_F[known]
-        # A mean over the changes that both have, so that a signature with fewer is not nearer for that.
-        distance = float(apart @ precision @ apart) / known.sum() + _UNLIKE_SIZE * math.log(share) ** 2
+        # Means over the changes that both have, so that a signature with fewer is not nearer for that; what is seen strays the
+        # further the larger it is.
+        size, distance = (float(x @ precision @ x) / known.sum() for x in (seen_F[known], apart))
+        distance /= 1 + _GROWING * size
         log[kind] = max(log.get(kind, -math.inf), -0.5 * distance)
     if not log:
         return None

@@ -104,7 +104,8 @@ def test_likelihoods_are_those_of_a_plain_search():
             return float(apart @ np.linalg.solve(TOY.covariance_FF, apart))
 
         best = minimize_scalar(at, bounds=(0.15, 1.6), method="bounded", options={"xatol": 1e-9}).x
-        return at(best) / 8 + 0.3 * math.log(best) ** 2
+        size = float(seen @ np.linalg.solve(TOY.covariance_FF, seen)) / 8
+        return at(best) / 8 / (1 + 0.02 * size)
 
     logs = {"mask": distance(TOY.means_SF[0]), "colours": distance(TOY.means_SF[3]), UNKNOWN: TOY.furthest}
     logs["target"] = min(distance(TOY.means_SF[1]), distance(TOY.means_SF[2]))
