@@ -58,7 +58,7 @@ class Alert:
             *(f"- {line}" for line in _by_figure(self.findings)),
             "",
             *([f"Pairs most to blame: {', '.join(self.pairs)}", ""] if self.pairs else []),
-            *what_broke(self.findings, self.diagnosis),
+            *(f"- {line}" for line in what_broke(self.findings, self.diagnosis)),
         ]
         return "\n".join(lines)
 
@@ -136,7 +136,7 @@ def can_be_diagnosed(fired: Iterable[Finding]) -> bool:
 def what_broke(fired: Sequence[Finding], diagnosis: Diagnosis | None) -> list[str]:
     """The likeliest kinds of fault, what that rests on, and where to look first; some lines."""
     if any(f.kind == "unchanged" for f in fired):
-        return [f"Look first at: {STALE.first}", "", _page(STALE.name)]
+        return [f"Look first at: {STALE.first}", _page(STALE.name)]
     if diagnosis is None:
         return [f"Look first at: {look_first(fired)}"]
     first = [CAUSES[name].first for name, _ in diagnosis.likely if name in CAUSES][:_LOOK_FIRST] or [look_first(fired)]

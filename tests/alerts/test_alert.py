@@ -137,7 +137,7 @@ def test_several_rules_of_one_evaluation_are_one_alert() -> None:
     (alert,) = (a for a in alerts if a)
     assert [f.rule for f in alert.findings] == ["low", "very low", "x falls"]
     assert alert.severity == "critical"
-    lines = [line for line in alert.text.splitlines() if line.startswith("- ")]
+    lines = [line for line in alert.text.splitlines() if line.startswith("- x")]
     assert len(lines) == 1 and lines[0].endswith("[rules x falls, low, very low]")  # the most telling first
 
 
@@ -236,7 +236,7 @@ def test_an_alert_says_what_happened_since_when_how_sure_for_whom_and_why() -> N
     assert "- reference_gap: 0.500 [0.500, 0.500] → 0.234 [" in gap and "allowed 0.1 (20%)" in gap
     # The gap fell most in pairs 1, 0, 2 and the other in 1, 2, 3: two are named twice.
     assert pairs == "Pairs most to blame: pair 1, pair 2, pair 3"
-    assert causes == f"Look first at: {look_first([])}"
+    assert causes == f"- Look first at: {look_first([])}"
 
 
 def test_pairs_named_by_more_findings_come_first_and_at_most_three_are_named() -> None:
@@ -339,7 +339,7 @@ def test_a_diagnosis_gives_the_headline_the_causes_and_what_to_look_at() -> None
     assert alert.headline == CAUSES["mask"].headline
     assert alert.text.startswith(f"critical: {CAUSES['mask'].headline} at step 7")
     assert "What broke, by likelihood: mask 80%, target 15%, none of these 5%" in alert.text
-    assert f"Look first at: {CAUSES['mask'].first}\nThen at: {CAUSES['target'].first}" in alert.text
+    assert f"- Look first at: {CAUSES['mask'].first}\n- Then at: {CAUSES['target'].first}" in alert.text
     assert "It rests on: loss +150%; IMACS_g -0.10" in alert.text
     assert alert.text.endswith("docs/what-broke.md#mask")
 
