@@ -112,8 +112,8 @@ def headline(fired: Sequence[Finding], diagnosis: Diagnosis | None = None) -> st
         if any(f.figure == REFERENCE_GAP.tag for f in fired):
             return "it does better with a wrong reference than before, and with the right one too"
         return CAUSES["reordered"].headline
-    if diagnosis is not None and diagnosis.cause is not None:
-        return diagnosis.cause.headline
+    if diagnosis is not None and diagnosis.headline is not None:
+        return diagnosis.headline
     if any(f.kind == "collapse" and f.severity == "critical" for f in fired):
         return "the model no longer uses its reference"
     if all(f.kind == "collapse" for f in fired):
@@ -141,7 +141,8 @@ def what_broke(fired: Sequence[Finding], diagnosis: Diagnosis | None) -> list[st
         return [f"Look first at: {look_first(fired)}"]
     first = [CAUSES[name].first for name, _ in diagnosis.likely if name in CAUSES][:_LOOK_FIRST] or [look_first(fired)]
     return [
-        f"What broke, by likelihood: {', '.join(f'{name} {share:.0%}' for name, share in diagnosis.likely)}",
+        f"What broke, by likelihood, as of step {diagnosis.global_step}: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in diagnosis.likely),
         *(f"{'Look first at' if number == 0 else 'Then at'}: {text}" for number, text in enumerate(first)),
         f"It rests on: {'; '.join(diagnosis.evidence)}",
         *([_page(diagnosis.kind)] if diagnosis.kind in CAUSES else []),

@@ -103,6 +103,15 @@ CAUSES: dict[str, Cause] = {
 }
 """In the order in which they are listed; a name is never reused for another kind."""
 
+HEADLINES: dict[Group, str] = {
+    "reference lost": "the model unlearns its reference",
+    "values": "the values of its references seem wrong",
+    "not the reference": "something beside the reference broke",
+    "optimizer": "the training runs apart",
+    "harmless": "where it looks has changed, what it achieves has not",
+}
+"""What an alert says where the group is clear and the kind is not."""
+
 UNKNOWN = "none of these"
 """In place of a kind, where what is seen is like none of them."""
 

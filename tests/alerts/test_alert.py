@@ -329,7 +329,15 @@ def test_where_to_look_first_when_nothing_was_diagnosed(found: list, present: st
 
 
 DIAGNOSIS = Diagnosis(
-    likelihoods=(("mask", 0.8), ("target", 0.15), (UNKNOWN, 0.05)), changes={"loss": math.log(2.5), "IMACS_g": -0.1}
+    global_step=7,
+    likelihoods=(("mask", 0.8), ("target", 0.15), (UNKNOWN, 0.05)),
+    changes={
+        "loss": math.log(2.5),
+        "IMACS_g": -0.1,
+        "loss, colours reference, relative": 0.5,
+        "loss, mirrored reference, relative": 0.2,
+        "loss, blank reference, relative": -0.1,
+    },
 )
 
 
@@ -338,17 +346,20 @@ def test_a_diagnosis_gives_the_headline_the_causes_and_what_to_look_at() -> None
     alert = Alert(global_step=7, baseline_step=0, fine_at=0, findings=fallen, diagnosis=DIAGNOSIS)
     assert alert.headline == CAUSES["mask"].headline
     assert alert.text.startswith(f"critical: {CAUSES['mask'].headline} at step 7")
-    assert "What broke, by likelihood: mask 80%, target 15%, none of these 5%" in alert.text
+    assert "What broke, by likelihood, as of step 7: mask 80%, target 15%, none of these 5%" in alert.text
     assert f"- Look first at: {CAUSES['mask'].first}\n- Then at: {CAUSES['target'].first}" in alert.text
-    assert "It rests on: loss +150%; IMACS_g -0.10" in alert.text
+    told = "loss +150%; of changed references it came to like most, against another pair's: blank -10%, mirrored +22%"
+    assert f"It rests on: {told}" in alert.text
     assert alert.text.endswith("docs/what-broke.md#mask")
 
 
 def test_a_diagnosis_that_is_unsure_makes_no_headline() -> None:
-    unsure = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("target", 0.4), (UNKNOWN, 0.15)))
+    unsure = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("range", 0.4), (UNKNOWN, 0.15)))
     unknown = replace(DIAGNOSIS, likelihoods=((UNKNOWN, 0.9), ("mask", 0.1)))
     for diagnosis in (unsure, unknown):
         assert headline([finding("reference_gap")], diagnosis) == LESS
+    of_a_group = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("target", 0.4), (UNKNOWN, 0.15)))
+    assert headline([finding("reference_gap")], of_a_group) == "something beside the reference broke"
     assert "docs/what-broke" not in "".join(what_broke([finding("reference_gap")], unknown))
 
 
