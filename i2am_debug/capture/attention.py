@@ -1,24 +1,42 @@
-"""From queries and keys to both attribution directions: pure functions, streamed, the only place with a softmax.
+"""From queries and keys to both attribution directions and rows: pure functions, streamed.
 
-Nothing of size G x R is ever kept: queries and keys are taken in chunks, and what leaves a chunk is a sum over it.
+One product of queries and keys and one exponential give everything. With P the softmax over the reference and lse_g its
+logarithmic normaliser, the softmax over the generated tokens is P_gr · exp(lse_g) / D_r with D_r = Σ_g exp(lse_g) P_gr, so that
+all maps are sums over P, which are thin matrix products. Centred logits have the lse of centred keys; those of the paper are
+that plus q_g · mean key. Nothing of size G x R is kept: a product that doesn't fit the processor's cache is taken in chunks of
+generated tokens, and formed a second time for the D of all of them.
 
-Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; g, r the same after pooling.
+Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; g, r the same after pooling; U units, the heads
+of some images one after the other; c a chunk of generated tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from ..grids import Grid, pooled_grid
+from ..grids import Grid
+from .patches import Patches, column_patches, row_patches
+from .precision import float32_products
+from .product import Work
 
-_CHUNK_BYTES = {"cpu": 4 * 2**20}  # of the largest temporary, by device
-_CHUNK_BYTES_ELSEWHERE = 16 * 2**20  # fewer, larger kernels
+_LEAST_COLUMN_SUM = 1e-25  # below it, what float32 has lost of the terms of D would be seen
+_READABLE = ("cpu",)  # devices on which a look at a number keeps nothing waiting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """G2R rows pooled to small grids; a row is one generated patch's distribution over reference patches, sum 1."""
+
+    mean_Bgr: torch.Tensor
+    """Weighted mean over heads, grids at most `side` on either side."""
+    heads_BNgr: torch.Tensor
+    """Each head, grids at most `head_side` on either side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +55,29 @@ class Attribution:
     """The same over the query region only; equals `g2r_BNR` without one."""
     information_BN: torch.Tensor
     """Attention information of the query region in bits."""
+    rows: Rows | None = None
+    """Where they were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """G2R rows pooled to small grids; a row is one generated patch's distribution over reference patches, sum 1."""
+class RowPooling:
+    """How rows are pooled: averaged over patches of generated tokens, summed over patches of reference tokens.
 
-    mean_Bgr: torch.Tensor
-    """Weighted mean over heads, grids at most `side` on either side."""
-    heads_BNgr: torch.Tensor
-    """Each head, grids at most `head_side` on either side."""
+    A grid wider or higher than `side` is reduced to it; patches are as equal as whole tokens allow.
+    """
+
+    generated: Grid
+    reference: Grid
+    head_weights: tuple[float, ...] | None = None
+    """Of the heads looked at, for their mean; None: all alike."""
+    side: int = 32
+    head_side: int = 16
+    """`side` must be a multiple of it."""
+
+    def patches(self, device: torch.device) -> tuple[Patches, Patches]:
+        """Of the generated and of the reference tokens."""
+        sides = self.side, self.head_side
+        return row_patches(self.generated, sides, device), column_patches(self.reference, sides, device)
 
 
 @torch.no_grad()
@@ -58,6 +89,7 @@ def attribute(
     scale: float | None = None,
     query_weight_BG: torch.Tensor | None = None,
     key_weight_BR: torch.Tensor | None = None,
+    pooling: RowPooling | None = None,
     chunk_bytes: int | None = None,
 ) -> Attribution:
     """Both directions of one attention product (Park & Jang 2025, M_g and M_r), in float32 whatever the inputs' dtype.
@@ -67,233 +99,187 @@ def attribute(
         scale: factor of the logits; default H^-0.5.
         query_weight_BG: ≥ 0, how much of each generated token lies in the query region (the hole); default all alike.
         key_weight_BR: ≥ 0, how much of each reference token lies on the object.
+        pooling: of the rows; default no rows.
         chunk_bytes: size of the largest temporary; default by device.
     """
-    with _float32(q_BNGH.device.type):
-        work = _Workspace(q_BNGH, k_BNRH, heads, scale, chunk_bytes)
-        parts = [_attribute(work, q, k, query_weight_BG, key_weight_BR) for q, k in work.heads()]
-    if len(parts) == 1:
-        return parts[0]
-    found = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Attribution)}
-    return Attribution(**{name: None if each[0] is None else torch.cat(each, 1) for name, each in found.items()})
+    with float32_products(q_BNGH.device.type):
+        patches = None if pooling is None else pooling.patches(q_BNGH.device)
+        together = 1 if patches is None else patches[0].together
+        work = Work(q_BNGH, k_BNRH, heads, scale, chunk_bytes, together)
+        found = _Found(work, query_weight_BG, key_weight_BR, patches, pooling and pooling.head_weights)
+        for images, own in work.groups():
+            found.add(images, own)
+        return found.attribution()
 
 
-def _attribute(
-    work: _Workspace,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    query_weight_BG: torch.Tensor | None,
-    key_weight_BR: torch.Tensor | None,
-) -> Attribution:
-    """`attribute` of the workspace's queries and keys of some heads; changes the keys."""
-    B, N, G, _ = q.shape
-    R = k.shape[2]
-    region_BG = _normalised(torch.ones(B, G, device=q.device) if query_weight_BG is None else query_weight_BG.float())
-    g2r, g2r_region, entropy, mass = (torch.zeros(B, N, n, device=q.device) for n in (R, R, 1, G))
-    for rows in work.chunks(q, k, over=q):
-        p_BNcR = work.softmax(q[:, :, rows], k, -1)
-        weight_B1c = region_BG[:, None, rows]
-        g2r += p_BNcR.sum(2)
-        g2r_region += (weight_B1c[:, :, None] @ p_BNcR)[:, :, 0]
-        if key_weight_BR is not None:
-            mass[:, :, rows] = (p_BNcR @ key_weight_BR.float()[:, None, :, None])[..., 0]
-        entropy += (work.entropy(p_BNcR) * weight_B1c).sum(-1, keepdim=True)
-    information = (torch.special.entr(g2r_region).sum(-1) - entropy[..., 0]) / torch.log(torch.tensor(2.0))
-    r2g = _mean_softmax_over_queries(work, q, k)
-    centred = k.sub_(k.mean(2, keepdim=True))
-    return Attribution(
-        r2g_BNG=r2g,
-        r2g_centred_BNG=_mean_softmax_over_queries(work, q, centred),
-        r2g_object_mass_BNG=None if key_weight_BR is None else _normalised(mass),
-        g2r_BNR=g2r / G,
-        g2r_region_BNR=g2r_region,
-        information_BN=information.clamp_min(0),
-    )
-
-
-@torch.no_grad()
-def pooled_rows(
-    q_BNGH: torch.Tensor,
-    k_BNRH: torch.Tensor,
-    generated_grid: Grid,
-    reference_grid: Grid,
-    *,
-    heads: Sequence[int] | None = None,
-    scale: float | None = None,
-    head_weight_N: torch.Tensor | None = None,
-    side: int = 32,
-    head_side: int = 16,
-    chunk_bytes: int | None = None,
-) -> Rows:
-    """G2R rows averaged over patches of generated tokens and summed over patches of reference tokens.
-
-    A grid wider or higher than `side` is reduced to it; patches are as equal as whole tokens allow.
-    """
-    with _float32(q_BNGH.device.type):
-        B, N = q_BNGH.shape[0], q_BNGH.shape[1] if heads is None else len(heads)
-        device = q_BNGH.device
-        share = _normalised(torch.ones(N, device=device) if head_weight_N is None else head_weight_N.to(device))
-        bins = [
-            (_patch_index(generated_grid, s, device), _patch_index(reference_grid, s, device))
-            for s in (side, head_side)
-        ]
-        mean = torch.zeros(B, *(_count(i) for i in bins[0]), device=device)
-        each = torch.zeros(B, N, *(_count(i) for i in bins[1]), device=device)
-        done, work = 0, _Workspace(q_BNGH, k_BNRH, heads, scale, chunk_bytes)
-        for q, k in work.heads():
-            these = slice(done, done + q.shape[1])
-            done = these.stop
-            for rows in work.chunks(q, k, over=q):
-                p_BNcR = work.softmax(q[:, :, rows], k, -1)
-                p_BcR = torch.einsum("bncr,n->bcr", p_BNcR, share[these])
-                mean.index_add_(1, bins[0][0][rows], _sum_columns(p_BcR, bins[0][1]))
-                each[:, these].index_add_(2, bins[1][0][rows], _sum_columns(p_BNcR, bins[1][1]))
-        return Rows(mean_Bgr=_normalised(mean), heads_BNgr=_normalised(each))
-
-
-@torch.no_grad()
-def reference_mass(
-    q_BNGH: torch.Tensor,
-    k_BNSH: torch.Tensor,
-    references: Sequence[Any],
-    *,
-    heads: Sequence[int] | None = None,
-    scale: float | None = None,
-    mask: torch.Tensor | None = None,
-    chunk_bytes: int | None = None,
-) -> torch.Tensor:
-    """Share of the model's own attention rows that falls on each reference: (references, B, N, G), in [0, 1].
-
-    Args:
-        k_BNSH: all S keys of the product, of which `references` are index expressions (slices or index tensors).
-        mask: the model's own, broadcastable to (B, N, G, S): True = seen, or added to the logits.
-    """
-    with _float32(q_BNGH.device.type):
-        parts, work = [], _Workspace(q_BNGH, k_BNSH, heads, scale, chunk_bytes)
-        for q, k in work.heads():
-            B, N, G, _ = q.shape
-            shares = torch.zeros(len(references), B, N, G, device=q.device)
-            for rows in work.chunks(q, k, over=q):
-                own = mask[..., rows, :] if mask is not None and mask.shape[-2] > 1 else mask
-                p_BNcS = work.softmax(q[:, :, rows], k, -1, own)
-                for i, tokens in enumerate(references):
-                    shares[i, :, :, rows] = p_BNcS[..., tokens].sum(-1)
-            parts.append(shares)
-    return torch.cat(parts, 2)
-
-
-@contextmanager
-def _float32(device_type: str) -> Iterator[None]:
-    """Autocast off, and float32 products in float32: training scripts allow TF32 or bfloat16 ones, which are 1e-3 off."""
-    matmuls: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
-    matmuls = [
-        m for m in matmuls if hasattr(m, "fp32_precision")
-    ]  # torch 2.9; must not be mixed with the older function
-    before = [m.fp32_precision for m in matmuls] or torch.get_float32_matmul_precision()
-    try:
-        for m in matmuls:
-            m.fp32_precision = "ieee"
-        if not matmuls:
-            torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for m, value in zip(matmuls, before, strict=False):
-            m.fp32_precision = value
-        if not matmuls:
-            torch.set_float32_matmul_precision(before)
-
-
-class _Workspace:
-    """Float32 queries and keys of a few heads at a time, and buffers for their softmax that all chunks share.
-
-    A float32 copy of all heads would not stay small, and a new block for every chunk would scatter over the heap, which then
-    keeps it.
-    """
+class _Found:
+    """What comes of one product, filled in some heads of some images at a time."""
 
     def __init__(
         self,
-        q_BNGH: torch.Tensor,
-        k_BNRH: torch.Tensor,
-        heads: Sequence[int] | None,
-        scale: float | None,
-        chunk_bytes: int | None,
+        work: Work,
+        query_weight_BG: torch.Tensor | None,
+        key_weight_BR: torch.Tensor | None,
+        patches: tuple[Patches, Patches] | None,
+        head_weights: tuple[float, ...] | None,
     ) -> None:
-        B, N, G, H = q_BNGH.shape
-        R, device = k_BNRH.shape[2], q_BNGH.device
-        self._q, self._k = q_BNGH, k_BNRH
-        self._heads = range(N) if heads is None else heads
-        self._scale = H**-0.5 if scale is None else scale
-        self._bytes = chunk_bytes or _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
-        together = min(len(self._heads), max(1, self._bytes // (4 * B * (G + R) * H)))
-        self._groups = [self._heads[i : i + together] for i in range(0, len(self._heads), together)]
-        self._own_q, self._own_k = (torch.empty(B * together * tokens * H, device=device) for tokens in (G, R))
-        largest = min(max(self._bytes // 4, B * together * max(G, R)), B * together * G * R)
-        self._logits, self._weights = (torch.empty(largest, device=device) for _ in range(2))
+        self._work, device = work, work.device
+        self.generated, self.reference = patches or (None, None)
+        self._region = None if query_weight_BG is None else _normalised(query_weight_BG.float())
+        self._object = None if key_weight_BR is None else key_weight_BR.float()
+        if patches is not None:
+            self._region, self._object = _taken(self._region, patches[0].order), _taken(self._object, patches[1].order)
+            (g, r), (small_g, small_r) = zip(*((p.to_wide.count, p.to_small.count) for p in patches), strict=True)
+            self._mean = torch.zeros(work.B, g, r, device=device)
+            self._each = torch.zeros(work.B, work.N, small_g, small_r, device=device)
+            self._share = _shares(head_weights or (1.0,) * work.N, device)
+        maps = 2 if self._object is None else 3
+        self._on_generated = torch.empty(work.B, work.N, maps, work.G, device=device)  # R2G, centred, object mass
+        self._on_reference = torch.empty(work.B, work.N, 1 if self._region is None else 2, work.R, device=device)
+        self._entropy = torch.empty(work.B, work.N, device=device)
 
-    def heads(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Scaled queries and their keys, a group of heads at a time; overwritten by the next group."""
-        share = self._q.shape[1] // self._k.shape[1]  # query heads that share a key head
-        B, _, G, H = self._q.shape
-        for group in self._groups:
-            q = _view(self._own_q, (B, len(group), G, H))
-            k = _view(self._own_k, (B, len(group), self._k.shape[2], H))
-            for i, head in enumerate(group):
-                q[:, i].copy_(self._q[:, head])
-                k[:, i].copy_(self._k[:, head // share])
-            yield q.mul_(self._scale), k
+    def add(self, images: slice, heads: slice) -> None:
+        """Takes in some heads of some images."""
+        work = self._work
+        q = work.queries(images, heads, self.generated and self.generated.order)
+        k = work.keys(images, heads, self.reference and self.reference.order)
+        mean_key = k.mean(1, keepdim=True)
+        k.sub_(mean_key)
+        one = _Units(work, q, k, (mean_key @ q.transpose(1, 2))[:, 0], self._weights(images, heads))
+        chunks = work.query_chunks(len(q))
+        for rows in chunks:
+            one.add(rows)
+            if self.generated is not None:
+                self._pool(images, heads, one.p, rows.start)
+        shape = images.stop - images.start, heads.stop - heads.start
+        self._on_reference[images, heads] = one.on_reference.unflatten(0, shape)
+        self._entropy[images, heads] = one.entropy.view(shape)
+        one_pass, mass = one.sums_hold(), None if self._object is None else self._object[images]
+        for rows in chunks if one_pass or mass is not None else ():
+            if len(chunks) > 1:
+                one.form(rows)
+            spread = one.spread(rows, one_pass, mass).unflatten(0, shape)
+            self._on_generated[images, heads, -spread.shape[2] :, rows] = spread
+        if not one_pass:
+            for i, keys in enumerate((k + mean_key, k)):
+                self._on_generated[images, heads, i] = _mean_softmax_over_queries(work, q, keys).unflatten(0, shape)
 
-    def chunks(self, q: torch.Tensor, k: torch.Tensor, *, over: torch.Tensor) -> list[slice]:
-        """Slices of the tokens of `over` (q or k) whose product with all of the other fits the buffers."""
-        other = k if over is q else q
-        return _chunks(over.shape[2], 4 * q.shape[0] * q.shape[1] * other.shape[2], self._bytes)
+    def _weights(self, images: slice, heads: slice) -> torch.Tensor:
+        """How much each generated token counts in the maps over the reference, all of them and the region's: (U, 1 or 2, G)."""
+        even = _shares((1.0,) * self._work.G, self._work.device)
+        count = heads.stop - heads.start
+        if self._region is None:
+            return even.expand((images.stop - images.start) * count, 1, -1)
+        region = self._region[images]
+        both = torch.stack([even.expand_as(region), region], 1)
+        return both[:, None].expand(-1, count, -1, -1).flatten(0, 1)
 
-    def softmax(self, q: torch.Tensor, k: torch.Tensor, dim: int, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Softmax of q·k over `dim`, (B, N, queries, keys); overwritten by the next."""
-        shape = (*q.shape[:3], k.shape[2])
-        logits, weights = _view(self._logits, shape), _view(self._weights, shape)
-        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), out=logits.flatten(0, 1))
-        if mask is not None:
-            logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits.add_(mask)
-        return torch.softmax(logits, dim, out=weights)
+    def _pool(self, images: slice, heads: slice, p: torch.Tensor, start: int) -> None:
+        """Adds the rows of the generated tokens from number `start` on."""
+        assert self.generated is not None and self.reference is not None
+        shape = images.stop - images.start, heads.stop - heads.start
+        wide, first = self.generated.to_wide.rows(p, start)
+        wide = self.reference.to_wide.columns(wide)
+        mean = self._mean[images, first : first + wide.shape[1]].flatten(1)[:, None]
+        mean.baddbmm_(self._share[heads].expand(shape[0], 1, -1), wide.reshape(*shape, -1))
+        small, first = self.generated.to_small.rows(wide, first)
+        small = self.reference.to_small.columns(small)
+        self._each[images, heads, first : first + small.shape[1]] += small.unflatten(0, shape)
 
-    def entropy(self, weights: torch.Tensor) -> torch.Tensor:
-        """Of each row of what `softmax` gave last, in nats: (B, N, queries)."""
-        return torch.special.entr(weights, out=_view(self._logits, weights.shape)).sum(-1)
+    def attribution(self) -> Attribution:
+        """Reads it out."""
+        on_generated = _taken(self._on_generated, self.generated and self.generated.back)
+        on_reference = _taken(self._on_reference, self.reference and self.reference.back)
+        region = on_reference[:, :, -1]
+        information = (torch.special.entr(region).sum(-1) - self._entropy) / math.log(2)
+        return Attribution(
+            r2g_BNG=on_generated[:, :, 0],
+            r2g_centred_BNG=on_generated[:, :, 1],
+            r2g_object_mass_BNG=None if self._object is None else _normalised(on_generated[:, :, 2]),
+            g2r_BNR=on_reference[:, :, 0],
+            g2r_region_BNR=region,
+            information_BN=information.clamp_min(0),
+            rows=self._rows(),
+        )
 
-
-def _view(buffer: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    return buffer[: math.prod(shape)].view(*shape)
-
-
-def _mean_softmax_over_queries(work: _Workspace, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Mean over R of softmax over G: (B, N, G)."""
-    total = torch.zeros(q.shape[:3], device=q.device)
-    for keys in work.chunks(q, k, over=k):
-        total += work.softmax(q, k[:, :, keys], 2).sum(-1)
-    return total / k.shape[2]
-
-
-def _chunks(length: int, bytes_each: int, chunk_bytes: int) -> list[slice]:
-    size = max(1, chunk_bytes // bytes_each)
-    return [slice(a, min(a + size, length)) for a in range(0, length, size)]
-
-
-def _patch_index(grid: Grid, side: int, device: torch.device) -> torch.Tensor:
-    """For each token of `grid`, row by row, the number of its patch: (h·w,)."""
-    (h, w), (ph, pw) = grid, pooled_grid(grid, side)
-    y, x = torch.arange(h, device=device) * ph // h, torch.arange(w, device=device) * pw // w
-    return (y[:, None] * pw + x).reshape(-1)
-
-
-def _count(index: torch.Tensor) -> int:
-    return int(index[-1]) + 1
+    def _rows(self) -> Rows | None:
+        if self.generated is None or self.reference is None:
+            return None
+        mean = _taken(_taken(self._mean, self.reference.wide_back), self.generated.wide_back, 1)
+        return Rows(mean_Bgr=_normalised(mean), heads_BNgr=_normalised(self._each))
 
 
-def _sum_columns(p: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    if _count(index) == len(index):
-        return p
-    return p.new_zeros(*p.shape[:-1], _count(index)).index_add_(-1, index, p)
+class _Units:
+    """One group's product, formed in chunks of generated tokens."""
+
+    def __init__(
+        self, work: Work, q: torch.Tensor, k: torch.Tensor, shift: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        self._work, self._q, self._k, self._shift, self._weights = work, q, k, shift, weights
+        U, maps, G, R, device = len(q), weights.shape[1], work.G, work.R, work.device
+        self.on_reference, self.entropy = torch.zeros(U, maps, R, device=device), torch.zeros(U, device=device)
+        self._readable = device.type in _READABLE
+        self._lse = torch.empty(U, 2, G, device=device)  # of the paper's logits and of the centred ones
+        self._top = torch.full((U, 2, 1), -torch.inf, device=device)
+        self._columns = torch.zeros(U, 2, R, device=device)  # D, each over exp(top)
+
+    def form(self, rows: slice) -> None:
+        """Forms the product of these generated tokens."""
+        self._logits, self.p = self._work.softmax(self._q[:, rows], self._k)
+
+    def add(self, rows: slice) -> None:
+        """Takes in what the product of these generated tokens says about the reference."""
+        self.form(rows)
+        maximum, weights = self._logits.amax(-1), self._weights[:, :, rows]
+        centred = maximum - self.p.amax(-1).log_()
+        maps = weights.shape[1]
+        if self._readable:
+            lse = self._lse[:, :, rows] = torch.stack([centred + self._shift[:, rows], centred], 1)
+            top = torch.maximum(self._top, lse.amax(-1, keepdim=True))
+            weights = torch.cat([weights, torch.exp(lse - top)], 1)
+        sums = torch.bmm(weights, self.p)
+        self.on_reference += sums[:, :maps]
+        if self._readable:
+            self._columns = self._columns * torch.exp(self._top - top) + sums[:, maps:]
+            self._top = top
+        entropy = centred - self._logits.mul_(self.p).sum(-1)
+        self.entropy += (entropy * weights[:, maps - 1]).sum(-1)
+
+    def sums_hold(self) -> bool:
+        """Whether softmaxes over the generated tokens follow from the sums: no column's sum has left float32's range.
+
+        Where asking would keep a device waiting the answer is no.
+        """
+        return self._readable and float(self._columns.amin()) >= _LEAST_COLUMN_SUM
+
+    def spread(self, rows: slice, one_pass: bool, object_BR: torch.Tensor | None) -> torch.Tensor:
+        """Of the product formed last: R2G and centred R2G (where `one_pass`), object mass (where given), (U, maps, c)."""
+        factors = [self._columns.reciprocal()] if one_pass else []
+        if object_BR is not None:
+            heads = len(self._q) // len(object_BR)
+            factors.append(object_BR[:, None, None].expand(-1, heads, 1, -1).flatten(0, 1))
+        spread = torch.bmm(torch.cat(factors, 1), self.p.transpose(1, 2))
+        if one_pass:
+            spread[:, :2] *= torch.exp(self._lse[:, :, rows] - self._top) / self._work.R
+        return spread
+
+
+def _mean_softmax_over_queries(work: Work, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Mean over R of softmax over G, formed directly: (U, G)."""
+    total = torch.zeros(q.shape[:2], device=q.device)
+    for keys in work.key_chunks(len(q)):
+        total += work.softmax(q, k[:, keys], 1)[1].sum(-1)
+    return total / work.R
+
+
+def _taken(x: torch.Tensor | None, order: torch.Tensor | None, dim: int = -1) -> Any:
+    return x if x is None or order is None else x.index_select(dim, order)
+
+
+@lru_cache(maxsize=256)
+def _shares(weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Weights that sum to 1, made once for each device."""
+    return _normalised(torch.tensor(weights)).to(device)
 
 
 def _normalised(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from i2am_debug.capture.attention import Attribution, attribute, pooled_rows
+from i2am_debug.capture.attention import Attribution, RowPooling, Rows, attribute
 from i2am_debug.grids import pooled_grid, region_weight
 
 MAPS = ("r2g_BNG", "r2g_centred_BNG", "r2g_object_mass_BNG", "g2r_BNR", "g2r_region_BNR")
@@ -25,6 +25,29 @@ def make(B: int, N: int, G: int, R: int, H: int, *, seed: int = 0, size: float =
     rng = torch.Generator().manual_seed(seed)
     q, k = (size * torch.randn(B, N, n, H, generator=rng) for n in (G, R))
     return q, k, torch.rand(B, G, generator=rng) + 0.01, torch.rand(B, R, generator=rng) + 0.01
+
+
+def pooled_rows(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    generated: tuple[int, int],
+    reference: tuple[int, int],
+    *,
+    side: int = 32,
+    head_side: int = 16,
+    head_weights: tuple[float, ...] | None = None,
+    chunk_bytes: int | None = None,
+) -> Rows:
+    pooling = RowPooling(
+        generated=generated,
+        reference=reference,
+        head_weights=head_weights,
+        side=side,
+        head_side=min(side, head_side),
+    )
+    rows = attribute(q, k, pooling=pooling, chunk_bytes=chunk_bytes).rows
+    assert rows is not None
+    return rows
 
 
 def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
@@ -277,20 +300,23 @@ def rows_oracle(
     [
         ((5, 7), (4, 6), 32, 16),  # nothing to pool
         ((4, 8), (8, 4), 4, 2),  # divisible, non-square
-        ((7, 5), (5, 8), 3, 2),  # not divisible
-        ((2, 9), (6, 1), 5, 4),  # one side pooled, the other kept
+        ((7, 5), (5, 8), 4, 2),  # not divisible
+        ((2, 9), (6, 1), 6, 3),  # one side pooled, the other kept
+        ((8, 8), (6, 6), 4, 2),  # divisible in two steps, and not in the first
+        ((12, 8), (16, 8), 8, 4),  # not in the first, and in both
         ((3, 4), (1, 1), 2, 2),  # one reference token
     ],
 )
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [700, 2**20])
 def test_pooled_rows_equal_pooling_of_the_materialised_rows(
-    generated: tuple[int, int], reference: tuple[int, int], side: int, head_side: int, weighted: bool
+    generated: tuple[int, int], reference: tuple[int, int], side: int, head_side: int, weighted: bool, chunk_bytes: int
 ) -> None:
     q, k, *_ = make(2, 3, generated[0] * generated[1], reference[0] * reference[1], 4, seed=6)
     p = softmax(q.double().numpy() @ np.swapaxes(k.double().numpy(), -1, -2) * 0.5, -1)
-    weight = torch.tensor([1.0, 1.0, 4.0]) if weighted else None
+    weight = (1.0, 1.0, 4.0) if weighted else None
     found = pooled_rows(
-        q, k, generated, reference, head_weight_N=weight, side=side, head_side=head_side, chunk_bytes=700
+        q, k, generated, reference, head_weights=weight, side=side, head_side=head_side, chunk_bytes=chunk_bytes
     )
     share = np.array([1, 1, 4]) / 6 if weighted else np.ones(3) / 3
     assert_same(found.mean_Bgr, rows_oracle(np.einsum("bngr,n->bgr", p, share), generated, reference, side)[0])
