@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from ..grids import Grid, pooled_grid
-from .attention import Attribution, Rows
+from .attention import Attribution
 from .maps import NO_GRID, ONE_TOKEN, AttributionMaps, DirectionMaps, SpecificRows
 from .plan import CapturePlan
+from .product import shares
 
 _HEAD_SIDE = 16  # of the maps of single heads and of their rows
 
@@ -32,17 +33,13 @@ class _LayerSums:
     generated_grid: Grid
     reference_grid: Grid | None
     heads: list[int]
-    weights: torch.Tensor
+    weights: tuple[float, ...]
     per_head: dict[str, torch.Tensor] = field(default_factory=dict)
     per_step: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
     forwards: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: torch.Tensor | None = None
     shares: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     count: int = 0
-
-    @property
-    def share(self) -> torch.Tensor:
-        return self.weights / self.weights.sum()
 
 
 class Accumulator:
@@ -53,7 +50,6 @@ class Accumulator:
         self._layers: dict[str, _LayerSums] = {}
         # Rows of heads and steps are summed over layers of equal grids at once: keeping layer x head would not scale.
         self._head_rows: dict[tuple[Grid, Grid], dict[int, torch.Tensor]] = defaultdict(dict)
-        self._head_row_weights: dict[tuple[Grid, Grid], dict[int, float]] = defaultdict(lambda: defaultdict(float))
         self._step_rows: dict[tuple[Grid, Grid], dict[int, torch.Tensor]] = defaultdict(dict)
         self.images = 0
 
@@ -66,21 +62,16 @@ class Accumulator:
         layer: str,
         step: int,
         grids: tuple[Grid, Grid | None],
-        heads: Sequence[int],
-        weights: torch.Tensor,
+        heads: Mapping[int, float],
         found: Attribution,
-        rows: Rows,
     ) -> None:
-        """Adds one product's attribution; `weights` (N,) says how many of the model's heads each looked-at one stands for."""
+        """Adds one product's attribution; `heads`: head looked at → how many of the model's heads it stands for."""
+        assert found.rows is not None
         self.images = len(found.r2g_BNG)
+        weights = tuple(heads.values())
         sums = self._layers.setdefault(
             layer,
-            _LayerSums(
-                generated_grid=grids[0],
-                reference_grid=grids[1],
-                heads=list(heads),
-                weights=weights.float(),
-            ),
+            _LayerSums(generated_grid=grids[0], reference_grid=grids[1], heads=list(heads), weights=weights),
         )
         values = {
             "r2g": found.r2g_BNG,
@@ -91,24 +82,23 @@ class Accumulator:
         }
         if found.r2g_object_mass_BNG is not None:
             values["r2g_object_mass"] = found.r2g_object_mass_BNG
-        share = sums.share.to(found.r2g_BNG.device)
+        share = shares(weights, found.r2g_BNG.device)
         for name, value in values.items():
-            sums.per_head[name] = value if sums.count == 0 else sums.per_head[name] + value
-            mean = torch.einsum("bnx,n->bx", value, share)
-            _add_to(sums.per_step[name], step, mean)
+            _add_to(sums.per_head, name, value)
+            _add_to(sums.per_step[name], step, share @ value)
         sums.forwards[step] += 1  # a step may look at a layer twice (two forwards); their mean counts
-        sums.rows = rows.mean_Bgr if sums.rows is None else sums.rows + rows.mean_Bgr
+        sums.rows = found.rows.mean_Bgr.clone() if sums.rows is None else sums.rows.add_(found.rows.mean_Bgr)
         sums.count += 1
 
         small = (
             pooled_grid(grids[0], _HEAD_SIDE),
             pooled_grid(grids[1] or (1, found.g2r_BNR.shape[-1]), _HEAD_SIDE),
         )
-        weight = sums.weights.to(rows.heads_BNgr.device)
-        for i, head in enumerate(heads):
-            _add_to(self._head_rows[small], head, rows.heads_BNgr[:, i] * weight[i])
-            self._head_row_weights[small][head] += float(sums.weights[i])
-        _add_to(self._step_rows[small], step, torch.einsum("bngr,n->bgr", rows.heads_BNgr, weight))
+        each = found.rows.heads_BNgr
+        for i, (head, weight) in enumerate(heads.items()):
+            _add_to(self._head_rows[small], head, each[:, i], weight)
+        step_rows = (share @ each.flatten(2)).view_as(each[:, 0])
+        _add_to(self._step_rows[small], step, step_rows, sum(weights))
 
     def add_share(self, layer: str, name: str, value_B: torch.Tensor) -> None:
         """Adds one product's share of the reference, (B,) in [0, 1]: "reference_mass", "branch_share", …; NaN: has none."""
@@ -191,16 +181,17 @@ class Accumulator:
         for row, (layer, sums) in enumerate(layers.items()):
             grid = self._grid(sums, name)
             per_head = (sums.per_head[name][image] / sums.count).cpu()
-            by_layer[layer] = _sum_1(torch.einsum("nx,n->x", per_head, sums.share).view(grid)).numpy()
+            share = shares(sums.weights, torch.device("cpu"))
+            by_layer[layer] = _sum_1((share @ per_head).view(grid)).numpy()
             if name in ("r2g", "g2r"):
                 by_layer_head[layer] = _sum_1(_pooled(per_head.view(-1, *grid))).numpy()
-            layer_weight[layer] = float(sums.weights.sum())
+            layer_weight[layer] = sum(sums.weights)
             per_step = torch.stack([sums.per_step[name][s][image] / sums.forwards[s] for s in steps]).cpu()
             step_maps.append(self._on(common, per_step, grid))
             spread = torch.zeros(self._all_heads, *common)
             spread[sums.heads] = self._on(common, per_head, grid)
             head_maps.append(spread)
-            head_weight[row, sums.heads] = sums.weights
+            head_weight[row, sums.heads] = torch.tensor(sums.weights)
         weights = torch.tensor(list(layer_weight.values()))
         by_step = torch.einsum("lshw,l->shw", torch.stack(step_maps), weights / weights.sum())
         by_head = torch.einsum("lnhw,ln->nhw", torch.stack(head_maps), head_weight)
@@ -242,7 +233,7 @@ class Accumulator:
             rows = (sums.rows[image] / sums.count).cpu()
             on_reference = _resize_rows(rows, grids[name], (grids[name][0], fine[1]))
             by_layer[name] = (grids[name][0], _sum_1(on_reference, dim=-1).numpy())
-            layer_weight = float(sums.weights.sum())
+            layer_weight = sum(sums.weights)
             unified = unified + layer_weight * _resize_rows(rows, grids[name], fine)
             weight += layer_weight
         time_rows: list[Any] = [0] * len(groups_TS)
@@ -305,5 +296,8 @@ def _sum_1(maps: torch.Tensor, dim: Any = (-2, -1)) -> torch.Tensor:
     return maps / maps.sum(dim, keepdim=True).clamp_min(1e-30)
 
 
-def _add_to(sums: dict[int, torch.Tensor], key: int, value: torch.Tensor) -> None:
-    sums[key] = sums[key] + value if key in sums else value
+def _add_to(sums: dict[Any, torch.Tensor], key: Any, value: torch.Tensor, weight: float = 1.0) -> None:
+    if key in sums:
+        sums[key].add_(value, alpha=weight)
+    else:
+        sums[key] = value * weight

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ import torch
 from ..grids import Grid
 from .patches import Patches, column_patches, row_patches
 from .precision import float32_products
-from .product import Work
+from .product import Work, normalised, shares
 
 _LEAST_COLUMN_SUM = 1e-25  # below it, what float32 has lost of the terms of D would be seen
 _READABLE = ("cpu",)  # devices on which a look at a number keeps nothing waiting
@@ -55,6 +54,8 @@ class Attribution:
     """The same over the query region only; equals `g2r_BNR` without one."""
     information_BN: torch.Tensor
     """Attention information of the query region in bits."""
+    log_normaliser_BNG: torch.Tensor | None = None
+    """Logarithm of each G2R row's sum of exponentials."""
     rows: Rows | None = None
     """Where they were asked for."""
 
@@ -125,18 +126,19 @@ class _Found:
     ) -> None:
         self._work, device = work, work.device
         self.generated, self.reference = patches or (None, None)
-        self._region = None if query_weight_BG is None else _normalised(query_weight_BG.float())
+        self._region = None if query_weight_BG is None else normalised(query_weight_BG.float())
         self._object = None if key_weight_BR is None else key_weight_BR.float()
         if patches is not None:
             self._region, self._object = _taken(self._region, patches[0].order), _taken(self._object, patches[1].order)
             (g, r), (small_g, small_r) = zip(*((p.to_wide.count, p.to_small.count) for p in patches), strict=True)
             self._mean = torch.zeros(work.B, g, r, device=device)
             self._each = torch.zeros(work.B, work.N, small_g, small_r, device=device)
-            self._share = _shares(head_weights or (1.0,) * work.N, device)
+            self._share = shares(head_weights or (1.0,) * work.N, device)
         maps = 2 if self._object is None else 3
         self._on_generated = torch.empty(work.B, work.N, maps, work.G, device=device)  # R2G, centred, object mass
         self._on_reference = torch.empty(work.B, work.N, 1 if self._region is None else 2, work.R, device=device)
         self._entropy = torch.empty(work.B, work.N, device=device)
+        self._lse = torch.empty(work.B, work.N, work.G, device=device)
 
     def add(self, images: slice, heads: slice) -> None:
         """Takes in some heads of some images."""
@@ -154,6 +156,7 @@ class _Found:
         shape = images.stop - images.start, heads.stop - heads.start
         self._on_reference[images, heads] = one.on_reference.unflatten(0, shape)
         self._entropy[images, heads] = one.entropy.view(shape)
+        self._lse[images, heads] = one.lse[:, 0].unflatten(0, shape)
         one_pass, mass = one.sums_hold(), None if self._object is None else self._object[images]
         for rows in chunks if one_pass or mass is not None else ():
             if len(chunks) > 1:
@@ -166,7 +169,7 @@ class _Found:
 
     def _weights(self, images: slice, heads: slice) -> torch.Tensor:
         """How much each generated token counts in the maps over the reference, all of them and the region's: (U, 1 or 2, G)."""
-        even = _shares((1.0,) * self._work.G, self._work.device)
+        even = shares((1.0,) * self._work.G, self._work.device)
         count = heads.stop - heads.start
         if self._region is None:
             return even.expand((images.stop - images.start) * count, 1, -1)
@@ -195,10 +198,11 @@ class _Found:
         return Attribution(
             r2g_BNG=on_generated[:, :, 0],
             r2g_centred_BNG=on_generated[:, :, 1],
-            r2g_object_mass_BNG=None if self._object is None else _normalised(on_generated[:, :, 2]),
+            r2g_object_mass_BNG=None if self._object is None else normalised(on_generated[:, :, 2]),
             g2r_BNR=on_reference[:, :, 0],
             g2r_region_BNR=region,
             information_BN=information.clamp_min(0),
+            log_normaliser_BNG=_taken(self._lse, self.generated and self.generated.back),
             rows=self._rows(),
         )
 
@@ -206,7 +210,7 @@ class _Found:
         if self.generated is None or self.reference is None:
             return None
         mean = _taken(_taken(self._mean, self.reference.wide_back), self.generated.wide_back, 1)
-        return Rows(mean_Bgr=_normalised(mean), heads_BNgr=_normalised(self._each))
+        return Rows(mean_Bgr=normalised(mean), heads_BNgr=normalised(self._each))
 
 
 class _Units:
@@ -219,7 +223,7 @@ class _Units:
         U, maps, G, R, device = len(q), weights.shape[1], work.G, work.R, work.device
         self.on_reference, self.entropy = torch.zeros(U, maps, R, device=device), torch.zeros(U, device=device)
         self._readable = device.type in _READABLE
-        self._lse = torch.empty(U, 2, G, device=device)  # of the paper's logits and of the centred ones
+        self.lse = torch.empty(U, 2, G, device=device)  # of the paper's logits and of the centred ones
         self._top = torch.full((U, 2, 1), -torch.inf, device=device)
         self._columns = torch.zeros(U, 2, R, device=device)  # D, each over exp(top)
 
@@ -233,8 +237,8 @@ class _Units:
         maximum, weights = self._logits.amax(-1), self._weights[:, :, rows]
         centred = maximum - self.p.amax(-1).log_()
         maps = weights.shape[1]
+        lse = self.lse[:, :, rows] = torch.stack([centred + self._shift[:, rows], centred], 1)
         if self._readable:
-            lse = self._lse[:, :, rows] = torch.stack([centred + self._shift[:, rows], centred], 1)
             top = torch.maximum(self._top, lse.amax(-1, keepdim=True))
             weights = torch.cat([weights, torch.exp(lse - top)], 1)
         sums = torch.bmm(weights, self.p)
@@ -260,7 +264,7 @@ class _Units:
             factors.append(object_BR[:, None, None].expand(-1, heads, 1, -1).flatten(0, 1))
         spread = torch.bmm(torch.cat(factors, 1), self.p.transpose(1, 2))
         if one_pass:
-            spread[:, :2] *= torch.exp(self._lse[:, :, rows] - self._top) / self._work.R
+            spread[:, :2] *= torch.exp(self.lse[:, :, rows] - self._top) / self._work.R
         return spread
 
 
@@ -274,13 +278,3 @@ def _mean_softmax_over_queries(work: Work, q: torch.Tensor, k: torch.Tensor) -> 
 
 def _taken(x: torch.Tensor | None, order: torch.Tensor | None, dim: int = -1) -> Any:
     return x if x is None or order is None else x.index_select(dim, order)
-
-
-@lru_cache(maxsize=256)
-def _shares(weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Weights that sum to 1, made once for each device."""
-    return _normalised(torch.tensor(weights)).to(device)
-
-
-def _normalised(x: torch.Tensor) -> torch.Tensor:
-    return x / x.sum(-1, keepdim=True).clamp_min(1e-30)

@@ -46,3 +46,8 @@ def _of_units(mask: torch.Tensor, images: slice, shape: tuple[int, int], rows: s
     """The part of a mask without heads of its own for some images, heads and generated tokens: (U or 1, c or 1, S)."""
     mask = mask[..., rows, :] if mask.shape[-2] > 1 else mask
     return mask[:, 0] if mask.shape[0] == 1 else mask[images].expand(*shape, -1, -1).flatten(0, 1)
+
+
+def mass_of(reference_BNG: torch.Tensor, whole_BNG: torch.Tensor) -> torch.Tensor:
+    """The same from the logarithmic normalisers of the rows over the reference's keys and over all: (B, N, G), in [0, 1]."""
+    return torch.exp(reference_BNG - whole_BNG.float()).clamp_max(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -97,3 +98,14 @@ class Work:
 
 def _slices(length: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, length)) for a in range(0, length, size)]
+
+
+@lru_cache(maxsize=256)
+def shares(weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Weights that sum to 1, made once for each device."""
+    return normalised(torch.tensor(weights)).to(device)
+
+
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    """Sum 1 over the last dimension."""
+    return x / x.sum(-1, keepdim=True).clamp_min(1e-30)

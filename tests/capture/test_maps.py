@@ -5,7 +5,7 @@ Shapes: B images, N heads, G generated tokens, R reference tokens, g r pooled on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -95,8 +95,7 @@ def run(layers: dict[str, Layer], *, steps: tuple[int, ...] = STEPS, image: int 
 
 
 def add(accumulator: Accumulator, name: str, layer: Layer, step: int, found: Attribution, rows: Rows) -> None:
-    weights = torch.tensor(list(layer.weights.values()))
-    accumulator.add(name, step, (layer.generated, layer.reference), list(layer.weights), weights, found, rows)
+    accumulator.add(name, step, (layer.generated, layer.reference), layer.weights, replace(found, rows=rows))
 
 
 def cubic(x: float) -> float:
