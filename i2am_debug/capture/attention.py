@@ -6,36 +6,27 @@ all maps are sums over P, which are thin matrix products. Centred logits have th
 that plus q_g · mean key. Nothing of size G x R is kept: a product that doesn't fit the processor's cache is taken in chunks of
 generated tokens, and formed a second time for the D of all of them.
 
-Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; g, r the same after pooling; U units, the heads
-of some images one after the other; c a chunk of generated tokens.
+Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; U units, the heads of some images one after the
+other; c a chunk of generated tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ..grids import Grid
-from .patches import Patches, column_patches, row_patches
+from .patches import taken
 from .precision import float32_products
-from .product import Work, normalised, shares
+from .product import Buffers, chunk_room, groups, normalised, slices, units
+from .rows import RowSums
 
+_THIN_BYTES = 8 * 2**20  # of float32 queries, keys and maps that are worked on at once
+_WHOLE = 2  # times the room of a chunk, a single head may take rather than be formed twice
 _LEAST_COLUMN_SUM = 1e-25  # below it, what float32 has lost of the terms of D would be seen
 _READABLE = ("cpu",)  # devices on which a look at a number keeps nothing waiting
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """G2R rows pooled to small grids; a row is one generated patch's distribution over reference patches, sum 1."""
-
-    mean_Bgr: torch.Tensor
-    """Weighted mean over heads, grids at most `side` on either side."""
-    heads_BNgr: torch.Tensor
-    """Each head, grids at most `head_side` on either side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +47,6 @@ class Attribution:
     """Attention information of the query region in bits."""
     log_normaliser_BNG: torch.Tensor | None = None
     """Logarithm of each G2R row's sum of exponentials."""
-    rows: Rows | None = None
-    """Where they were asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowPooling:
-    """How rows are pooled: averaged over patches of generated tokens, summed over patches of reference tokens.
-
-    A grid wider or higher than `side` is reduced to it; patches are as equal as whole tokens allow.
-    """
-
-    generated: Grid
-    reference: Grid
-    head_weights: tuple[float, ...] | None = None
-    """Of the heads looked at, for their mean; None: all alike."""
-    side: int = 32
-    head_side: int = 16
-    """`side` must be a multiple of it."""
-
-    def patches(self, device: torch.device) -> tuple[Patches, Patches]:
-        """Of the generated and of the reference tokens."""
-        sides = self.side, self.head_side
-        return row_patches(self.generated, sides, device), column_patches(self.reference, sides, device)
 
 
 @torch.no_grad()
@@ -90,8 +58,9 @@ def attribute(
     scale: float | None = None,
     query_weight_BG: torch.Tensor | None = None,
     key_weight_BR: torch.Tensor | None = None,
-    pooling: RowPooling | None = None,
+    rows: RowSums | None = None,
     chunk_bytes: int | None = None,
+    buffers: Buffers | None = None,
 ) -> Attribution:
     """Both directions of one attention product (Park & Jang 2025, M_g and M_r), in float32 whatever the inputs' dtype.
 
@@ -100,181 +69,169 @@ def attribute(
         scale: factor of the logits; default H^-0.5.
         query_weight_BG: ≥ 0, how much of each generated token lies in the query region (the hole); default all alike.
         key_weight_BR: ≥ 0, how much of each reference token lies on the object.
-        pooling: of the rows; default no rows.
+        rows: where the rows are added; default nowhere.
         chunk_bytes: size of the largest temporary; default by device.
+        buffers: memory to work in; default new.
     """
+    (B, all_heads, G, H), R = q_BNGH.shape, k_BNRH.shape[2]
+    chosen, share = range(all_heads) if heads is None else heads, all_heads // k_BNRH.shape[1]
+    patches = (None, None) if rows is None else rows.patches
+    orders = [p and p.order for p in patches]
+    region = None if query_weight_BG is None else taken(normalised(query_weight_BG.float()), orders[0])
+    on_object = None if key_weight_BR is None else taken(key_weight_BR.float(), orders[1])
+    room, buffers = chunk_bytes or chunk_room(q_BNGH.device), buffers or Buffers()
+    whole = 4 * G * R <= (chunk_bytes or _WHOLE * room)
+    found = _Maps.empty(B, len(chosen), G, R, on_object is not None, q_BNGH.device)
     with float32_products(q_BNGH.device.type):
-        patches = None if pooling is None else pooling.patches(q_BNGH.device)
-        together = 1 if patches is None else patches[0].together
-        work = Work(q_BNGH, k_BNRH, heads, scale, chunk_bytes, together)
-        found = _Found(work, query_weight_BG, key_weight_BR, patches, pooling and pooling.head_weights)
-        for images, own in work.groups():
-            found.add(images, own)
-        return found.attribution()
+        for images, own in groups(B, len(chosen), 4 * (G + R) * (H + 10), _THIN_BYTES):
+            q = units(q_BNGH, images, own, chosen, 1, orders[0]).mul(H**-0.5 if scale is None else scale)
+            k = units(k_BNRH, images, own, chosen, share, orders[1])
+            part = _Part(q, k, (images, own), buffers, room)
+            part.weigh(region, on_object)
+            part.form_whole(rows) if whole else part.form_in_chunks(rows)
+            part.read_into(found)
+        if rows is not None:
+            rows.finish()
+    return found.attribution(*(p and p.back for p in patches))
 
 
-class _Found:
-    """What comes of one product, filled in some heads of some images at a time."""
+@dataclass(frozen=True)
+class _Maps:
+    """What has been found, tokens in the order in which they were taken."""
 
-    def __init__(
-        self,
-        work: Work,
-        query_weight_BG: torch.Tensor | None,
-        key_weight_BR: torch.Tensor | None,
-        patches: tuple[Patches, Patches] | None,
-        head_weights: tuple[float, ...] | None,
-    ) -> None:
-        self._work, device = work, work.device
-        self.generated, self.reference = patches or (None, None)
-        self._region = None if query_weight_BG is None else normalised(query_weight_BG.float())
-        self._object = None if key_weight_BR is None else key_weight_BR.float()
-        if patches is not None:
-            self._region, self._object = _taken(self._region, patches[0].order), _taken(self._object, patches[1].order)
-            (g, r), (small_g, small_r) = zip(*((p.to_wide.count, p.to_small.count) for p in patches), strict=True)
-            self._mean = torch.zeros(work.B, g, r, device=device)
-            self._each = torch.zeros(work.B, work.N, small_g, small_r, device=device)
-            self._share = shares(head_weights or (1.0,) * work.N, device)
-        maps = 2 if self._object is None else 3
-        self._on_generated = torch.empty(work.B, work.N, maps, work.G, device=device)  # R2G, centred, object mass
-        self._on_reference = torch.empty(work.B, work.N, 1 if self._region is None else 2, work.R, device=device)
-        self._entropy = torch.empty(work.B, work.N, device=device)
-        self._lse = torch.empty(work.B, work.N, work.G, device=device)
+    on_generated_BNxG: torch.Tensor
+    """R2G, centred R2G and, with an object, its mass."""
+    on_reference_BNxR: torch.Tensor
+    """G2R of all and of the region."""
+    entropy_BN: torch.Tensor
+    """Mean over the region of the rows' entropies, nats."""
+    log_normaliser_BNG: torch.Tensor
 
-    def add(self, images: slice, heads: slice) -> None:
-        """Takes in some heads of some images."""
-        work = self._work
-        q = work.queries(images, heads, self.generated and self.generated.order)
-        k = work.keys(images, heads, self.reference and self.reference.order)
-        mean_key = k.mean(1, keepdim=True)
-        k.sub_(mean_key)
-        one = _Units(work, q, k, (mean_key @ q.transpose(1, 2))[:, 0], self._weights(images, heads))
-        chunks = work.query_chunks(len(q))
-        for rows in chunks:
-            one.add(rows)
-            if self.generated is not None:
-                self._pool(images, heads, one.p, rows.start)
-        shape = images.stop - images.start, heads.stop - heads.start
-        self._on_reference[images, heads] = one.on_reference.unflatten(0, shape)
-        self._entropy[images, heads] = one.entropy.view(shape)
-        self._lse[images, heads] = one.lse[:, 0].unflatten(0, shape)
-        one_pass, mass = one.sums_hold(), None if self._object is None else self._object[images]
-        for rows in chunks if one_pass or mass is not None else ():
-            if len(chunks) > 1:
-                one.form(rows)
-            spread = one.spread(rows, one_pass, mass).unflatten(0, shape)
-            self._on_generated[images, heads, -spread.shape[2] :, rows] = spread
-        if not one_pass:
-            for i, keys in enumerate((k + mean_key, k)):
-                self._on_generated[images, heads, i] = _mean_softmax_over_queries(work, q, keys).unflatten(0, shape)
+    @classmethod
+    def empty(cls, B: int, N: int, G: int, R: int, with_object: bool, device: torch.device) -> _Maps:
+        shapes = (B, N, 3 if with_object else 2, G), (B, N, 2, R), (B, N), (B, N, G)
+        return cls(*(torch.empty(shape, device=device) for shape in shapes))
 
-    def _weights(self, images: slice, heads: slice) -> torch.Tensor:
-        """How much each generated token counts in the maps over the reference, all of them and the region's: (U, 1 or 2, G)."""
-        even = shares((1.0,) * self._work.G, self._work.device)
-        count = heads.stop - heads.start
-        if self._region is None:
-            return even.expand((images.stop - images.start) * count, 1, -1)
-        region = self._region[images]
-        both = torch.stack([even.expand_as(region), region], 1)
-        return both[:, None].expand(-1, count, -1, -1).flatten(0, 1)
-
-    def _pool(self, images: slice, heads: slice, p: torch.Tensor, start: int) -> None:
-        """Adds the rows of the generated tokens from number `start` on."""
-        assert self.generated is not None and self.reference is not None
-        shape = images.stop - images.start, heads.stop - heads.start
-        wide, first = self.generated.to_wide.rows(p, start)
-        wide = self.reference.to_wide.columns(wide)
-        mean = self._mean[images, first : first + wide.shape[1]].flatten(1)[:, None]
-        mean.baddbmm_(self._share[heads].expand(shape[0], 1, -1), wide.reshape(*shape, -1))
-        small, first = self.generated.to_small.rows(wide, first)
-        small = self.reference.to_small.columns(small)
-        self._each[images, heads, first : first + small.shape[1]] += small.unflatten(0, shape)
-
-    def attribution(self) -> Attribution:
-        """Reads it out."""
-        on_generated = _taken(self._on_generated, self.generated and self.generated.back)
-        on_reference = _taken(self._on_reference, self.reference and self.reference.back)
-        region = on_reference[:, :, -1]
-        information = (torch.special.entr(region).sum(-1) - self._entropy) / math.log(2)
+    def attribution(self, generated_back: torch.Tensor | None, reference_back: torch.Tensor | None) -> Attribution:
+        on_generated = taken(self.on_generated_BNxG, generated_back)
+        on_reference = taken(self.on_reference_BNxR, reference_back)
+        bits = (torch.special.entr(on_reference[:, :, 1]).sum(-1) - self.entropy_BN) / math.log(2)
         return Attribution(
             r2g_BNG=on_generated[:, :, 0],
             r2g_centred_BNG=on_generated[:, :, 1],
-            r2g_object_mass_BNG=None if self._object is None else normalised(on_generated[:, :, 2]),
+            r2g_object_mass_BNG=normalised(on_generated[:, :, 2]) if on_generated.shape[2] == 3 else None,
             g2r_BNR=on_reference[:, :, 0],
-            g2r_region_BNR=region,
-            information_BN=information.clamp_min(0),
-            log_normaliser_BNG=_taken(self._lse, self.generated and self.generated.back),
-            rows=self._rows(),
+            g2r_region_BNR=on_reference[:, :, 1],
+            information_BN=bits.clamp_min_(0),
+            log_normaliser_BNG=taken(self.log_normaliser_BNG, generated_back),
         )
 
-    def _rows(self) -> Rows | None:
-        if self.generated is None or self.reference is None:
-            return None
-        mean = _taken(_taken(self._mean, self.reference.wide_back), self.generated.wide_back, 1)
-        return Rows(mean_Bgr=normalised(mean), heads_BNgr=normalised(self._each))
 
-
-class _Units:
-    """One group's product, formed in chunks of generated tokens."""
+class _Part:
+    """Some heads of some images: what is thin of them, and their product in chunks that fit `room`."""
 
     def __init__(
-        self, work: Work, q: torch.Tensor, k: torch.Tensor, shift: torch.Tensor, weights: torch.Tensor
+        self, q: torch.Tensor, k: torch.Tensor, where: tuple[slice, slice], buffers: Buffers, room: int
     ) -> None:
-        self._work, self._q, self._k, self._shift, self._weights = work, q, k, shift, weights
-        U, maps, G, R, device = len(q), weights.shape[1], work.G, work.R, work.device
-        self.on_reference, self.entropy = torch.zeros(U, maps, R, device=device), torch.zeros(U, device=device)
-        self._readable = device.type in _READABLE
-        self.lse = torch.empty(U, 2, G, device=device)  # of the paper's logits and of the centred ones
-        self._top = torch.full((U, 2, 1), -torch.inf, device=device)
-        self._columns = torch.zeros(U, 2, R, device=device)  # D, each over exp(top)
+        self._q, self._where, self._buffers, self._room = q, where, buffers, room
+        self._shape = tuple(s.stop - s.start for s in where)
+        self._mean_key = k.mean(1, keepdim=True)
+        self._k = k - self._mean_key
+        (U, G, _), R = q.shape, k.shape[1]
+        self._shift = q.new_zeros(U, 2, G)  # from centred logits to the paper's, and to the centred ones
+        torch.bmm(self._mean_key, q.transpose(1, 2), out=self._shift[:, :1])
+        self._weights = q.new_empty(U, 4, G)  # all alike, the region's, and exp(lse) of the paper's and the centred logits
+        self._sums = q.new_empty(U, 4, R)  # those weights times P
+        self._lse, self._mean_logit = q.new_empty(U, G), q.new_empty(U, G)  # of centred logits
 
-    def form(self, rows: slice) -> None:
-        """Forms the product of these generated tokens."""
-        self._logits, self.p = self._work.softmax(self._q[:, rows], self._k)
-
-    def add(self, rows: slice) -> None:
-        """Takes in what the product of these generated tokens says about the reference."""
-        self.form(rows)
-        maximum, weights = self._logits.amax(-1), self._weights[:, :, rows]
-        centred = maximum - self.p.amax(-1).log_()
-        maps = weights.shape[1]
-        lse = self.lse[:, :, rows] = torch.stack([centred + self._shift[:, rows], centred], 1)
-        if self._readable:
-            top = torch.maximum(self._top, lse.amax(-1, keepdim=True))
-            weights = torch.cat([weights, torch.exp(lse - top)], 1)
-        sums = torch.bmm(weights, self.p)
-        self.on_reference += sums[:, :maps]
-        if self._readable:
-            self._columns = self._columns * torch.exp(self._top - top) + sums[:, maps:]
-            self._top = top
-        entropy = centred - self._logits.mul_(self.p).sum(-1)
-        self.entropy += (entropy * weights[:, maps - 1]).sum(-1)
-
-    def sums_hold(self) -> bool:
-        """Whether softmaxes over the generated tokens follow from the sums: no column's sum has left float32's range.
-
-        Where asking would keep a device waiting the answer is no.
-        """
-        return self._readable and float(self._columns.amin()) >= _LEAST_COLUMN_SUM
-
-    def spread(self, rows: slice, one_pass: bool, object_BR: torch.Tensor | None) -> torch.Tensor:
-        """Of the product formed last: R2G and centred R2G (where `one_pass`), object mass (where given), (U, maps, c)."""
-        factors = [self._columns.reciprocal()] if one_pass else []
+    def weigh(self, region_BG: torch.Tensor | None, object_BR: torch.Tensor | None) -> None:
+        """How much each generated token counts in the region's figures, and each reference token in the object's mass."""
+        (U, _, G), R, images = self._weights.shape, self._sums.shape[2], self._where[0]
+        self._weights[:, :2] = 1 / G
+        if region_BG is not None:
+            self._weights.unflatten(0, self._shape)[:, :, 1] = region_BG[images, None]
+        rows = 2 if object_BR is None else 4  # a matrix product of 3 rows takes longer than one of 4
+        self._factors = self._q.new_zeros(U, rows, R)  # 1 / D of the paper's and the centred logits, the object
+        self._spread = self._q.new_empty(U, rows, G)  # P times those factors
         if object_BR is not None:
-            heads = len(self._q) // len(object_BR)
-            factors.append(object_BR[:, None, None].expand(-1, heads, 1, -1).flatten(0, 1))
-        spread = torch.bmm(torch.cat(factors, 1), self.p.transpose(1, 2))
-        if one_pass:
-            spread[:, :2] *= torch.exp(self.lse[:, :, rows] - self._top) / self._work.R
-        return spread
+            self._factors.unflatten(0, self._shape)[:, :, 2] = object_BR[images, None]
+
+    def _chunks(self) -> Iterator[tuple[slice, slice, slice]]:
+        """Units that fit the room together, at least one, and which images and heads they are."""
+        heads = self._shape[1]
+        for images, own in groups(*self._shape, 4 * self._q.shape[1] * self._k.shape[1], self._room):
+            of_units = slice(images.start * heads + own.start, (images.stop - 1) * heads + own.stop)
+            yield of_units, _shifted(images, self._where[0]), _shifted(own, self._where[1])
+
+    def form_whole(self, rows: RowSums | None) -> None:
+        """Some heads at a time, each product once."""
+        for u, images, own in self._chunks():
+            logits, p = self._buffers.softmax(self._q[u], self._k[u])
+            lse = torch.sub(logits.amax(-1), p.amax(-1).log_(), out=self._lse[u])
+            by_lse = torch.add(lse[:, None], self._shift[u], out=self._weights[u, 2:])
+            by_lse.sub_(by_lse.amax(-1, keepdim=True)).exp_()
+            torch.bmm(self._weights[u], p, out=self._sums[u])
+            torch.reciprocal(self._sums[u, 2:], out=self._factors[u, :2])
+            torch.bmm(self._factors[u], p.transpose(1, 2), out=self._spread[u])
+            if rows is not None:
+                rows.add(images, own, p, 0)
+            torch.sum(logits.mul_(p), -1, out=self._mean_logit[u])
+
+    def form_in_chunks(self, rows: RowSums | None) -> None:
+        """One head at a time and of it some generated tokens, each product twice."""
+        G, R = self._q.shape[1], self._k.shape[1]
+        together = 1 if rows is None else rows.patches[0].together
+        chunks = slices(G, max(1, self._room // (4 * R * together)) * together)
+        for u, images, own in self._chunks():
+            self._sums[u], top = 0, torch.full_like(self._sums[u, 2:, :1], -torch.inf)
+            for c in chunks:
+                logits, p = self._buffers.softmax(self._q[u, c], self._k[u])
+                lse = self._lse[u, c] = logits.amax(-1) - p.amax(-1).log_()
+                by_lse = lse[:, None] + self._shift[u, :, c]
+                before, top = top, torch.maximum(top, by_lse.amax(-1, keepdim=True))
+                self._weights[u, 2:, c] = by_lse.sub_(top).exp_()
+                self._sums[u, 2:] *= torch.exp(before - top)
+                self._sums[u] += torch.bmm(self._weights[u, :, c], p)
+                if rows is not None:
+                    rows.add(images, own, p, c.start)
+                self._mean_logit[u, c] = logits.mul_(p).sum(-1)
+            self._weights[u, 2:] = torch.exp(self._lse[u, None] + self._shift[u] - top)
+            self._factors[u, :2] = self._sums[u, 2:].reciprocal()
+            for c in chunks:
+                _, p = self._buffers.softmax(self._q[u, c], self._k[u])
+                self._spread[u, :, c] = torch.bmm(self._factors[u], p.transpose(1, 2))
+
+    def read_into(self, found: _Maps) -> None:
+        images, own = self._where
+        self._spread[:, :2].mul_(self._weights[:, 2:]).div_(self._k.shape[1])
+        for u in self._lost():
+            for i, k in enumerate((self._k[u] + self._mean_key[u], self._k[u])):
+                self._spread[u, i] = self._mean_softmax_over_queries(self._q[u], k)
+        entropy = ((self._lse - self._mean_logit) * self._weights[:, 1]).sum(-1)
+        found.on_generated_BNxG[images, own] = self._spread[:, :3].unflatten(0, self._shape)
+        found.on_reference_BNxR[images, own] = self._sums[:, :2].unflatten(0, self._shape)
+        found.entropy_BN[images, own] = entropy.unflatten(0, self._shape)
+        found.log_normaliser_BNG[images, own] = (self._lse + self._shift[:, 0]).unflatten(0, self._shape)
+
+    def _lost(self) -> list[slice]:
+        """Units whose R2G does not follow from the sums, because a column's sum left float32's range.
+
+        Where asking would keep a device waiting, all of them.
+        """
+        if self._q.device.type not in _READABLE:
+            return [u for u, *_ in self._chunks()]
+        least = self._sums[:, 2:].amin((1, 2))
+        if float(least.amin()) >= _LEAST_COLUMN_SUM:  # False of NaN
+            return []
+        return [slice(i, i + 1) for i, value in enumerate(least.tolist()) if not value >= _LEAST_COLUMN_SUM]
+
+    def _mean_softmax_over_queries(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Mean over R of softmax over G, formed directly: (U, G)."""
+        total = q.new_zeros(q.shape[:2])
+        for keys in slices(k.shape[1], self._room // (4 * len(q) * q.shape[1])):
+            total += self._buffers.softmax(q, k[:, keys], 1)[1].sum(-1)
+        return total / k.shape[1]
 
 
-def _mean_softmax_over_queries(work: Work, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Mean over R of softmax over G, formed directly: (U, G)."""
-    total = torch.zeros(q.shape[:2], device=q.device)
-    for keys in work.key_chunks(len(q)):
-        total += work.softmax(q, k[:, keys], 1)[1].sum(-1)
-    return total / work.R
-
-
-def _taken(x: torch.Tensor | None, order: torch.Tensor | None, dim: int = -1) -> Any:
-    return x if x is None or order is None else x.index_select(dim, order)
+def _shifted(own: slice, by: slice) -> slice:
+    return slice(own.start + by.start, own.stop + by.start)

@@ -41,6 +41,14 @@ class Fold:
         out = x.new_zeros(x.shape[0], last - first + 1, x.shape[2])
         return out.index_add_(1, self.index[start:stop] - first, x), first
 
+    def summands(self, x: torch.Tensor, start: int) -> tuple[list[torch.Tensor], int]:
+        """What makes the sums of `rows` when it is added up."""
+        if self.factor is None:
+            total, first = self.rows(x, start)
+            return [total], first
+        parts = x.unflatten(1, (-1, self.factor))
+        return [parts[:, :, i] for i in range(self.factor)], start // self.factor
+
     def columns(self, x: torch.Tensor) -> torch.Tensor:
         """Sums over the last dimension, all of it; equal patches lie `count` apart."""
         if self.factor == 1:
@@ -62,6 +70,9 @@ class Patches:
     """For each wide patch, its place among the wide patches as they come out."""
     to_wide: Fold
     to_small: Fold
+    wide_share: float | torch.Tensor
+    """One over the number of tokens in a wide patch, or in each of them where these are unequal."""
+    small_share: float | torch.Tensor
 
     @property
     def together(self) -> int:
@@ -96,6 +107,8 @@ def _patches(grid: Grid, sides: tuple[int, int], device: torch.device, first_tok
         wide_back=_unless_given(place, device),
         to_wide=to_wide,
         to_small=to_small,
+        wide_share=_share(wide, place, device),
+        small_share=_share(small[wide], np.arange(small.max() + 1), device),
     )
 
 
@@ -126,7 +139,20 @@ def _fold(patch: np.ndarray, device: torch.device) -> Fold:
     return Fold(count=int(patch.max()) + 1, factor=_factor(patch), patch=patch, index=index)
 
 
+def _share(patch: np.ndarray, place: np.ndarray, device: torch.device) -> float | torch.Tensor:
+    """One over the number of tokens, of each patch at its place where they differ."""
+    counts = np.bincount(patch)
+    if (counts == counts[0]).all():
+        return 1 / float(counts[0])
+    return torch.from_numpy(1 / counts[np.argsort(place)].astype(np.float32)).to(device)
+
+
 def _unless_given(order: np.ndarray, device: torch.device) -> torch.Tensor | None:
     if (order == np.arange(len(order))).all():
         return None
     return torch.from_numpy(np.ascontiguousarray(order)).to(device)
+
+
+def taken(x: torch.Tensor, order: torch.Tensor | None, dim: int = -1) -> torch.Tensor:
+    """The tokens of `x` in that order."""
+    return x if order is None else x.index_select(dim, order)

@@ -19,11 +19,11 @@ from ..errors import NothingCaptured, UnsupportedModel
 from ..families.family import Family, Layout, Product
 from ..families.registry import find_family
 from .accumulate import Accumulator
-from .attention import RowPooling, attribute
+from .attention import attribute
 from .maps import AttributionMaps
 from .mass import mass_of, reference_mass
 from .plan import CapturePlan, HeadChoice
-from .product import shares
+from .product import Buffers, shares, taken_heads
 from .regions import Regions
 from .sampler_steps import StepCounter
 from .taps import ModuleRun, SeenProduct
@@ -89,6 +89,7 @@ class Trace(AbstractContextManager["Trace"]):
         self._heads = heads
         self._accumulators: dict[int, Accumulator] = {}
         self._steps = StepCounter(plan, self._scheduler)
+        self._buffers = Buffers()
         self._products = 0
         self._without_normaliser: dict[str, None] = {}  # layers, in the order in which they ran
         self._arguments: dict[str, Any] | None = None  # of the forward call under way, when it is looked at
@@ -242,34 +243,41 @@ class Trace(AbstractContextManager["Trace"]):
         mask = None if seen.mask is None else _own_mask(seen.mask, layout, run.name)
         q, keys = seen.query[layout.conditional][:, :, layout.generated], seen.key[layout.conditional]
         normalisers = {}
+        chosen = tuple(heads)
         for number, reference in layout.references.items():
             k = keys[:, :, reference.tokens]
+            grids = layout.generated_grid, reference.grid or (1, k.shape[2])
+            accumulator = self._accumulators.setdefault(number, Accumulator(self.plan))
             found = attribute(
                 q,
                 k,
-                heads=None if len(heads) == q.shape[1] else tuple(heads),
+                heads=chosen,
                 scale=seen.scale,
                 query_weight_BG=self._region.weight(layout.generated_grid, len(q), q.device),
                 # the mask is of the pair's own reference, the first
                 key_weight_BR=self._object.weight(reference.grid, len(q), q.device) if number == 0 else None,
-                pooling=RowPooling(
-                    generated=layout.generated_grid,
-                    reference=reference.grid or (1, k.shape[2]),
-                    head_weights=tuple(heads.values()),
+                rows=accumulator.rows(
+                    run.name,
+                    self._steps.step,
+                    grids,
+                    heads,
+                    images=len(q),
+                    all_heads=q.shape[1],
+                    device=q.device,
                 ),
+                buffers=self._buffers,
             )
             normalisers[number] = found.log_normaliser_BNG
-            accumulator = self._accumulators.setdefault(number, Accumulator(self.plan))
             accumulator.add(run.name, self._steps.step, (layout.generated_grid, reference.grid), heads, found)
         if not layout.joint:
             return
         if seen.log_normaliser is not None:
-            whole = seen.log_normaliser[layout.conditional][:, list(heads)][:, :, layout.generated]
+            whole = taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
             mass = torch.stack([mass_of(own, whole) for own in normalisers.values()])
         else:
             self._without_normaliser.setdefault(run.name)
             tokens = [r.tokens for r in layout.references.values()]
-            mass = reference_mass(q, keys, tokens, heads=list(heads), scale=seen.scale, mask=mask)
+            mass = reference_mass(q, keys, tokens, heads=chosen, scale=seen.scale, mask=mask, buffers=self._buffers)
         share = shares(tuple(heads.values()), mass.device)
         self._add_reference_mass(run.name, layout, (share @ mass))
 

@@ -5,6 +5,7 @@ Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from i2am_debug.capture.attention import Attribution, RowPooling, Rows, attribute
+from i2am_debug.capture import rows as pooled
+from i2am_debug.capture.accumulate import Accumulator
+from i2am_debug.capture.attention import Attribution, attribute
+from i2am_debug.capture.plan import CapturePlan
+from i2am_debug.capture.rows import in_order
 from i2am_debug.grids import pooled_grid, region_weight
 
 MAPS = ("r2g_BNG", "r2g_centred_BNG", "r2g_object_mass_BNG", "g2r_BNR", "g2r_region_BNR")
@@ -25,6 +30,12 @@ def make(B: int, N: int, G: int, R: int, H: int, *, seed: int = 0, size: float =
     rng = torch.Generator().manual_seed(seed)
     q, k = (size * torch.randn(B, N, n, H, generator=rng) for n in (G, R))
     return q, k, torch.rand(B, G, generator=rng) + 0.01, torch.rand(B, R, generator=rng) + 0.01
+
+
+@dataclass
+class Rows:
+    mean_Bgr: torch.Tensor
+    heads_BNgr: torch.Tensor
 
 
 def pooled_rows(
@@ -38,16 +49,19 @@ def pooled_rows(
     head_weights: tuple[float, ...] | None = None,
     chunk_bytes: int | None = None,
 ) -> Rows:
-    pooling = RowPooling(
-        generated=generated,
-        reference=reference,
-        head_weights=head_weights,
-        side=side,
-        head_side=min(side, head_side),
-    )
-    rows = attribute(q, k, pooling=pooling, chunk_bytes=chunk_bytes).rows
-    assert rows is not None
-    return rows
+    B, N = q.shape[:2]
+    heads = dict(enumerate(head_weights or (1.0,) * N))
+    accumulator = Accumulator(CapturePlan.full())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pooled, "SIDE", side)
+        patched.setattr(pooled, "HEAD_SIDE", min(side, head_side))
+        rows = accumulator.rows(
+            "layer", 0, (generated, reference), heads, images=B, all_heads=N, device=torch.device("cpu")
+        )
+    attribute(q, k, rows=rows, chunk_bytes=chunk_bytes)
+    weights = torch.tensor(list(heads.values()))
+    np.testing.assert_allclose(rows.step_Bgr, rows.heads_BNgr.sum(1), rtol=1e-5, atol=1e-9)
+    return Rows(in_order(rows.mean_Bgr, rows.patches), rows.heads_BNgr / weights[:, None, None])
 
 
 def softmax(logits: np.ndarray, axis: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Shapes: B images, N heads, G generated tokens, R reference tokens, g r pooled on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from i2am_debug.capture.accumulate import Accumulator, _pooled, resize
-from i2am_debug.capture.attention import Attribution, Rows
+from i2am_debug.capture.attention import Attribution
 from i2am_debug.capture.maps import AttributionMaps
 from i2am_debug.capture.plan import CapturePlan
 from i2am_debug.errors import UndefinedFigure
@@ -28,6 +28,14 @@ NAMES = {
     "g2r": "g2r_BNR",
     "g2r_region": "g2r_region_BNR",
 }
+
+
+@dataclass
+class Rows:
+    """Each patch's distribution over reference patches: (images, g, r), and (images, heads, g, r)."""
+
+    mean_Bgr: torch.Tensor
+    heads_BNgr: torch.Tensor
 
 
 @dataclass
@@ -95,7 +103,25 @@ def run(layers: dict[str, Layer], *, steps: tuple[int, ...] = STEPS, image: int 
 
 
 def add(accumulator: Accumulator, name: str, layer: Layer, step: int, found: Attribution, rows: Rows) -> None:
-    accumulator.add(name, step, (layer.generated, layer.reference), layer.weights, replace(found, rows=rows))
+    grids = layer.generated, layer.reference or (1, layer.R)
+    sums = accumulator.rows(
+        name,
+        step,
+        grids,
+        layer.weights,
+        images=IMAGES,
+        all_heads=1 + max(layer.weights),
+        device=torch.device("cpu"),
+    )
+    generated, reference = (
+        torch.arange(n) if p.wide_back is None else p.wide_back
+        for n, p in zip(sums.mean_Bgr.shape[1:], sums.patches, strict=True)
+    )
+    sums.mean_Bgr[:, generated[:, None], reference] += rows.mean_Bgr
+    for i, (head, weight) in enumerate(layer.weights.items()):
+        sums.heads_BNgr[:, head] += weight * rows.heads_BNgr[:, i]
+        sums.step_Bgr.add_(rows.heads_BNgr[:, i], alpha=weight)
+    accumulator.add(name, step, (layer.generated, layer.reference), layer.weights, found)
 
 
 def cubic(x: float) -> float:
