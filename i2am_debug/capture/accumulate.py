@@ -191,12 +191,10 @@ class Accumulator:
             r2g_centred=centred,
             rows=self._rows(image, steps, groups_TS),
             information={
-                name: self._spread(s, s.of_heads("information", image)[:, 0])
-                for name, s in self._layers.items()
+                name: self._spread(s, s.of_heads("information", image)[:, 0]) for name, s in self._layers.items()
             },
             information_by_step={
-                name: s.of_steps("information", image, steps)[:, 0].double().numpy()
-                for name, s in self._layers.items()
+                name: s.of_steps("information", image, steps)[:, 0].double().numpy() for name, s in self._layers.items()
             },
             heads={name: tuple(s.heads) for name, s in self._layers.items()},
             steps=steps,

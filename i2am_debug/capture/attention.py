@@ -140,14 +140,16 @@ class _Part:
         (U, G, _), R = q.shape, k.shape[1]
         self._shift = q.new_zeros(U, 2, G)  # from centred logits to the paper's, and to the centred ones
         torch.bmm(self._mean_key, q.transpose(1, 2), out=self._shift[:, :1])
-        self._weights = q.new_empty(U, 4, G)  # all alike, the region's, and exp(lse) of the paper's and the centred logits
+        self._weights = q.new_empty(
+            U, 4, G
+        )  # all alike, the region's, and exp(lse) of the paper's and the centred logits
         self._sums = q.new_empty(U, 4, R)  # those weights times P
         self._lse, self._mean_logit = q.new_empty(U, G), q.new_empty(U, G)  # of centred logits
 
     def weigh(self, region_BG: torch.Tensor | None, object_BR: torch.Tensor | None) -> None:
         """How much each generated token counts in the region's figures, and each reference token in the object's mass."""
         (U, _, G), R, images = self._weights.shape, self._sums.shape[2], self._where[0]
-        self._weights[:, :2] = 1 / G
+        self._weights[:, :2].fill_(1 / G)
         if region_BG is not None:
             self._weights.unflatten(0, self._shape)[:, :, 1] = region_BG[images, None]
         rows = 2 if object_BR is None else 4  # a matrix product of 3 rows takes longer than one of 4
@@ -183,7 +185,8 @@ class _Part:
         together = 1 if rows is None else rows.patches[0].together
         chunks = slices(G, max(1, self._room // (4 * R * together)) * together)
         for u, images, own in self._chunks():
-            self._sums[u], top = 0, torch.full_like(self._sums[u, 2:, :1], -torch.inf)
+            self._sums[u].zero_()
+            top = torch.full_like(self._sums[u, 2:, :1], -torch.inf)
             for c in chunks:
                 logits, p = self._buffers.softmax(self._q[u, c], self._k[u])
                 lse = self._lse[u, c] = logits.amax(-1) - p.amax(-1).log_()

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..errors import UnsupportedModel
+from ..families.family import Layout
 from .precision import float32_products
 from .product import Buffers, chunk_room, groups, slices, units
 
@@ -55,3 +57,22 @@ def _of_units(mask: torch.Tensor, images: slice, shape: tuple[int, int], rows: s
     """The part of a mask without heads of its own for some images, heads and generated tokens: (U or 1, c or 1, S)."""
     mask = mask[..., rows, :] if mask.shape[-2] > 1 else mask
     return mask[:, 0] if mask.shape[0] == 1 else mask[images].expand(*shape, -1, -1).flatten(0, 1)
+
+
+def check_mask(own_BNGS: torch.Tensor, layout: Layout, name: str) -> bool:
+    """Whether the mask of the generated tokens is one for all heads; it must not touch the reference's keys.
+
+    Raises:
+        UnsupportedModel: it does, or the reference mass can't be formed with it.
+    """
+    for number, reference in layout.references.items():
+        part = own_BNGS[..., reference.tokens]
+        if not bool(part.all() if part.dtype == torch.bool else (part == 0).all()):
+            raise UnsupportedModel(
+                f"attention module {name!r} masks some keys of reference {number}; the attribution of masked reference "
+                "tokens is not defined"
+            )
+    for_all = own_BNGS.shape[1] == 1 or bool((own_BNGS == own_BNGS[:, :1]).all())  # or repeated for each head
+    if layout.joint and not for_all:
+        raise UnsupportedModel(f"attention module {name!r} has a mask for each head; the reference mass is not defined")
+    return for_all

@@ -93,7 +93,9 @@ def column_patches(grid: Grid, sides: tuple[int, int], device: torch.device) -> 
 @lru_cache(maxsize=256)
 def _patches(grid: Grid, sides: tuple[int, int], device: torch.device, first_tokens_first: bool) -> Patches:
     if sides[0] % sides[1]:
-        raise ValueError(f"rows at {sides[0]} and {sides[1]} patches a side: the first must be a multiple of the second")
+        raise ValueError(
+            f"rows at {sides[0]} and {sides[1]} patches a side: the first must be a multiple of the second"
+        )
     wide, small = _patch_numbers(grid, sides[0]), _patch_numbers(pooled_grid(grid, sides[0]), sides[1])
     wide_order = _order(small, first_tokens_first)
     place = np.argsort(wide_order)  # of each wide patch

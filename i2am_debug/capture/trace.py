@@ -21,7 +21,7 @@ from ..families.registry import find_family
 from .accumulate import Accumulator
 from .attention import attribute
 from .maps import AttributionMaps
-from .mass import mass_of, reference_mass
+from .mass import check_mask, mass_of, reference_mass
 from .plan import CapturePlan, HeadChoice
 from .product import Buffers, shares, taken_heads
 from .regions import Regions
@@ -90,6 +90,7 @@ class Trace(AbstractContextManager["Trace"]):
         self._accumulators: dict[int, Accumulator] = {}
         self._steps = StepCounter(plan, self._scheduler)
         self._buffers = Buffers()
+        self._read: dict[Any, Any] = {}  # off the numbers in tensors: a look at them keeps a device waiting
         self._products = 0
         self._without_normaliser: dict[str, None] = {}  # layers, in the order in which they ran
         self._arguments: dict[str, Any] | None = None  # of the forward call under way, when it is looked at
@@ -229,6 +230,7 @@ class Trace(AbstractContextManager["Trace"]):
             call=run.products,
             query_tokens=query_tokens,
             key_tokens=key_tokens,
+            read=self._read,
         )
         return self.family.layout(product)
 
@@ -240,7 +242,7 @@ class Trace(AbstractContextManager["Trace"]):
         if layout.branch_scale is not None and seen.output is not None:
             run.branches.append((layout, seen.output))
         heads = self._weights(run.name, seen.query.shape[1])
-        mask = None if seen.mask is None else _own_mask(seen.mask, layout, run.name)
+        mask = None if seen.mask is None else self._own_mask(run, seen.mask, layout)
         q, keys = seen.query[layout.conditional][:, :, layout.generated], seen.key[layout.conditional]
         normalisers = {}
         chosen = tuple(heads)
@@ -281,6 +283,15 @@ class Trace(AbstractContextManager["Trace"]):
         share = shares(tuple(heads.values()), mass.device)
         self._add_reference_mass(run.name, layout, (share @ mass))
 
+    def _own_mask(self, run: ModuleRun, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """The mask's part for the conditional rows and the generated tokens, read once for each product of a forward call."""
+        own = mask[layout.conditional] if mask.shape[0] > 1 else mask
+        own = own[:, :, layout.generated] if own.shape[2] > 1 else own
+        key = run.name, run.products, self._steps.forward, own.shape
+        if key not in self._read:
+            self._read[key] = check_mask(own, layout, run.name)
+        return own[:, :1] if self._read[key] else own
+
     def _add_reference_mass(self, name: str, layout: Layout, mass_RBG: torch.Tensor) -> None:
         """Adds the mean over all generated tokens, over those inside the trace's `mask` and over those outside."""
         inside_BG = self._region.weight(layout.generated_grid, mass_RBG.shape[1], mass_RBG.device)
@@ -294,7 +305,7 @@ class Trace(AbstractContextManager["Trace"]):
 
     def _add_branch_shares(self, run: ModuleRun) -> None:
         """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
-        added = [torch.as_tensor(s.branch_scale, device=o.device) * o.float() for s, o in run.branches]
+        added = [s.branch_scale * o.float() for s, o in run.branches]
         together = sum(o.float() for o in run.plain) + sum(added)
         for (layout, _), ours in zip(run.branches, added, strict=True):
             rows, tokens = layout.conditional, layout.generated
@@ -325,24 +336,6 @@ def _bypassed(run: ModuleRun) -> str:
         f"use {wanted} (pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
         'denoiser.set_attention_backend("native"), or leave the layer out with CapturePlan(exclude=(…))'
     )
-
-
-def _own_mask(mask: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
-    """The mask's part for the conditional rows and the generated tokens; it must not touch the reference's keys."""
-    own = mask[layout.conditional] if mask.shape[0] > 1 else mask
-    own = own[:, :, layout.generated] if own.shape[2] > 1 else own
-    for number, reference in layout.references.items():
-        part = own[..., reference.tokens]
-        if not bool(part.all() if part.dtype == torch.bool else (part == 0).all()):
-            raise UnsupportedModel(
-                f"attention module {name!r} masks some keys of reference {number}; the attribution of masked reference "
-                "tokens is not defined"
-            )
-    if own.shape[1] > 1 and bool((own == own[:, :1]).all()):
-        own = own[:, :1]  # one mask, repeated for each head
-    if layout.joint and own.shape[1] > 1:
-        raise UnsupportedModel(f"attention module {name!r} has a mask for each head; the reference mass is not defined")
-    return own
 
 
 def find_denoiser(pipeline: Any) -> nn.Module:
