@@ -1,7 +1,7 @@
 """What looking costs a UNet under guidance: `python -m benchmarks.capture --json F`.
 
-37.5 million parameters, 16 cross-attention layers of 8 heads over 257 reference tokens, pictures of 256x256, guidance batch of 2.
-Both ways run in turn in one process, one thread; a ratio is of the CPU time of neighbours. Looking includes both directions,
+37.5 million parameters, 16 cross-attention layers of 8 heads over 257 reference tokens, pictures of 256x256, a guidance batch
+of 2. Both ways run in turn in one process, one thread; a ratio is of the CPU time of one round. Looking includes both ways,
 regions, rows and the maps of every level read out at the end. Memory is the growth of a process's peak over what the model
 itself needed, each way in a process of its own because a peak never goes down.
 """

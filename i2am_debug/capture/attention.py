@@ -45,7 +45,7 @@ class Attribution:
     """The same over the query region only; equals `g2r_BNR` without one."""
     information_BN: torch.Tensor
     """Attention information of the query region in bits."""
-    log_normaliser_BNG: torch.Tensor | None = None
+    log_normaliser_BNG: torch.Tensor
     """Logarithm of each G2R row's sum of exponentials."""
 
 
@@ -80,7 +80,7 @@ def attribute(
     region = None if query_weight_BG is None else taken(normalised(query_weight_BG.float()), orders[0])
     on_object = None if key_weight_BR is None else taken(key_weight_BR.float(), orders[1])
     room, buffers = chunk_bytes or chunk_room(q_BNGH.device), buffers or Buffers()
-    whole = 4 * G * R <= (chunk_bytes or _WHOLE * room)
+    whole = (chunk_bytes or _WHOLE * room) >= 4 * G * R
     found = _Maps.empty(B, len(chosen), G, R, on_object is not None, q_BNGH.device)
     with float32_products(q_BNGH.device.type):
         for images, own in groups(B, len(chosen), 4 * (G + R) * (H + 10), _THIN_BYTES):
@@ -168,7 +168,7 @@ class _Part:
     def form_whole(self, rows: RowSums | None) -> None:
         """Some heads at a time, each product once."""
         for u, images, own in self._chunks():
-            logits, p = self._buffers.softmax(self._q[u], self._k[u])
+            logits, p = self._buffers.form(self._q[u], self._k[u])
             lse = torch.sub(logits.amax(-1), p.amax(-1).log_(), out=self._lse[u])
             by_lse = torch.add(lse[:, None], self._shift[u], out=self._weights[u, 2:])
             by_lse.sub_(by_lse.amax(-1, keepdim=True)).exp_()
@@ -188,7 +188,7 @@ class _Part:
             self._sums[u].zero_()
             top = torch.full_like(self._sums[u, 2:, :1], -torch.inf)
             for c in chunks:
-                logits, p = self._buffers.softmax(self._q[u, c], self._k[u])
+                logits, p = self._buffers.form(self._q[u, c], self._k[u])
                 lse = self._lse[u, c] = logits.amax(-1) - p.amax(-1).log_()
                 by_lse = lse[:, None] + self._shift[u, :, c]
                 before, top = top, torch.maximum(top, by_lse.amax(-1, keepdim=True))
@@ -201,7 +201,7 @@ class _Part:
             self._weights[u, 2:] = torch.exp(self._lse[u, None] + self._shift[u] - top)
             self._factors[u, :2] = self._sums[u, 2:].reciprocal()
             for c in chunks:
-                _, p = self._buffers.softmax(self._q[u, c], self._k[u])
+                _, p = self._buffers.form(self._q[u, c], self._k[u])
                 self._spread[u, :, c] = torch.bmm(self._factors[u], p.transpose(1, 2))
 
     def read_into(self, found: _Maps) -> None:
@@ -232,7 +232,7 @@ class _Part:
         """Mean over R of softmax over G, formed directly: (U, G)."""
         total = q.new_zeros(q.shape[:2])
         for keys in slices(k.shape[1], self._room // (4 * len(q) * q.shape[1])):
-            total += self._buffers.softmax(q, k[:, keys], 1)[1].sum(-1)
+            total += self._buffers.form(q, k[:, keys], 1)[1].sum(-1)
         return total / k.shape[1]
 
 

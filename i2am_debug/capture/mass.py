@@ -47,7 +47,7 @@ def reference_mass(
             shape = images.stop - images.start, own.stop - own.start
             for rows in slices(G, room // (4 * S * len(q))):
                 seen = None if mask is None else _of_units(mask, images, shape, rows)
-                p_UcS = buffers.softmax(q[:, rows], k, mask=seen)[1]
+                p_UcS = buffers.form(q[:, rows], k, mask=seen)[1]
                 for i, tokens in enumerate(references):
                     shares[i, images, own, rows] = p_UcS[..., tokens].sum(-1).unflatten(0, shape)
     return shares

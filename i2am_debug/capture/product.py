@@ -25,7 +25,7 @@ class Buffers:
     def __init__(self) -> None:
         self._held: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def softmax(
+    def form(
         self, q: torch.Tensor, k: torch.Tensor, dim: int = -1, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of q·k and their softmax over `dim`, each (U, queries, keys); overwritten by the next."""

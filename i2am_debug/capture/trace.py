@@ -244,8 +244,7 @@ class Trace(AbstractContextManager["Trace"]):
         heads = self._weights(run.name, seen.query.shape[1])
         mask = None if seen.mask is None else self._own_mask(run, seen.mask, layout)
         q, keys = seen.query[layout.conditional][:, :, layout.generated], seen.key[layout.conditional]
-        normalisers = {}
-        chosen = tuple(heads)
+        normalisers, chosen = [], tuple(heads)
         for number, reference in layout.references.items():
             k = keys[:, :, reference.tokens]
             grids = layout.generated_grid, reference.grid or (1, k.shape[2])
@@ -269,19 +268,20 @@ class Trace(AbstractContextManager["Trace"]):
                 ),
                 buffers=self._buffers,
             )
-            normalisers[number] = found.log_normaliser_BNG
+            normalisers.append(found.log_normaliser_BNG)
             accumulator.add(run.name, self._steps.step, (layout.generated_grid, reference.grid), heads, found)
-        if not layout.joint:
-            return
-        if seen.log_normaliser is not None:
+        if layout.joint and seen.log_normaliser is not None:
             whole = taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
-            mass = torch.stack([mass_of(own, whole) for own in normalisers.values()])
-        else:
+            mass_RBNG = torch.stack([mass_of(own, whole) for own in normalisers])
+        elif layout.joint:
             self._without_normaliser.setdefault(run.name)
             tokens = [r.tokens for r in layout.references.values()]
-            mass = reference_mass(q, keys, tokens, heads=chosen, scale=seen.scale, mask=mask, buffers=self._buffers)
-        share = shares(tuple(heads.values()), mass.device)
-        self._add_reference_mass(run.name, layout, (share @ mass))
+            mass_RBNG = reference_mass(
+                q, keys, tokens, heads=chosen, scale=seen.scale, mask=mask, buffers=self._buffers
+            )
+        else:
+            return
+        self._add_reference_mass(run.name, layout, shares(tuple(heads.values()), q.device) @ mass_RBNG)
 
     def _own_mask(self, run: ModuleRun, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
         """The mask's part for the conditional rows and the generated tokens, read once for each product of a forward call."""

@@ -73,6 +73,7 @@ def attribution(rng: np.random.Generator, layer: Layer) -> Attribution:
         **{name: smooth(rng, IMAGES, N, G) for name in ("r2g_BNG", "r2g_centred_BNG", "r2g_object_mass_BNG")},
         **{name: smooth(rng, IMAGES, N, R) for name in ("g2r_BNR", "g2r_region_BNR")},
         information_BN=torch.tensor(rng.random((IMAGES, N)), dtype=torch.float32),
+        log_normaliser_BNG=torch.zeros(IMAGES, N, G),
     )
 
 

@@ -1,4 +1,4 @@
-"""The reference mass from the kernel's own normaliser is that of a product of one's own, which is the way where there is none."""
+"""The reference mass from the kernel's own normaliser is that of a product of one's own, the way where there is none."""
 
 from __future__ import annotations
 
