@@ -15,7 +15,7 @@ from .diagnosis import Diagnosis
 from .judge import MOST_TO_BLAME, Finding, Judged
 from .rule import SEVERITIES, Severity
 
-_LOOK_FIRST = 2
+_LOOK_FIRST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class Alert:
         lines = [
             f"{self.severity}: {self.headline} at step {self.global_step} (baseline: step {self.baseline_step}{fine})",
             "",
-            *(f"- {line}" for line in _by_figure(self.findings)),
-            "",
-            *([f"Pairs most to blame: {', '.join(self.pairs)}", ""] if self.pairs else []),
             *(f"- {line}" for line in what_broke(self.findings, self.diagnosis)),
+            "",
+            *(f"- {line}" for line in _by_figure(self.findings)),
+            *(["", f"Validation pairs that show it most: {', '.join(self.pairs)}"] if self.pairs else []),
         ]
         return "\n".join(lines)
 
@@ -142,7 +142,7 @@ def what_broke(fired: Sequence[Finding], diagnosis: Diagnosis | None) -> list[st
     first = [CAUSES[name].first for name, _ in diagnosis.likely if name in CAUSES][:_LOOK_FIRST] or [look_first(fired)]
     return [
         f"What broke, by likelihood, as of step {diagnosis.global_step}: "
-        + ", ".join(f"{name} {share:.0%}" for name, share in diagnosis.likely),
+        + ", ".join(f"{name} {_percent(share)}" for name, share in diagnosis.likely),
         *(f"{'Look first at' if number == 0 else 'Then at'}: {text}" for number, text in enumerate(first)),
         f"It rests on: {'; '.join(diagnosis.evidence)}",
         *([_page(diagnosis.kind)] if diagnosis.kind in CAUSES else []),
@@ -156,6 +156,10 @@ def look_first(fired: Sequence[Finding]) -> str:
     if any(f.kind == "collapse" for f in fired):
         return "a reference encoder that is not loaded, random or detached; references that are all alike"
     return "the pairs' panels beside the baseline's, then references, masks and targets as the loader gives them now"
+
+
+def _percent(share: float) -> str:
+    return "> 99%" if share > 0.99 else f"{share:.0%}"
 
 
 def _page(name: str) -> str:

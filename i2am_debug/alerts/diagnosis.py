@@ -55,7 +55,7 @@ _TELLING = (
     *("R2G moved", "reference mass", "kept place"),
 )
 _CHANGED = " reference, relative"
-_LIKED = 2
+_LIKED = 3
 _LEAST = 0.05
 """Kinds that are less likely are not named."""
 _FEWEST = 4
@@ -111,7 +111,9 @@ class Diagnosis:
                 f"{name.removeprefix('loss, ').removesuffix(_CHANGED)} {math.expm1(changed[name]):+.0%}"
                 for name in liked
             )
-            told.append(f"of changed references it came to like most, against another pair's: {words}")
+            told.append(
+                f"of the losses with a changed reference these rose least, against that with another pair's: {words}"
+            )
         return told
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_sums import pooled_rows, row_sums
 from torch.overrides import TorchFunctionMode
 
 from i2am_debug.capture import attention
-from i2am_debug.capture import rows as pooled
-from i2am_debug.capture.accumulate import Accumulator
 from i2am_debug.capture.attention import Attribution, attribute
-from i2am_debug.capture.plan import CapturePlan
-from i2am_debug.capture.rows import RowSums, in_order
 from i2am_debug.grids import pooled_grid, region_weight
 
 MAPS = ("r2g_BNG", "r2g_centred_BNG", "r2g_object_mass_BNG", "g2r_BNR", "g2r_region_BNR")
@@ -32,49 +28,6 @@ def make(B: int, N: int, G: int, R: int, H: int, *, seed: int = 0, size: float =
     rng = torch.Generator().manual_seed(seed)
     q, k = (size * torch.randn(B, N, n, H, generator=rng) for n in (G, R))
     return q, k, torch.rand(B, G, generator=rng) + 0.01, torch.rand(B, R, generator=rng) + 0.01
-
-
-@dataclass
-class Rows:
-    mean_Bgr: torch.Tensor
-    heads_BNgr: torch.Tensor
-
-
-def row_sums(
-    generated: tuple[int, int],
-    reference: tuple[int, int],
-    heads: dict[int, float],
-    *,
-    images: int,
-    all_heads: int,
-    sides: tuple[int, int] = (32, 16),
-) -> RowSums:
-    grids, device = (generated, reference), torch.device("cpu")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pooled, "SIDE", sides[0])
-        patched.setattr(pooled, "HEAD_SIDE", sides[1])
-        accumulator = Accumulator(CapturePlan.full())
-        return accumulator.rows("layer", 0, grids, heads, images=images, all_heads=all_heads, device=device)
-
-
-def pooled_rows(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    generated: tuple[int, int],
-    reference: tuple[int, int],
-    *,
-    side: int = 32,
-    head_side: int = 16,
-    head_weights: tuple[float, ...] | None = None,
-    chunk_bytes: int | None = None,
-) -> Rows:
-    B, N = q.shape[:2]
-    heads = dict(enumerate(head_weights or (1.0,) * N))
-    rows = row_sums(generated, reference, heads, images=B, all_heads=N, sides=(side, min(side, head_side)))
-    attribute(q, k, rows=rows, chunk_bytes=chunk_bytes)
-    weights = torch.tensor(list(heads.values()))
-    np.testing.assert_allclose(rows.step_Bgr, rows.heads_BNgr.sum(1), rtol=1e-5, atol=1e-9)
-    return Rows(in_order(rows.mean_Bgr, rows.patches), rows.heads_BNgr / weights[:, None, None])
 
 
 def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
