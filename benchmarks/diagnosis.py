@@ -69,7 +69,7 @@ _SHRUNK = 0.15
 """Share of the covariance that is its diagonal alone: there are few runs for so many changes."""
 _LEAST_SPREAD = 0.02
 """Standard deviation that every change has at least."""
-_FURTHEST = 0.35
+_FURTHEST = 0.5
 _SHARPNESS = 32.0
 
 

@@ -348,7 +348,10 @@ def test_a_diagnosis_gives_the_headline_the_causes_and_what_to_look_at() -> None
     assert alert.text.startswith(f"critical: {CAUSES['mask'].headline} at step 7")
     assert "What broke, by likelihood, as of step 7: mask 80%, target 15%, none of these 5%" in alert.text
     assert f"- Look first at: {CAUSES['mask'].first}\n- Then at: {CAUSES['target'].first}" in alert.text
-    told = "loss +150%; of the losses with a changed reference these rose least, against that with another pair's: blank -10%, mirrored +22%, colours +65%"
+    told = (
+        "loss +150%; of the losses with a changed reference these rose least, against that with another pair's: "
+        "blank -10%, mirrored +22%, colours +65%"
+    )
     assert f"It rests on: {told}" in alert.text
     assert "docs/what-broke.md#mask\n" in alert.text
 
