@@ -779,7 +779,9 @@ def test_where_it_looks_has_changed_but_not_what_it_achieves() -> None:
     unmoved = {"attention_information": good["attention_information"], "reference_gap": 0.7 * good["reference_gap"]}
     assert severities(Rules(), **unmoved, loss=0.94 * good["loss"]) == {"info"}
     assert severities(Rules(), **unmoved, loss=0.97 * good["loss"]) == {"warning"}
-    assert severities(Rules(), reference_gap=unmoved["reference_gap"], loss=0.5 * good["loss"]) == {"warning"}, "both fell"
+    assert severities(Rules(), reference_gap=unmoved["reference_gap"], loss=0.5 * good["loss"]) == {"warning"}, (
+        "both fell"
+    )
     far = {**unmoved, "reference_gap": 0.4 * good["reference_gap"]}
     assert "critical" in severities(Rules(), **far, loss=0.5 * good["loss"])
     assert severities(Rules(), reference_gap=[BROKEN] * 16) >= {"warning"}
