@@ -320,8 +320,8 @@ SCENARIOS: dict[str, Callable[[Run, Path, int], I2AMCallback]] = {
     "out of memory inside": evaluated(raised_in("unet.down_blocks.1", 2, torch.OutOfMemoryError("planted"))),
     "out of memory in a collective": evaluated(raised_in_a_collective),
     "out of memory with two pairs": evaluated(
-        raised_in("unet.down_blocks.1", 2, torch.OutOfMemoryError("planted")), batch_size=2
-    ),
+        raised_in("unet.down_blocks.1", 4, torch.OutOfMemoryError("planted")), batch_size=2
+    ),  # after two forwards of the trial
     "out of memory with two pairs, by a loss": out_of_memory_by_a_loss,
     "inside the encoder": evaluated(raised_in("reference_encoder.norm", 3)),
     "more forwards": more_forwards,
