@@ -51,9 +51,12 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        read = self._tensors((args, kwargs))
+        for one in read:
+            self._hold(one.untyped_storage())  # weights and arguments, when they are first seen
         out = func(*args, **kwargs)
-        made = [one for one in tree_leaves(out) if isinstance(one, torch.Tensor) and one.device.type == "meta"]
-        new, packet = sum([self._hold(one.untyped_storage()) for one in made]), func._overloadpacket
+        made, packet = self._tensors(out), func._overloadpacket
+        new = sum([self._hold(one.untyped_storage()) for one in made])
         name = packet.__name__
         if packet in flop_registry:
             self.products += flop_registry[packet](*args, **kwargs, out_val=out)
@@ -62,11 +65,13 @@ class Counted(TorchDispatchMode):
         else:
             assert name not in _NO_FORMULA, f"no formula for the operations of aten.{name}"
             if (new or func._schema.is_mutable) and not name.startswith(("empty", "new_empty")):
-                read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
                 count = max((one.numel() for one in (*made, *read)), default=0)
                 self.others += count
                 self.by_kernel[name] += count
         return out
+
+    def _tensors(self, of: Any) -> list[torch.Tensor]:
+        return [one for one in tree_leaves(of) if isinstance(one, torch.Tensor) and one.device.type == "meta"]
 
     def _hold(self, storage: torch.UntypedStorage) -> int:
         """Notes a new storage until it is freed; whether it is one."""
