@@ -13,7 +13,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from i2am_debug.alerts.causes import CAUSES, UNKNOWN
 from i2am_debug.alerts.diagnosis import Signatures, changes_of, likelihoods_of, share_of
 from i2am_debug.alerts.rules import Rules
 from i2am_debug.demo.demo_model import MODELS
+from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
 
 SIGNATURES = Path(__file__).parents[1] / "i2am_debug" / "alerts" / "signatures.json"
@@ -61,14 +62,15 @@ CAUSE_OF = {
 """Fault of the benchmark → its kind."""
 
 _ROUNDS = 4
+_DRAWS = 6
 _PER_RUN = 2
 """Evaluations from the alert on that are fitted; a gradual fault's run has many."""
-_SHRUNK = 0.2
+_SHRUNK = 0.15
 """Share of the covariance that is its diagonal alone: there are few runs for so many changes."""
 _LEAST_SPREAD = 0.02
 """Standard deviation that every change has at least."""
-_FURTHEST = 0.8
-_SHARPNESS = 4.0
+_FURTHEST = 0.35
+_SHARPNESS = 32.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Sample:
     alerted: bool
     """Whether it is the first at which an alert came."""
     changes: dict[str, float]
+    by_other_pairs: tuple[dict[str, float], ...] = ()
+    """The same of pairs drawn from the run's with replacement: how much they depend on which pairs one has."""
 
     @property
     def cause(self) -> str:
@@ -100,8 +104,23 @@ def samples_of(plan: Plan, folder: Path) -> list[Sample]:
         is_first = alert is not None and not alerted
         alerted = alerted or is_first
         changes = changes_of(evaluations[0], evaluation)
-        found.append(Sample(plan.kind, plan.model, plan.seed, len(found) + 1, is_first, changes))
+        others = _by_other_pairs(evaluations[0], evaluation)
+        found.append(Sample(plan.kind, plan.model, plan.seed, len(found) + 1, is_first, changes, others))
     return found
+
+
+def _by_other_pairs(baseline: Evaluation, now: Evaluation) -> tuple[dict[str, float], ...]:
+    draws = np.random.default_rng(now.global_step)
+    found = []
+    for _ in range(_DRAWS):
+        chosen = draws.integers(0, len(baseline.pairs), len(baseline.pairs))
+        found.append(changes_of(_of_pairs(baseline, chosen), _of_pairs(now, chosen)))
+    return tuple(found)
+
+
+def _of_pairs(evaluation: Evaluation, chosen: np.ndarray) -> Evaluation:
+    columns = {tag: tuple(values[i] for i in chosen) for tag, values in evaluation.figures.items()}
+    return replace(evaluation, figures=columns)
 
 
 def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
@@ -113,13 +132,22 @@ def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
     seen = {
         key: np.array([[s.changes.get(name, math.nan) for name in changes] for s in row]) for key, row in rows.items()
     }
+    by_pairs = np.array(
+        [
+            [other.get(name, math.nan) - s.changes.get(name, math.nan) for name in changes]
+            for row in rows.values()
+            for s in row
+            for other in s.by_other_pairs
+        ]
+    )
     covariance = _LEAST_SPREAD**2 * np.eye(len(changes))
     shares = {key: np.ones(len(values)) for key, values in seen.items()}
     for _ in range(_ROUNDS):  # how far each run had come, the signatures, and the spread around them, in turn
         means = {key: _mean_of(values, shares[key]) for key, values in seen.items()}
         shares = {key: _shares(values, means[key], covariance) for key, values in seen.items()}
-        residuals = [values - shares[key][:, None] * means[key] for key, values in seen.items()]
-        covariance = _covariance(np.concatenate(residuals), sum(len(values) - 1 for values in seen.values()))
+        residuals = np.concatenate([values - shares[key][:, None] * means[key] for key, values in seen.items()])
+        own = _covariance(residuals, len(residuals) / sum(len(values) - 1 for values in seen.values()))
+        covariance = own + _covariance(by_pairs, 1.0)
     return {
         "changes": changes,
         "signatures": [
@@ -148,12 +176,12 @@ def _shares(values: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.
     return shares / shares.max()
 
 
-def _covariance(residuals: np.ndarray, freedom: int) -> np.ndarray:
-    """(F, F), within a fault and model, shrunk towards its diagonal; over the samples that have both changes."""
+def _covariance(residuals: np.ndarray, factor: float) -> np.ndarray:
+    """(F, F) of residuals (rows, F), times a factor, shrunk towards its diagonal; over the rows that have both changes."""
     known = np.isfinite(residuals)
     filled = np.where(known, residuals, 0.0)
     together = np.maximum(known.T.astype(float) @ known, 1)
-    full = filled.T @ filled / together * (len(residuals) / max(freedom, 1))
+    full = filled.T @ filled / together * factor
     diagonal = np.diag(np.maximum(np.diag(full), _LEAST_SPREAD**2))
     return (1 - _SHRUNK) * full + _SHRUNK * diagonal
 

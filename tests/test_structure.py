@@ -278,14 +278,14 @@ def test_only_the_demo_knows_the_callbacks() -> None:
     assert {u for u in users if not u.startswith("callbacks")} == {"demo.finetune"}
 
 
-def test_only_attention_has_a_softmax() -> None:
+def test_only_the_product_has_a_softmax() -> None:
     users = set()
     for module, path in LIBRARY.items():
         for node in ast.walk(ast.parse(path.read_text())):
             name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
             if name.lower() in ("softmax", "log_softmax"):
                 users.add(module)
-    assert users == {"capture.attention"}
+    assert users == {"capture.product"}
 
 
 def test_only_drawing_imports_matplotlib() -> None:

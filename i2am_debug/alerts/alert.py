@@ -15,7 +15,7 @@ from .diagnosis import Diagnosis
 from .judge import MOST_TO_BLAME, Finding, Judged
 from .rule import SEVERITIES, Severity
 
-_LOOK_FIRST = 2
+_LOOK_FIRST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class Alert:
         lines = [
             f"{self.severity}: {self.headline} at step {self.global_step} (baseline: step {self.baseline_step}{fine})",
             "",
-            *(f"- {line}" for line in _by_figure(self.findings)),
+            *(f"- {line}" for line in what_broke(self.findings, self.diagnosis)),
             "",
-            *([f"Pairs most to blame: {', '.join(self.pairs)}", ""] if self.pairs else []),
-            *what_broke(self.findings, self.diagnosis),
+            *(f"- {line}" for line in _by_figure(self.findings)),
+            *(["", f"Validation pairs that show it most: {', '.join(self.pairs)}"] if self.pairs else []),
         ]
         return "\n".join(lines)
 
@@ -112,8 +112,8 @@ def headline(fired: Sequence[Finding], diagnosis: Diagnosis | None = None) -> st
         if any(f.figure == REFERENCE_GAP.tag for f in fired):
             return "it does better with a wrong reference than before, and with the right one too"
         return CAUSES["reordered"].headline
-    if diagnosis is not None and diagnosis.cause is not None:
-        return diagnosis.cause.headline
+    if diagnosis is not None and diagnosis.headline is not None:
+        return diagnosis.headline
     if any(f.kind == "collapse" and f.severity == "critical" for f in fired):
         return "the model no longer uses its reference"
     if all(f.kind == "collapse" for f in fired):
@@ -136,12 +136,13 @@ def can_be_diagnosed(fired: Iterable[Finding]) -> bool:
 def what_broke(fired: Sequence[Finding], diagnosis: Diagnosis | None) -> list[str]:
     """The likeliest kinds of fault, what that rests on, and where to look first; some lines."""
     if any(f.kind == "unchanged" for f in fired):
-        return [f"Look first at: {STALE.first}", "", _page(STALE.name)]
+        return [f"Look first at: {STALE.first}", _page(STALE.name)]
     if diagnosis is None:
         return [f"Look first at: {look_first(fired)}"]
     first = [CAUSES[name].first for name, _ in diagnosis.likely if name in CAUSES][:_LOOK_FIRST] or [look_first(fired)]
     return [
-        f"What broke, by likelihood: {', '.join(f'{name} {share:.0%}' for name, share in diagnosis.likely)}",
+        f"What broke, by likelihood, as of step {diagnosis.global_step}: "
+        + ", ".join(f"{name} {_percent(share)}" for name, share in diagnosis.likely),
         *(f"{'Look first at' if number == 0 else 'Then at'}: {text}" for number, text in enumerate(first)),
         f"It rests on: {'; '.join(diagnosis.evidence)}",
         *([_page(diagnosis.kind)] if diagnosis.kind in CAUSES else []),
@@ -155,6 +156,10 @@ def look_first(fired: Sequence[Finding]) -> str:
     if any(f.kind == "collapse" for f in fired):
         return "a reference encoder that is not loaded, random or detached; references that are all alike"
     return "the pairs' panels beside the baseline's, then references, masks and targets as the loader gives them now"
+
+
+def _percent(share: float) -> str:
+    return "> 99%" if share > 0.99 else f"{share:.0%}"
 
 
 def _page(name: str) -> str:

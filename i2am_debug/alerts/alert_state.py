@@ -7,7 +7,8 @@ from typing import Any
 
 from ..figures.record import Evaluation
 from .alert import Alert, make_alert
-from .judge import Judged, findings
+from .finding import Finding, Judged
+from .judge import findings
 from .rule import Severity, more_severe
 from .rules import Rules
 
@@ -23,10 +24,12 @@ class AlertState:
             figure: (severity, quiet) for figure, (severity, quiet) in (alerting or {}).items()
         }
         """What alerted → how severe it was, and evaluations in a row without it; forgotten after three."""
+        self.fired: Sequence[Finding] = ()
+        """What fires at the evaluation that was judged last, news or not."""
 
     def judge(self, baseline: Evaluation, history: Sequence[Judged]) -> Alert | None:
         """Judges the last evaluation of `history`; call it once an evaluation."""
-        fired = [f for f in findings(self.rules, baseline, history) if f.fired]
+        self.fired = fired = [f for f in findings(self.rules, baseline, history) if f.fired]
         worst: dict[str, Severity] = {}
         for finding in fired:
             # A pair that has lost its value must not keep silent about a later fall of the others.

@@ -58,27 +58,27 @@ CAUSES: dict[str, Cause] = {
         Cause(
             name="colours",
             group="values",
-            headline="the model is trained on references of other colours",
+            headline="the references' colours seem wrong",
             first="the order of the reference's colour channels (RGB or BGR) and colour augmentations that the target does not "
             "share",
         ),
         Cause(
             name="range",
             group="values",
-            headline="the model is trained on references of other brightness or contrast",
+            headline="the references' range or normalisation seems wrong",
             first="the range and normalisation of the reference ([0, 1] or [-1, 1], mean and standard deviation, a scale that "
             "is applied twice)",
         ),
         Cause(
             name="mask",
             group="not the reference",
-            headline="what the model is to paint, not its reference, broke: the masks seem wrong",
+            headline="the masks seem wrong: the model learns to paint elsewhere",
             first="the masks as pictures, over their targets: inverted, empty, full, shifted, or resized with smoothing?",
         ),
         Cause(
             name="target",
             group="not the reference",
-            headline="what the model is compared with, not its reference, broke: the targets seem wrong",
+            headline="the targets seem wrong, or what the loss compares with them",
             first="the targets as pictures, and what the loss compares: noise, sample or velocity (prediction_type)?",
         ),
         Cause(
@@ -90,7 +90,7 @@ CAUSES: dict[str, Cause] = {
         Cause(
             name="learning-rate",
             group="optimizer",
-            headline="the training runs apart: the learning rate seems too high",
+            headline="the training diverges: the learning rate seems too high",
             first="learning rate, warm-up, gradient norm and clipping; then resume from before it",
         ),
         Cause(
@@ -102,6 +102,15 @@ CAUSES: dict[str, Cause] = {
     )
 }
 """In the order in which they are listed; a name is never reused for another kind."""
+
+HEADLINES: dict[Group, str] = {
+    "reference lost": "the model unlearns its reference",
+    "values": "the values of its references seem wrong",
+    "not the reference": "something beside the reference broke",
+    "optimizer": "the training diverges",
+    "harmless": "where it looks has changed, what it achieves has not",
+}
+"""What an alert says where the group is clear and the kind is not."""
 
 UNKNOWN = "none of these"
 """In place of a kind, where what is seen is like none of them."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -37,18 +38,24 @@ from ..figures.declared import (
 )
 from ..figures.record import Evaluation
 from ..figures.registry import LAYER
-from ..figures.stored_form import entry, finite_or_none, listed, mapped, number, text
+from ..figures.stored_form import entry, finite_or_none, listed, mapped, number, text, whole_number
 from ..figures.values import Undefined
-from .causes import CAUSES, UNKNOWN, Cause
+from .causes import CAUSES, HEADLINES, UNKNOWN, Cause, Group
 from .finding import Judged
 
 _FURTHEST = 3.0
 """Changes are cut off there: a loss that is twenty times what it was says no more."""
 _SHARES = (0.15, 1.6)
 """Of a signature: what just began shows little of it, a fault that goes on for long more than was measured."""
-_GROWING = 0.02
+_GROWING = 0.15
 """By how much the squared distance that is usual grows with the squared size of what is seen."""
 _TOLD = 4
+_TELLING = (
+    *("loss", "loss, wrong reference", "loss inside", "loss outside", "information"),
+    *("R2G moved", "reference mass", "kept place"),
+)
+_CHANGED = " reference, relative"
+_LIKED = 3
 _LEAST = 0.05
 """Kinds that are less likely are not named."""
 _FEWEST = 4
@@ -59,6 +66,8 @@ _FEWEST = 4
 class Diagnosis:
     """What an evaluation says of what broke."""
 
+    global_step: int
+    """Of the evaluation."""
     likelihoods: tuple[tuple[str, float], ...]
     """Name of a kind (`causes.CAUSES`) or "none of these" → how likely, the likeliest first; sums to 1."""
     changes: Mapping[str, float]
@@ -76,14 +85,36 @@ class Diagnosis:
         return CAUSES[name] if name in CAUSES and likelihood > 0.5 else None
 
     @property
+    def headline(self) -> str | None:
+        """What has happened: of the likeliest kind, or of a group of kinds, that is likelier than all others together."""
+        if self.cause is not None:
+            return self.cause.headline
+        groups: Counter[Group] = Counter()
+        for name, likelihood in self.likelihoods:
+            if name in CAUSES:
+                groups[CAUSES[name].group] += likelihood  # type: ignore[assignment]
+        return next((HEADLINES[group] for group, likelihood in groups.most_common(1) if likelihood > 0.5), None)
+
+    @property
     def likely(self) -> tuple[tuple[str, float], ...]:
         """Those that are worth a word, the likeliest first."""
         return tuple(one for one in self.likelihoods if one[1] >= _LEAST)[:_TOLD] or self.likelihoods[:1]
 
     @property
     def evidence(self) -> list[str]:
-        """The changes that it rests on, in words, losses in percent."""
-        return [in_words(name, value) for name, value in self.changes.items()]
+        """The changes that tell most, in words."""
+        changed = {name: value for name, value in self.changes.items() if name.endswith(_CHANGED)}
+        told = [in_words(name, self.changes[name]) for name in _TELLING if name in self.changes]
+        liked = sorted(changed, key=changed.__getitem__)[:_LIKED]
+        if liked:
+            words = ", ".join(
+                f"{name.removeprefix('loss, ').removesuffix(_CHANGED)} {math.expm1(changed[name]):+.0%}"
+                for name in liked
+            )
+            told.append(
+                f"of the losses with a changed reference these rose least, against that with another pair's: {words}"
+            )
+        return told
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -100,7 +131,10 @@ class Diagnosis:
         if not likelihoods:
             raise ValueError(f"{where}/likelihoods is empty")
         changes = entry(row, "changes", mapped(finite_or_none), where)
-        return cls(likelihoods=likelihoods, changes={k: v for k, v in changes.items() if v is not None})
+        step = entry(row, "global_step", whole_number, where)
+        return cls(
+            global_step=step, likelihoods=likelihoods, changes={k: v for k, v in changes.items() if v is not None}
+        )
 
 
 def _likelihood(value: Any, where: str) -> tuple[str, float]:
@@ -160,9 +194,9 @@ def changes_of(baseline: Evaluation, now: Judged) -> dict[str, float]:
     found = {
         "loss": _ratio(baseline.values(LOSS.tag), now.values(LOSS.tag)),
         "loss, wrong reference": wrong,
-        "loss, blank reference": _ratio(_blank(baseline), _blank(now)) - wrong,
+        f"loss, blank{_CHANGED}": _ratio(_blank(baseline), _blank(now)) - wrong,
         **{
-            f"loss, {probe.tag.partition('/')[2]} reference": _ratio(baseline.values(probe.tag), now.values(probe.tag))
+            f"loss, {probe.tag.partition('/')[2]}{_CHANGED}": _ratio(baseline.values(probe.tag), now.values(probe.tag))
             - wrong
             for probe in PROBES
         },
@@ -188,7 +222,9 @@ def diagnose(baseline: Evaluation, now: Judged, signatures: Signatures | None = 
     signatures = signatures or measured_signatures()
     changes = changes_of(baseline, now)
     likelihoods = likelihoods_of(changes, signatures)
-    return None if likelihoods is None else Diagnosis(likelihoods=likelihoods, changes=changes)
+    if likelihoods is None:
+        return None
+    return Diagnosis(global_step=now.global_step, likelihoods=likelihoods, changes=changes)
 
 
 def likelihoods_of(changes: Mapping[str, float], signatures: Signatures) -> tuple[tuple[str, float], ...] | None:

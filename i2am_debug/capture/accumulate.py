@@ -7,10 +7,12 @@ Shapes: B batch, S looked-at sampler steps, T time groups, N heads, h w tokens o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from ..grids import Grid, pooled_grid
-from .attention import Attribution, Rows
+from .attention import Attribution
 from .maps import NO_GRID, ONE_TOKEN, AttributionMaps, DirectionMaps, SpecificRows
 from .plan import CapturePlan
-
-_HEAD_SIDE = 16  # of the maps of single heads and of their rows
+from .product import shares
+from .rows import HEAD_SIDE, SIDE, RowSums, in_order, row_pooling
 
 
 @dataclass(kw_only=True)
@@ -32,17 +34,33 @@ class _LayerSums:
     generated_grid: Grid
     reference_grid: Grid | None
     heads: list[int]
-    weights: torch.Tensor
-    per_head: dict[str, torch.Tensor] = field(default_factory=dict)
-    per_step: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    weights: tuple[float, ...]
+    places: dict[str, slice] = field(default_factory=dict)
+    """Where each kind of map lies in the last dimension of the sums below."""
+    per_head: torch.Tensor | None = None
+    per_step: dict[int, torch.Tensor] = field(default_factory=dict)
     forwards: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    rows: torch.Tensor | None = None
     shares: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     count: int = 0
 
+    def of_heads(self, name: str, image: int) -> torch.Tensor:
+        """(N, tokens), mean over steps, on the CPU."""
+        assert self.per_head is not None
+        return (self.per_head[image, :, self.places[name]] / self.count).cpu()
+
+    def of_steps(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
+        """(steps, tokens), mean over heads, on the CPU; a step may look at a layer twice (two forwards), their mean counts."""
+        each = [self.per_step[s][image, self.places[name]] / self.forwards[s] for s in steps]
+        return torch.stack(each).cpu()
+
     @property
-    def share(self) -> torch.Tensor:
-        return self.weights / self.weights.sum()
+    def reference_tokens(self) -> int:
+        place = self.places["g2r"]
+        return place.stop - place.start
+
+    @property
+    def row_grids(self) -> tuple[Grid, Grid]:
+        return self.generated_grid, self.reference_grid or (1, self.reference_tokens)
 
 
 class Accumulator:
@@ -51,36 +69,75 @@ class Accumulator:
     def __init__(self, plan: CapturePlan) -> None:
         self._plan = plan
         self._layers: dict[str, _LayerSums] = {}
+        self._layer_rows: dict[str, torch.Tensor] = {}  # layer → sum over steps, as `RowSums.mean_Bgr`
         # Rows of heads and steps are summed over layers of equal grids at once: keeping layer x head would not scale.
-        self._head_rows: dict[tuple[Grid, Grid], dict[int, torch.Tensor]] = defaultdict(dict)
-        self._head_row_weights: dict[tuple[Grid, Grid], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        self._head_rows: dict[tuple[Grid, Grid], torch.Tensor] = {}
+        self._heads_seen: dict[tuple[Grid, Grid], set[int]] = defaultdict(set)
         self._step_rows: dict[tuple[Grid, Grid], dict[int, torch.Tensor]] = defaultdict(dict)
+        self._product_rows: dict[torch.Size, torch.Tensor] = {}
         self.images = 0
 
     @property
     def empty(self) -> bool:
         return not self._layers
 
+    def rows(
+        self,
+        layer: str,
+        step: int,
+        grids: tuple[Grid, Grid],
+        heads: Mapping[int, float],
+        *,
+        images: int,
+        all_heads: int,
+        device: torch.device,
+    ) -> RowSums:
+        """Where the rows of the product that is added next are to be added.
+
+        Args:
+            heads: head looked at → how many of the model's heads it stands for.
+            all_heads: how many the layer has.
+        """
+        patches = row_pooling(*grids, device)
+        wide, small = ([getattr(p, size).count for p in patches] for size in ("to_wide", "to_small"))
+        small_grids = pooled_grid(grids[0], HEAD_SIDE), pooled_grid(grids[1], HEAD_SIDE)
+        of_heads = self._head_rows.get(small_grids)
+        if of_heads is None or of_heads.shape[1] < all_heads:
+            self._head_rows[small_grids] = torch.zeros(images, all_heads, *small, device=device)
+            if of_heads is not None:
+                self._head_rows[small_grids][:, : of_heads.shape[1]] = of_heads
+        self._heads_seen[small_grids].update(heads)
+        of_steps = self._step_rows[small_grids]
+        if step not in of_steps:
+            of_steps[step] = torch.zeros(images, *small, device=device)
+        if layer not in self._layer_rows:
+            self._layer_rows[layer] = torch.zeros(images, *wide, device=device)
+        mean = self._layer_rows[layer]
+        if mean.shape not in self._product_rows:
+            self._product_rows[mean.shape] = torch.zeros_like(mean)
+        return RowSums(
+            patches=patches,
+            heads=heads,
+            mean_Bgr=mean,
+            heads_BNgr=self._head_rows[small_grids],
+            step_Bgr=of_steps[step],
+            product_Bgr=self._product_rows[mean.shape],
+        )
+
     def add(
         self,
         layer: str,
         step: int,
         grids: tuple[Grid, Grid | None],
-        heads: Sequence[int],
-        weights: torch.Tensor,
+        heads: Mapping[int, float],
         found: Attribution,
-        rows: Rows,
     ) -> None:
-        """Adds one product's attribution; `weights` (N,) says how many of the model's heads each looked-at one stands for."""
+        """Adds one product's attribution; `heads`: head looked at → how many of the model's heads it stands for."""
         self.images = len(found.r2g_BNG)
+        weights = tuple(heads.values())
         sums = self._layers.setdefault(
             layer,
-            _LayerSums(
-                generated_grid=grids[0],
-                reference_grid=grids[1],
-                heads=list(heads),
-                weights=weights.float(),
-            ),
+            _LayerSums(generated_grid=grids[0], reference_grid=grids[1], heads=list(heads), weights=weights),
         )
         values = {
             "r2g": found.r2g_BNG,
@@ -91,24 +148,17 @@ class Accumulator:
         }
         if found.r2g_object_mass_BNG is not None:
             values["r2g_object_mass"] = found.r2g_object_mass_BNG
-        share = sums.share.to(found.r2g_BNG.device)
-        for name, value in values.items():
-            sums.per_head[name] = value if sums.count == 0 else sums.per_head[name] + value
-            mean = torch.einsum("bnx,n->bx", value, share)
-            _add_to(sums.per_step[name], step, mean)
-        sums.forwards[step] += 1  # a step may look at a layer twice (two forwards); their mean counts
-        sums.rows = rows.mean_Bgr if sums.rows is None else sums.rows + rows.mean_Bgr
+        all_maps = torch.cat(list(values.values()), -1)
+        in_step = shares(weights, all_maps.device) @ all_maps
+        if sums.per_head is None:
+            ends = list(itertools.accumulate(value.shape[-1] for value in values.values()))
+            sums.places = {name: slice(a, b) for name, a, b in zip(values, [0, *ends], ends, strict=False)}
+            sums.per_head = all_maps
+        else:
+            sums.per_head += all_maps
+        sums.per_step[step] = sums.per_step[step] + in_step if step in sums.per_step else in_step
+        sums.forwards[step] += 1
         sums.count += 1
-
-        small = (
-            pooled_grid(grids[0], _HEAD_SIDE),
-            pooled_grid(grids[1] or (1, found.g2r_BNR.shape[-1]), _HEAD_SIDE),
-        )
-        weight = sums.weights.to(rows.heads_BNgr.device)
-        for i, head in enumerate(heads):
-            _add_to(self._head_rows[small], head, rows.heads_BNgr[:, i] * weight[i])
-            self._head_row_weights[small][head] += float(sums.weights[i])
-        _add_to(self._step_rows[small], step, torch.einsum("bngr,n->bgr", rows.heads_BNgr, weight))
 
     def add_share(self, layer: str, name: str, value_B: torch.Tensor) -> None:
         """Adds one product's share of the reference, (B,) in [0, 1]: "reference_mass", "branch_share", …; NaN: has none."""
@@ -121,17 +171,16 @@ class Accumulator:
         if not 0 <= image < self.images:
             raise IndexError(f"image {image} of a batch of {self.images}")
         first = next(iter(self._layers.values()))
-        steps = tuple(sorted(first.per_step["r2g"]))
+        steps = tuple(sorted(first.per_step))
         total = total_steps or steps[-1] + 1
         count = min(self._plan.time_groups, total)
         groups_TS = np.arange(count)[:, None] == np.array([s * count // total for s in steps])
-        reference_tokens = first.per_head["g2r"].shape[-1]
-        undefined = ONE_TOKEN if reference_tokens == 1 else None
+        undefined = ONE_TOKEN if first.reference_tokens == 1 else None
         no_place = undefined or (NO_GRID if first.reference_grid is None else None)
 
         def direction(name: str) -> DirectionMaps | None:
             why_not = {"g2r": undefined, "g2r_region": undefined, "r2g_object_mass": no_place}.get(name)
-            if name not in first.per_head or why_not is not None:
+            if name not in first.places or why_not is not None:
                 return None
             return self._direction(name, image, steps, groups_TS)
 
@@ -142,12 +191,10 @@ class Accumulator:
             r2g_centred=centred,
             rows=self._rows(image, steps, groups_TS),
             information={
-                name: self._spread(s, s.per_head["information"][image, :, 0] / s.count)
-                for name, s in self._layers.items()
+                name: self._spread(s, s.of_heads("information", image)[:, 0]) for name, s in self._layers.items()
             },
             information_by_step={
-                name: np.array([float(s.per_step["information"][i][image, 0]) / s.forwards[i] for i in steps])
-                for name, s in self._layers.items()
+                name: s.of_steps("information", image, steps)[:, 0].double().numpy() for name, s in self._layers.items()
             },
             heads={name: tuple(s.heads) for name, s in self._layers.items()},
             steps=steps,
@@ -175,13 +222,11 @@ class Accumulator:
     def _spread(self, sums: _LayerSums, values_N: torch.Tensor) -> np.ndarray:
         """Values of the looked-at heads at their own index, NaN elsewhere."""
         out = np.full(1 + max(sums.heads), np.nan, dtype=np.float32)
-        out[sums.heads] = values_N.cpu().numpy()
+        out[sums.heads] = values_N.numpy()
         return out
 
     def _grid(self, sums: _LayerSums, name: str) -> Grid:
-        if name.startswith("r2g"):
-            return sums.generated_grid
-        return sums.reference_grid or (1, sums.per_head["g2r"].shape[-1])
+        return sums.row_grids[0 if name.startswith("r2g") else 1]
 
     def _direction(self, name: str, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> DirectionMaps:
         layers = self._layers
@@ -190,17 +235,17 @@ class Accumulator:
         head_weight = torch.zeros(len(layers), self._all_heads)
         for row, (layer, sums) in enumerate(layers.items()):
             grid = self._grid(sums, name)
-            per_head = (sums.per_head[name][image] / sums.count).cpu()
-            by_layer[layer] = _sum_1(torch.einsum("nx,n->x", per_head, sums.share).view(grid)).numpy()
+            per_head = sums.of_heads(name, image)
+            share = shares(sums.weights, torch.device("cpu"))
+            by_layer[layer] = _sum_1((share @ per_head).view(grid)).numpy()
             if name in ("r2g", "g2r"):
                 by_layer_head[layer] = _sum_1(_pooled(per_head.view(-1, *grid))).numpy()
-            layer_weight[layer] = float(sums.weights.sum())
-            per_step = torch.stack([sums.per_step[name][s][image] / sums.forwards[s] for s in steps]).cpu()
-            step_maps.append(self._on(common, per_step, grid))
+            layer_weight[layer] = sum(sums.weights)
+            step_maps.append(self._on(common, sums.of_steps(name, image, steps), grid))
             spread = torch.zeros(self._all_heads, *common)
             spread[sums.heads] = self._on(common, per_head, grid)
             head_maps.append(spread)
-            head_weight[row, sums.heads] = sums.weights
+            head_weight[row, sums.heads] = torch.tensor(sums.weights)
         weights = torch.tensor(list(layer_weight.values()))
         by_step = torch.einsum("lshw,l->shw", torch.stack(step_maps), weights / weights.sum())
         by_head = torch.einsum("lnhw,ln->nhw", torch.stack(head_maps), head_weight)
@@ -229,20 +274,17 @@ class Accumulator:
     def _rows(self, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> SpecificRows:
         layers = self._layers
         grids = {
-            name: (
-                pooled_grid(s.generated_grid, 32),
-                pooled_grid(s.reference_grid or (1, s.per_head["g2r"].shape[-1]), 32),
-            )
-            for name, s in layers.items()
+            name: (pooled_grid(s.row_grids[0], SIDE), pooled_grid(s.row_grids[1], SIDE)) for name, s in layers.items()
         }
         fine, small = _finest(list(grids.values())), _finest(list(self._step_rows))
         by_layer, unified, weight = {}, 0, 0.0
         for name, sums in layers.items():
-            assert sums.rows is not None
-            rows = (sums.rows[image] / sums.count).cpu()
+            sum_over_steps = self._layer_rows[name][image : image + 1]
+            patches = row_pooling(*sums.row_grids, sum_over_steps.device)
+            rows = (in_order(sum_over_steps, patches)[0] / sums.count).cpu()
             on_reference = _resize_rows(rows, grids[name], (grids[name][0], fine[1]))
             by_layer[name] = (grids[name][0], _sum_1(on_reference, dim=-1).numpy())
-            layer_weight = float(sums.weights.sum())
+            layer_weight = sum(sums.weights)
             unified = unified + layer_weight * _resize_rows(rows, grids[name], fine)
             weight += layer_weight
         time_rows: list[Any] = [0] * len(groups_TS)
@@ -250,9 +292,9 @@ class Accumulator:
         for own, by_step in self._step_rows.items():
             for step, group in zip(steps, groups_TS.argmax(0), strict=True):
                 time_rows[group] = time_rows[group] + _resize_rows(by_step[step][image].cpu(), own, small)
-        for own, by_head in self._head_rows.items():
-            for head, rows in by_head.items():
-                head_rows[head] = head_rows[head] + _resize_rows(rows[image].cpu(), own, small)
+        for own, of_heads in self._head_rows.items():
+            for head in self._heads_seen[own]:
+                head_rows[head] = head_rows[head] + _resize_rows(of_heads[image, head].cpu(), own, small)
         return SpecificRows(
             generated_grid=fine[0],
             reference_grid=fine[1],
@@ -271,28 +313,37 @@ def _finest(pairs: list[tuple[Grid, Grid]]) -> tuple[Grid, Grid]:
 
 def resize(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
     """(n, h, w) maps on another grid: bicubic, `align_corners=False`, clamped at 0 (as the authors do)."""
-    if tuple(maps.shape[-2:]) == tuple(grid):
+    h, w = maps.shape[-2:]
+    if (h, w) == tuple(grid):
         return maps
-    return F.interpolate(maps[:, None].float(), size=grid, mode="bicubic", align_corners=False)[:, 0].clamp_min(0)
+    return (_resizing(h, grid[0], "bicubic") @ maps.float() @ _resizing(w, grid[1], "bicubic").T).clamp_min(0)
 
 
 def _resize_rows(rows: torch.Tensor, own: tuple[Grid, Grid], wanted: tuple[Grid, Grid]) -> torch.Tensor:
     """(g, r) rows between grids; bilinear, so that a row stays a distribution without ringing."""
     if own == wanted:
         return rows
-    (gh, gw), (rh, rw) = own
-    x = rows.view(1, gh * gw, rh, rw)
-    if own[1] != wanted[1]:
-        x = F.interpolate(x, size=wanted[1], mode="bilinear", align_corners=False)
-    x = x.reshape(gh * gw, -1).T.reshape(1, -1, gh, gw)
-    if own[0] != wanted[0]:
-        x = F.interpolate(x, size=wanted[0], mode="bilinear", align_corners=False)
-    return _sum_1(x.reshape(x.shape[1], -1).T, dim=-1) * rows.sum(-1).mean()
+    ((gh, gw), (rh, rw)), (to_generated, to_reference) = own, wanted
+    x = rows
+    if own[1] != to_reference:
+        x = x.view(-1, rh, rw)
+        x = _resizing(rh, to_reference[0], "bilinear") @ x @ _resizing(rw, to_reference[1], "bilinear").T
+    if own[0] != to_generated:
+        x = _resizing(gh, to_generated[0], "bilinear") @ x.reshape(gh, -1)
+        x = _resizing(gw, to_generated[1], "bilinear") @ x.view(to_generated[0], gw, -1)
+    return _sum_1(x.reshape(math.prod(to_generated), -1), dim=-1) * rows.sum(-1).mean()
+
+
+@lru_cache(maxsize=256)
+def _resizing(length: int, wanted: int, mode: str) -> torch.Tensor:
+    """What torch's interpolation (`align_corners=False`) does to one side, as a matrix (wanted, length)."""
+    one_side = torch.eye(length).view(1, length, length, 1)
+    return F.interpolate(one_side, size=(wanted, 1), mode=mode, align_corners=False)[0, :, :, 0].T.contiguous()
 
 
 def _pooled(maps: torch.Tensor) -> torch.Tensor:
     """(n, h, w) maps as means over patches, at most 16 a side."""
-    return F.adaptive_avg_pool2d(maps.float(), pooled_grid(tuple(maps.shape[-2:]), _HEAD_SIDE))
+    return F.adaptive_avg_pool2d(maps.float(), pooled_grid(tuple(maps.shape[-2:]), HEAD_SIDE))
 
 
 def _stack_rows(rows: list[Any], grids: Any) -> np.ndarray:
@@ -303,7 +354,3 @@ def _stack_rows(rows: list[Any], grids: Any) -> np.ndarray:
 
 def _sum_1(maps: torch.Tensor, dim: Any = (-2, -1)) -> torch.Tensor:
     return maps / maps.sum(dim, keepdim=True).clamp_min(1e-30)
-
-
-def _add_to(sums: dict[int, torch.Tensor], key: int, value: torch.Tensor) -> None:
-    sums[key] = sums[key] + value if key in sums else value

@@ -1,24 +1,32 @@
-"""From queries and keys to both attribution directions: pure functions, streamed, the only place with a softmax.
+"""From queries and keys to both attribution directions and rows: pure functions, streamed.
 
-Nothing of size G x R is ever kept: queries and keys are taken in chunks, and what leaves a chunk is a sum over it.
+One product of queries and keys and one exponential give everything. With P the softmax over the reference and lse_g its
+logarithmic normaliser, the softmax over the generated tokens is P_gr · exp(lse_g) / D_r with D_r = Σ_g exp(lse_g) P_gr, so that
+all maps are sums over P, which are thin matrix products. Centred logits have the lse of centred keys; those of the paper are
+that plus q_g · mean key. Nothing of size G x R is kept: a product that doesn't fit the processor's cache is taken in chunks of
+generated tokens, and formed a second time for the D of all of them.
 
-Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; g, r the same after pooling.
+Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim; U units, the heads of some images one after the
+other; c a chunk of generated tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from ..grids import Grid, pooled_grid
+from .patches import taken
+from .precision import float32_products
+from .product import Buffers, chunk_room, groups, normalised, slices, units
+from .rows import RowSums
 
-_CHUNK_BYTES = {"cpu": 4 * 2**20}  # of the largest temporary, by device
-_CHUNK_BYTES_ELSEWHERE = 16 * 2**20  # fewer, larger kernels
+_THIN_BYTES = 8 * 2**20  # of float32 queries, keys and maps that are worked on at once
+_WHOLE = 2  # times the room of a chunk, a single head may take rather than be formed twice
+_LEAST_COLUMN_SUM = 1e-25  # below it, what float32 has lost of the terms of D would be seen
+_READABLE = ("cpu",)  # devices on which a look at a number keeps nothing waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +45,8 @@ class Attribution:
     """The same over the query region only; equals `g2r_BNR` without one."""
     information_BN: torch.Tensor
     """Attention information of the query region in bits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """G2R rows pooled to small grids; a row is one generated patch's distribution over reference patches, sum 1."""
-
-    mean_Bgr: torch.Tensor
-    """Weighted mean over heads, grids at most `side` on either side."""
-    heads_BNgr: torch.Tensor
-    """Each head, grids at most `head_side` on either side."""
+    log_normaliser_BNG: torch.Tensor
+    """Logarithm of each G2R row's sum of exponentials."""
 
 
 @torch.no_grad()
@@ -58,7 +58,9 @@ def attribute(
     scale: float | None = None,
     query_weight_BG: torch.Tensor | None = None,
     key_weight_BR: torch.Tensor | None = None,
+    rows: RowSums | None = None,
     chunk_bytes: int | None = None,
+    buffers: Buffers | None = None,
 ) -> Attribution:
     """Both directions of one attention product (Park & Jang 2025, M_g and M_r), in float32 whatever the inputs' dtype.
 
@@ -67,234 +69,172 @@ def attribute(
         scale: factor of the logits; default H^-0.5.
         query_weight_BG: ≥ 0, how much of each generated token lies in the query region (the hole); default all alike.
         key_weight_BR: ≥ 0, how much of each reference token lies on the object.
+        rows: where the rows are added; default nowhere.
         chunk_bytes: size of the largest temporary; default by device.
+        buffers: memory to work in; default new.
     """
-    with _float32(q_BNGH.device.type):
-        work = _Workspace(q_BNGH, k_BNRH, heads, scale, chunk_bytes)
-        parts = [_attribute(work, q, k, query_weight_BG, key_weight_BR) for q, k in work.heads()]
-    if len(parts) == 1:
-        return parts[0]
-    found = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Attribution)}
-    return Attribution(**{name: None if each[0] is None else torch.cat(each, 1) for name, each in found.items()})
+    (B, all_heads, G, H), R = q_BNGH.shape, k_BNRH.shape[2]
+    chosen, share = range(all_heads) if heads is None else heads, all_heads // k_BNRH.shape[1]
+    patches = (None, None) if rows is None else rows.patches
+    orders = [p and p.order for p in patches]
+    region = None if query_weight_BG is None else taken(normalised(query_weight_BG.float()), orders[0])
+    on_object = None if key_weight_BR is None else taken(key_weight_BR.float(), orders[1])
+    room, buffers = chunk_bytes or chunk_room(q_BNGH.device), buffers or Buffers()
+    whole = (chunk_bytes or _WHOLE * room) >= 4 * G * R
+    found = _Maps.empty(B, len(chosen), G, R, on_object is not None, q_BNGH.device)
+    with float32_products(q_BNGH.device.type):
+        for images, own in groups(B, len(chosen), 4 * (G + R) * (H + 10), _THIN_BYTES):
+            q = units(q_BNGH, images, own, chosen, 1, orders[0]).mul(H**-0.5 if scale is None else scale)
+            k = units(k_BNRH, images, own, chosen, share, orders[1])
+            part = _Part(q, k, (images, own), buffers, room)
+            part.weigh(region, on_object)
+            part.form_whole(rows) if whole else part.form_in_chunks(rows)
+            part.read_into(found)
+        if rows is not None:
+            rows.finish()
+    return found.attribution(*(p and p.back for p in patches))
 
 
-def _attribute(
-    work: _Workspace,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    query_weight_BG: torch.Tensor | None,
-    key_weight_BR: torch.Tensor | None,
-) -> Attribution:
-    """`attribute` of the workspace's queries and keys of some heads; changes the keys."""
-    B, N, G, _ = q.shape
-    R = k.shape[2]
-    region_BG = _normalised(torch.ones(B, G, device=q.device) if query_weight_BG is None else query_weight_BG.float())
-    g2r, g2r_region, entropy, mass = (torch.zeros(B, N, n, device=q.device) for n in (R, R, 1, G))
-    for rows in work.chunks(q, k, over=q):
-        p_BNcR = work.softmax(q[:, :, rows], k, -1)
-        weight_B1c = region_BG[:, None, rows]
-        g2r += p_BNcR.sum(2)
-        g2r_region += (weight_B1c[:, :, None] @ p_BNcR)[:, :, 0]
-        if key_weight_BR is not None:
-            mass[:, :, rows] = (p_BNcR @ key_weight_BR.float()[:, None, :, None])[..., 0]
-        entropy += (work.entropy(p_BNcR) * weight_B1c).sum(-1, keepdim=True)
-    information = (torch.special.entr(g2r_region).sum(-1) - entropy[..., 0]) / torch.log(torch.tensor(2.0))
-    r2g = _mean_softmax_over_queries(work, q, k)
-    centred = k.sub_(k.mean(2, keepdim=True))
-    return Attribution(
-        r2g_BNG=r2g,
-        r2g_centred_BNG=_mean_softmax_over_queries(work, q, centred),
-        r2g_object_mass_BNG=None if key_weight_BR is None else _normalised(mass),
-        g2r_BNR=g2r / G,
-        g2r_region_BNR=g2r_region,
-        information_BN=information.clamp_min(0),
-    )
+@dataclass(frozen=True)
+class _Maps:
+    """What has been found, tokens in the order in which they were taken."""
+
+    on_generated_BNxG: torch.Tensor
+    """R2G, centred R2G and, with an object, its mass."""
+    on_reference_BNxR: torch.Tensor
+    """G2R of all and of the region."""
+    entropy_BN: torch.Tensor
+    """Mean over the region of the rows' entropies, nats."""
+    log_normaliser_BNG: torch.Tensor
+
+    @classmethod
+    def empty(cls, B: int, N: int, G: int, R: int, with_object: bool, device: torch.device) -> _Maps:
+        shapes = (B, N, 3 if with_object else 2, G), (B, N, 2, R), (B, N), (B, N, G)
+        return cls(*(torch.empty(shape, device=device) for shape in shapes))
+
+    def attribution(self, generated_back: torch.Tensor | None, reference_back: torch.Tensor | None) -> Attribution:
+        on_generated = taken(self.on_generated_BNxG, generated_back)
+        on_reference = taken(self.on_reference_BNxR, reference_back)
+        bits = (torch.special.entr(on_reference[:, :, 1]).sum(-1) - self.entropy_BN) / math.log(2)
+        return Attribution(
+            r2g_BNG=on_generated[:, :, 0],
+            r2g_centred_BNG=on_generated[:, :, 1],
+            r2g_object_mass_BNG=normalised(on_generated[:, :, 2]) if on_generated.shape[2] == 3 else None,
+            g2r_BNR=on_reference[:, :, 0],
+            g2r_region_BNR=on_reference[:, :, 1],
+            information_BN=bits.clamp_min_(0),
+            log_normaliser_BNG=taken(self.log_normaliser_BNG, generated_back),
+        )
 
 
-@torch.no_grad()
-def pooled_rows(
-    q_BNGH: torch.Tensor,
-    k_BNRH: torch.Tensor,
-    generated_grid: Grid,
-    reference_grid: Grid,
-    *,
-    heads: Sequence[int] | None = None,
-    scale: float | None = None,
-    head_weight_N: torch.Tensor | None = None,
-    side: int = 32,
-    head_side: int = 16,
-    chunk_bytes: int | None = None,
-) -> Rows:
-    """G2R rows averaged over patches of generated tokens and summed over patches of reference tokens.
-
-    A grid wider or higher than `side` is reduced to it; patches are as equal as whole tokens allow.
-    """
-    with _float32(q_BNGH.device.type):
-        B, N = q_BNGH.shape[0], q_BNGH.shape[1] if heads is None else len(heads)
-        device = q_BNGH.device
-        share = _normalised(torch.ones(N, device=device) if head_weight_N is None else head_weight_N.to(device))
-        bins = [
-            (_patch_index(generated_grid, s, device), _patch_index(reference_grid, s, device))
-            for s in (side, head_side)
-        ]
-        mean = torch.zeros(B, *(_count(i) for i in bins[0]), device=device)
-        each = torch.zeros(B, N, *(_count(i) for i in bins[1]), device=device)
-        done, work = 0, _Workspace(q_BNGH, k_BNRH, heads, scale, chunk_bytes)
-        for q, k in work.heads():
-            these = slice(done, done + q.shape[1])
-            done = these.stop
-            for rows in work.chunks(q, k, over=q):
-                p_BNcR = work.softmax(q[:, :, rows], k, -1)
-                p_BcR = torch.einsum("bncr,n->bcr", p_BNcR, share[these])
-                mean.index_add_(1, bins[0][0][rows], _sum_columns(p_BcR, bins[0][1]))
-                each[:, these].index_add_(2, bins[1][0][rows], _sum_columns(p_BNcR, bins[1][1]))
-        return Rows(mean_Bgr=_normalised(mean), heads_BNgr=_normalised(each))
-
-
-@torch.no_grad()
-def reference_mass(
-    q_BNGH: torch.Tensor,
-    k_BNSH: torch.Tensor,
-    references: Sequence[Any],
-    *,
-    heads: Sequence[int] | None = None,
-    scale: float | None = None,
-    mask: torch.Tensor | None = None,
-    chunk_bytes: int | None = None,
-) -> torch.Tensor:
-    """Share of the model's own attention rows that falls on each reference: (references, B, N, G), in [0, 1].
-
-    Args:
-        k_BNSH: all S keys of the product, of which `references` are index expressions (slices or index tensors).
-        mask: the model's own, broadcastable to (B, N, G, S): True = seen, or added to the logits.
-    """
-    with _float32(q_BNGH.device.type):
-        parts, work = [], _Workspace(q_BNGH, k_BNSH, heads, scale, chunk_bytes)
-        for q, k in work.heads():
-            B, N, G, _ = q.shape
-            shares = torch.zeros(len(references), B, N, G, device=q.device)
-            for rows in work.chunks(q, k, over=q):
-                own = mask[..., rows, :] if mask is not None and mask.shape[-2] > 1 else mask
-                p_BNcS = work.softmax(q[:, :, rows], k, -1, own)
-                for i, tokens in enumerate(references):
-                    shares[i, :, :, rows] = p_BNcS[..., tokens].sum(-1)
-            parts.append(shares)
-    return torch.cat(parts, 2)
-
-
-@contextmanager
-def _float32(device_type: str) -> Iterator[None]:
-    """Autocast off, and float32 products in float32: training scripts allow TF32 or bfloat16 ones, which are 1e-3 off."""
-    matmuls: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
-    matmuls = [
-        m for m in matmuls if hasattr(m, "fp32_precision")
-    ]  # torch 2.9; must not be mixed with the older function
-    before = [m.fp32_precision for m in matmuls] or torch.get_float32_matmul_precision()
-    try:
-        for m in matmuls:
-            m.fp32_precision = "ieee"
-        if not matmuls:
-            torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for m, value in zip(matmuls, before, strict=False):
-            m.fp32_precision = value
-        if not matmuls:
-            torch.set_float32_matmul_precision(before)
-
-
-class _Workspace:
-    """Float32 queries and keys of a few heads at a time, and buffers for their softmax that all chunks share.
-
-    A float32 copy of all heads would not stay small, and a new block for every chunk would scatter over the heap, which then
-    keeps it.
-    """
+class _Part:
+    """Some heads of some images: what is thin of them, and their product in chunks that fit `room`."""
 
     def __init__(
-        self,
-        q_BNGH: torch.Tensor,
-        k_BNRH: torch.Tensor,
-        heads: Sequence[int] | None,
-        scale: float | None,
-        chunk_bytes: int | None,
+        self, q: torch.Tensor, k: torch.Tensor, where: tuple[slice, slice], buffers: Buffers, room: int
     ) -> None:
-        B, N, G, H = q_BNGH.shape
-        R, device = k_BNRH.shape[2], q_BNGH.device
-        self._q, self._k = q_BNGH, k_BNRH
-        self._heads = range(N) if heads is None else heads
-        self._scale = H**-0.5 if scale is None else scale
-        self._bytes = chunk_bytes or _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
-        together = min(len(self._heads), max(1, self._bytes // (4 * B * (G + R) * H)))
-        self._groups = [self._heads[i : i + together] for i in range(0, len(self._heads), together)]
-        self._own_q, self._own_k = (torch.empty(B * together * tokens * H, device=device) for tokens in (G, R))
-        largest = min(max(self._bytes // 4, B * together * max(G, R)), B * together * G * R)
-        self._logits, self._weights = (torch.empty(largest, device=device) for _ in range(2))
+        self._q, self._where, self._buffers, self._room = q, where, buffers, room
+        self._shape = tuple(s.stop - s.start for s in where)
+        self._mean_key = k.mean(1, keepdim=True)
+        self._k = k - self._mean_key
+        (U, G, _), R = q.shape, k.shape[1]
+        self._shift = q.new_zeros(U, 2, G)  # from centred logits to the paper's, and to the centred ones
+        torch.bmm(self._mean_key, q.transpose(1, 2), out=self._shift[:, :1])
+        self._weights = q.new_empty(
+            U, 4, G
+        )  # all alike, the region's, and exp(lse) of the paper's and the centred logits
+        self._sums = q.new_empty(U, 4, R)  # those weights times P
+        self._lse, self._mean_logit = q.new_empty(U, G), q.new_empty(U, G)  # of centred logits
 
-    def heads(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Scaled queries and their keys, a group of heads at a time; overwritten by the next group."""
-        share = self._q.shape[1] // self._k.shape[1]  # query heads that share a key head
-        B, _, G, H = self._q.shape
-        for group in self._groups:
-            q = _view(self._own_q, (B, len(group), G, H))
-            k = _view(self._own_k, (B, len(group), self._k.shape[2], H))
-            for i, head in enumerate(group):
-                q[:, i].copy_(self._q[:, head])
-                k[:, i].copy_(self._k[:, head // share])
-            yield q.mul_(self._scale), k
+    def weigh(self, region_BG: torch.Tensor | None, object_BR: torch.Tensor | None) -> None:
+        """How much each generated token counts in the region's figures, and each reference token in the object's mass."""
+        (U, _, G), R, images = self._weights.shape, self._sums.shape[2], self._where[0]
+        self._weights[:, :2].fill_(1 / G)
+        if region_BG is not None:
+            self._weights.unflatten(0, self._shape)[:, :, 1] = region_BG[images, None]
+        rows = 2 if object_BR is None else 4  # a matrix product of 3 rows takes longer than one of 4
+        self._factors = self._q.new_zeros(U, rows, R)  # 1 / D of the paper's and the centred logits, the object
+        self._spread = self._q.new_empty(U, rows, G)  # P times those factors
+        if object_BR is not None:
+            self._factors.unflatten(0, self._shape)[:, :, 2] = object_BR[images, None]
 
-    def chunks(self, q: torch.Tensor, k: torch.Tensor, *, over: torch.Tensor) -> list[slice]:
-        """Slices of the tokens of `over` (q or k) whose product with all of the other fits the buffers."""
-        other = k if over is q else q
-        return _chunks(over.shape[2], 4 * q.shape[0] * q.shape[1] * other.shape[2], self._bytes)
+    def _chunks(self) -> Iterator[tuple[slice, slice, slice]]:
+        """Units that fit the room together, at least one, and which images and heads they are."""
+        heads = self._shape[1]
+        for images, own in groups(*self._shape, 4 * self._q.shape[1] * self._k.shape[1], self._room):
+            of_units = slice(images.start * heads + own.start, (images.stop - 1) * heads + own.stop)
+            yield of_units, _shifted(images, self._where[0]), _shifted(own, self._where[1])
 
-    def softmax(self, q: torch.Tensor, k: torch.Tensor, dim: int, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Softmax of q·k over `dim`, (B, N, queries, keys); overwritten by the next."""
-        shape = (*q.shape[:3], k.shape[2])
-        logits, weights = _view(self._logits, shape), _view(self._weights, shape)
-        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), out=logits.flatten(0, 1))
-        if mask is not None:
-            logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits.add_(mask)
-        return torch.softmax(logits, dim, out=weights)
+    def form_whole(self, rows: RowSums | None) -> None:
+        """Some heads at a time, each product once."""
+        for u, images, own in self._chunks():
+            logits, p = self._buffers.form(self._q[u], self._k[u])
+            lse = torch.sub(logits.amax(-1), p.amax(-1).log_(), out=self._lse[u])
+            by_lse = torch.add(lse[:, None], self._shift[u], out=self._weights[u, 2:])
+            by_lse.sub_(by_lse.amax(-1, keepdim=True)).exp_()
+            torch.bmm(self._weights[u], p, out=self._sums[u])
+            torch.reciprocal(self._sums[u, 2:], out=self._factors[u, :2])
+            torch.bmm(self._factors[u], p.transpose(1, 2), out=self._spread[u])
+            if rows is not None:
+                rows.add(images, own, p, 0)
+            torch.sum(logits.mul_(p), -1, out=self._mean_logit[u])
 
-    def entropy(self, weights: torch.Tensor) -> torch.Tensor:
-        """Of each row of what `softmax` gave last, in nats: (B, N, queries)."""
-        return torch.special.entr(weights, out=_view(self._logits, weights.shape)).sum(-1)
+    def form_in_chunks(self, rows: RowSums | None) -> None:
+        """One head at a time and of it some generated tokens, each product twice."""
+        G, R = self._q.shape[1], self._k.shape[1]
+        together = 1 if rows is None else rows.patches[0].together
+        chunks = slices(G, max(1, self._room // (4 * R * together)) * together)
+        for u, images, own in self._chunks():
+            self._sums[u].zero_()
+            top = torch.full_like(self._sums[u, 2:, :1], -torch.inf)
+            for c in chunks:
+                logits, p = self._buffers.form(self._q[u, c], self._k[u])
+                lse = self._lse[u, c] = logits.amax(-1) - p.amax(-1).log_()
+                by_lse = lse[:, None] + self._shift[u, :, c]
+                before, top = top, torch.maximum(top, by_lse.amax(-1, keepdim=True))
+                self._weights[u, 2:, c] = by_lse.sub_(top).exp_()
+                self._sums[u, 2:] *= torch.exp(before - top)
+                self._sums[u] += torch.bmm(self._weights[u, :, c], p)
+                if rows is not None:
+                    rows.add(images, own, p, c.start)
+                self._mean_logit[u, c] = logits.mul_(p).sum(-1)
+            self._weights[u, 2:] = torch.exp(self._lse[u, None] + self._shift[u] - top)
+            self._factors[u, :2] = self._sums[u, 2:].reciprocal()
+            for c in chunks:
+                _, p = self._buffers.form(self._q[u, c], self._k[u])
+                self._spread[u, :, c] = torch.bmm(self._factors[u], p.transpose(1, 2))
+
+    def read_into(self, found: _Maps) -> None:
+        images, own = self._where
+        self._spread[:, :2].mul_(self._weights[:, 2:]).div_(self._k.shape[1])
+        for u in self._lost():
+            for i, k in enumerate((self._k[u] + self._mean_key[u], self._k[u])):
+                self._spread[u, i] = self._mean_softmax_over_queries(self._q[u], k)
+        entropy = ((self._lse - self._mean_logit) * self._weights[:, 1]).sum(-1)
+        found.on_generated_BNxG[images, own] = self._spread[:, :3].unflatten(0, self._shape)
+        found.on_reference_BNxR[images, own] = self._sums[:, :2].unflatten(0, self._shape)
+        found.entropy_BN[images, own] = entropy.unflatten(0, self._shape)
+        found.log_normaliser_BNG[images, own] = (self._lse + self._shift[:, 0]).unflatten(0, self._shape)
+
+    def _lost(self) -> list[slice]:
+        """Units whose R2G does not follow from the sums, because a column's sum left float32's range.
+
+        Where asking would keep a device waiting, all of them.
+        """
+        if self._q.device.type not in _READABLE:
+            return [u for u, *_ in self._chunks()]
+        least = self._sums[:, 2:].amin((1, 2))
+        if float(least.amin()) >= _LEAST_COLUMN_SUM:  # False of NaN
+            return []
+        return [slice(i, i + 1) for i, value in enumerate(least.tolist()) if not value >= _LEAST_COLUMN_SUM]
+
+    def _mean_softmax_over_queries(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Mean over R of softmax over G, formed directly: (U, G)."""
+        total = q.new_zeros(q.shape[:2])
+        for keys in slices(k.shape[1], self._room // (4 * len(q) * q.shape[1])):
+            total += self._buffers.form(q, k[:, keys], 1)[1].sum(-1)
+        return total / k.shape[1]
 
 
-def _view(buffer: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    return buffer[: math.prod(shape)].view(*shape)
-
-
-def _mean_softmax_over_queries(work: _Workspace, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Mean over R of softmax over G: (B, N, G)."""
-    total = torch.zeros(q.shape[:3], device=q.device)
-    for keys in work.chunks(q, k, over=k):
-        total += work.softmax(q, k[:, :, keys], 2).sum(-1)
-    return total / k.shape[2]
-
-
-def _chunks(length: int, bytes_each: int, chunk_bytes: int) -> list[slice]:
-    size = max(1, chunk_bytes // bytes_each)
-    return [slice(a, min(a + size, length)) for a in range(0, length, size)]
-
-
-def _patch_index(grid: Grid, side: int, device: torch.device) -> torch.Tensor:
-    """For each token of `grid`, row by row, the number of its patch: (h·w,)."""
-    (h, w), (ph, pw) = grid, pooled_grid(grid, side)
-    y, x = torch.arange(h, device=device) * ph // h, torch.arange(w, device=device) * pw // w
-    return (y[:, None] * pw + x).reshape(-1)
-
-
-def _count(index: torch.Tensor) -> int:
-    return int(index[-1]) + 1
-
-
-def _sum_columns(p: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    if _count(index) == len(index):
-        return p
-    return p.new_zeros(*p.shape[:-1], _count(index)).index_add_(-1, index, p)
-
-
-def _normalised(x: torch.Tensor) -> torch.Tensor:
-    return x / x.sum(-1, keepdim=True).clamp_min(1e-30)
+def _shifted(own: slice, by: slice) -> slice:
+    return slice(own.start + by.start, own.stop + by.start)

@@ -23,6 +23,7 @@ class StepCounter:
     def __init__(self, plan: CapturePlan, scheduler: Any) -> None:
         self._plan, self._scheduler = plan, scheduler
         self._last: float | None = None
+        self._times: tuple[torch.Tensor, list[float]] | None = None  # the scheduler's, and their numbers
         self.step, self.forward, self.forwards = -1, 0, 0
         self.total: int | None = None
         self.chosen: tuple[int, ...] | None = None
@@ -30,7 +31,7 @@ class StepCounter:
     def advance(self, arguments: Mapping[str, Any]) -> bool:
         """Counts one forward call with these arguments; whether the plan looks at it."""
         timestep = next((arguments[n] for n in _TIME_ARGUMENTS if arguments.get(n) is not None), None)
-        time = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        time = None if timestep is None else self._read(timestep)
         if self.forwards == 0 and self._scheduler is not None:
             self.total = _remaining_steps(self._scheduler, time)
             self.chosen = None if self.total is None else self._plan.draw_steps(self.total)
@@ -45,6 +46,21 @@ class StepCounter:
                 "open a new `with trace(pipeline)` for each pipeline call"
             )
         return self.chosen is None or self.step in self.chosen
+
+    def _read(self, timestep: Any) -> float:
+        """The noise time; without a look at the tensor where it is a view of the scheduler's own, which are read once."""
+        times = getattr(self._scheduler, "timesteps", None)
+        if not isinstance(timestep, torch.Tensor) or not isinstance(times, torch.Tensor):
+            return float(torch.as_tensor(timestep).flatten()[0])
+        same = (
+            timestep.dtype == times.dtype
+            and timestep.untyped_storage().data_ptr() == times.untyped_storage().data_ptr()
+        )
+        if not same:
+            return float(timestep.flatten()[0])
+        if self._times is None or self._times[0] is not times:
+            self._times = times, times.flatten().tolist()
+        return float(self._times[1][(timestep.storage_offset() - times.storage_offset()) // (times.stride(-1) or 1)])
 
 
 def _remaining_steps(scheduler: Any, time: float | None) -> int | None:

@@ -15,10 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import I2AMError
+from ..families.family import Layout
 
 _SDPA = F.scaled_dot_product_attention
+_FUSED = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    )
+    if hasattr(torch.ops.aten, name)
+)
 _SDPA_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
@@ -34,12 +46,24 @@ class SeenProduct:
     """The model's own, broadcastable to (B, N, Q, K): True = seen, or added to the logits."""
     output: torch.Tensor | None
     """(B, N, Q, H) where it was seen."""
+    log_normaliser: torch.Tensor | None = None
+    """Logarithm of each row's sum of exponentials over all keys, (B, N, Q): of joint products, where the kernel gave it."""
 
 
 class ModuleRun(TorchFunctionMode):
-    """One run of one attention module; `observe(run, product)` is called for each of its products."""
+    """One run of one attention module.
 
-    def __init__(self, name: str, module: nn.Module, observe: Callable[[ModuleRun, SeenProduct], None]) -> None:
+    For each of its products `layout(run, query tokens, key tokens)` is asked where the reference sits, and
+    `observe(run, product, layout)` is called.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        layout: Callable[[ModuleRun, int, int], Layout | None],
+        observe: Callable[[ModuleRun, SeenProduct, Layout | None], None],
+    ) -> None:
         super().__init__()
         self.name, self.module, self.products = name, module, 0
         self.error: I2AMError | None = None
@@ -49,23 +73,35 @@ class ModuleRun(TorchFunctionMode):
         """Outputs of products without a reference."""
         self.branches: list[tuple[Any, torch.Tensor]] = []
         """(layout, output) of products whose outputs are added to the plain ones."""
-        self._observe = observe
+        self._layout, self._observe = layout, observe
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        if func is _SDPA:
-            given = _by_name(args, kwargs)
-            mask = given.get("attn_mask")
-            if given.get("is_causal"):
-                shape = given["query"].shape[-2], given["key"].shape[-2]
-                mask = torch.ones(shape, dtype=torch.bool, device=given["query"].device).tril()
-            if mask is not None:
-                mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
-            seen = SeenProduct(
-                query=given["query"], key=given["key"], scale=given.get("scale"), mask=mask, output=output
-            )
-            self._tell(seen)
+        if func is not _SDPA:
+            return func(*args, **kwargs)
+        given = _by_name(args, kwargs)
+        layout = self._guarded(self._layout, self, given["query"].shape[-2], given["key"].shape[-2])
+        normaliser = None
+        if layout is not None and layout.joint:
+            with _Normaliser() as normaliser:
+                output = func(*args, **kwargs)
+        else:
+            output = func(*args, **kwargs)
+        mask = given.get("attn_mask")
+        if given.get("is_causal"):
+            shape = given["query"].shape[-2], given["key"].shape[-2]
+            mask = torch.ones(shape, dtype=torch.bool, device=given["query"].device).tril()
+        if mask is not None:
+            mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
+        seen = SeenProduct(
+            query=given["query"],
+            key=given["key"],
+            scale=given.get("scale"),
+            mask=mask,
+            output=output,
+            log_normaliser=normaliser and normaliser.found,
+        )
+        self._tell(seen, layout)
         return output
 
     def use_projections(self) -> bool:
@@ -74,17 +110,40 @@ class ModuleRun(TorchFunctionMode):
         if normed or not {"to_q", "to_k"} <= self.projected.keys() or not hasattr(self.module, "heads"):
             return False
         q, k = (self.projected[n].unflatten(-1, (self.module.heads, -1)).transpose(1, 2) for n in ("to_q", "to_k"))
-        self._tell(SeenProduct(query=q, key=k, scale=getattr(self.module, "scale", None), mask=None, output=None))
+        seen = SeenProduct(query=q, key=k, scale=getattr(self.module, "scale", None), mask=None, output=None)
+        self._tell(seen, self._guarded(self._layout, self, q.shape[2], k.shape[2]))
         return True
 
-    def _tell(self, seen: SeenProduct) -> None:
+    def _tell(self, seen: SeenProduct, layout: Layout | None) -> None:
+        with torch.autocast(seen.query.device.type, enabled=False):
+            self._guarded(self._observe, self, seen, layout)
+        self.products += 1
+
+    def _guarded(self, work: Callable[..., Any], *args: Any) -> Any:
+        """What it gives, or None after an error: that is raised after the module is done, where the model's own code never
+        sees it."""
         if self.error is None:
             try:
-                with torch.autocast(seen.query.device.type, enabled=False):
-                    self._observe(self, seen)
-            except I2AMError as error:  # raised after the module is done, so that the model's own code never sees it
+                return work(*args)
+            except I2AMError as error:
                 self.error = error
-        self.products += 1
+        return None
+
+
+class _Normaliser(TorchDispatchMode):
+    """Reads off the logarithmic normaliser that torch's fused attention kernels give beside their output."""
+
+    found: torch.Tensor | None = None
+    """(B, N, Q); None where another kernel ran, or this one was told that nobody needs it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in _FUSED:
+            queries = args[0].shape[2]
+            given = output[1].flatten(2, -1) if output[1].ndim == 4 else output[1]  # cuDNN's is (B, N, Q, 1)
+            if given.ndim == 3 and given.shape[2] >= queries:  # some are padded
+                self.found = given[:, :, :queries].detach()
+        return output
 
 
 def _by_name(args: tuple, kwargs: dict) -> dict[str, Any]:

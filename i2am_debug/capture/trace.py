@@ -7,23 +7,24 @@ This module does not know what the tokens mean (the family does), how products a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ..errors import NothingCaptured, UndefinedFigure, UnsupportedModel
-from ..families.family import Family, Layout, Product, Reference
+from ..errors import NothingCaptured, UnsupportedModel
+from ..families.family import Family, Layout, Product
 from ..families.registry import find_family
-from ..grids import Grid, region_weight
 from .accumulate import Accumulator
-from .attention import attribute, pooled_rows, reference_mass
+from .attention import attribute
 from .maps import AttributionMaps
+from .mass import check_mask, mass_of, reference_mass
 from .plan import CapturePlan, HeadChoice
+from .product import Buffers, shares, taken_heads
+from .regions import Regions
 from .sampler_steps import StepCounter
 from .taps import ModuleRun, SeenProduct
 
@@ -60,8 +61,8 @@ def trace(
         pipeline,
         plan=plan or CapturePlan.full(),
         family=family,
-        masks=_as_list(mask),
-        reference_masks=_as_list(reference_mask),
+        mask=mask,
+        reference_mask=reference_mask,
         heads=heads,
     )
 
@@ -75,8 +76,8 @@ class Trace(AbstractContextManager["Trace"]):
         *,
         plan: CapturePlan,
         family: Family | None,
-        masks: Sequence[Any] | None,
-        reference_masks: Sequence[Any] | None,
+        mask: Any,
+        reference_mask: Any,
         heads: HeadChoice | None,
     ) -> None:
         self.denoiser = find_denoiser(pipeline)
@@ -84,19 +85,24 @@ class Trace(AbstractContextManager["Trace"]):
         self.plan = plan
         schedulers = (getattr(pipeline, n, None) for n in ("scheduler", "decoder_scheduler"))
         self._scheduler = None if pipeline is self.denoiser else next((s for s in schedulers if s is not None), None)
-        self._masks, self._reference_masks = _stack(masks), _stack(reference_masks)
+        self._region, self._object = Regions(mask, "mask"), Regions(reference_mask, "reference_mask")
         self._heads = heads
         self._accumulators: dict[int, Accumulator] = {}
         self._steps = StepCounter(plan, self._scheduler)
+        self._buffers = Buffers()
+        self._read: dict[Any, Any] = {}  # off the numbers in tensors: a look at them keeps a device waiting
         self._products = 0
+        self._without_normaliser: dict[str, None] = {}  # layers, in the order in which they ran
         self._arguments: dict[str, Any] | None = None  # of the forward call under way, when it is looked at
         self._running: list[ModuleRun] = []
-        self._handles: list[Any] = []
+        self._modules: dict[str, nn.Module] = {}
+        self._handles: list[Any] = []  # of the denoiser's hooks
+        self._looking: list[Any] = []  # of the hooks that its modules carry while a forward call is looked at
         self._stance: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Trace:
-        modules = {n: m for n, m in self.family.layers(self.denoiser).items() if self.plan.looks_at(n)}
-        if not modules:
+        self._modules = {n: m for n, m in self.family.layers(self.denoiser).items() if self.plan.looks_at(n)}
+        if not self._modules:
             raise UnsupportedModel(
                 f"the plan's layers {self.plan.layers} without {self.plan.exclude} match none of "
                 f"{', '.join(self.family.layers(self.denoiser)) or 'no attention modules'}"
@@ -109,20 +115,11 @@ class Trace(AbstractContextManager["Trace"]):
             self.denoiser.register_forward_pre_hook(self._before_forward, with_kwargs=True, prepend=True)
         )
         self._handles.append(self.denoiser.register_forward_hook(self._after_forward, always_call=True))
-        for name, module in modules.items():
-            self._handles.append(module.register_forward_pre_hook(lambda m, _, n=name: self._before_module(n, m)))
-            self._handles.append(module.register_forward_hook(self._after_module, always_call=True))
-            if self.family.projections:
-                for part in ("to_q", "to_k"):
-                    if isinstance(getattr(module, part, None), nn.Module):
-                        hook = partial(self._projected, part)
-                        self._handles.append(getattr(module, part).register_forward_hook(hook))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        _remove(self._handles)
+        _remove(self._looking)
         while self._running:  # an interrupt (KeyboardInterrupt) skips forward hooks
             self._running.pop().__exit__(None, None, None)
         self._arguments = None
@@ -149,6 +146,16 @@ class Trace(AbstractContextManager["Trace"]):
         return tuple(sorted(self._accumulators))
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was seen in another way than the cheapest, and why."""
+        if not self._without_normaliser:
+            return ()
+        return (
+            "the attention kernel gave no logarithmic normaliser, so that the reference mass took a second product over all "
+            f"keys, in {', '.join(self._without_normaliser)}",
+        )
+
+    @property
     def images(self) -> int:
         """How many images the captured batch held."""
         return max((a.images for a in self._accumulators.values()), default=0)
@@ -172,13 +179,26 @@ class Trace(AbstractContextManager["Trace"]):
         arguments = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
         arguments = {**arguments.pop("kwargs", {}), **arguments}
         self._arguments = arguments if self._steps.advance(arguments) else None
+        if self._arguments is not None and not self._looking:
+            self._look()
+
+    def _look(self) -> None:
+        """Hooks on the attention modules, for one forward call of the denoiser: elsewhere they carry none."""
+        for name, module in self._modules.items():
+            self._looking.append(module.register_forward_pre_hook(partial(self._before_module, name)))
+            self._looking.append(module.register_forward_hook(self._after_module, always_call=True))
+            for part in ("to_q", "to_k") if self.family.projections else ():
+                if isinstance(getattr(module, part, None), nn.Module):
+                    hook = partial(self._projected, part)
+                    self._looking.append(getattr(module, part).register_forward_hook(hook))
 
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._arguments = None
+        _remove(self._looking)
 
-    def _before_module(self, name: str, module: nn.Module) -> None:
+    def _before_module(self, name: str, module: nn.Module, args: tuple) -> None:
         if self._arguments is not None:
-            self._running.append(ModuleRun(name, module, self._observe))
+            self._running.append(ModuleRun(name, module, self._layout, self._observe))
             self._running[-1].__enter__()
 
     def _projected(self, part: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
@@ -199,7 +219,8 @@ class Trace(AbstractContextManager["Trace"]):
         if run.branches and run.plain:
             self._add_branch_shares(run)
 
-    def _observe(self, run: ModuleRun, seen: SeenProduct) -> None:
+    def _layout(self, run: ModuleRun, query_tokens: int, key_tokens: int) -> Layout | None:
+        """Where the reference sits in the product that is about to be formed."""
         assert self._arguments is not None
         product = Product(
             layer=run.name,
@@ -207,61 +228,73 @@ class Trace(AbstractContextManager["Trace"]):
             arguments=self._arguments,
             forward=self._steps.forward,
             call=run.products,
-            query_tokens=seen.query.shape[2],
-            key_tokens=seen.key.shape[2],
+            query_tokens=query_tokens,
+            key_tokens=key_tokens,
+            read=self._read,
         )
-        layout = self.family.layout(product)
+        return self.family.layout(product)
+
+    def _observe(self, run: ModuleRun, seen: SeenProduct, layout: Layout | None) -> None:
         if layout is None:
             if seen.output is not None:
                 run.plain.append(seen.output)
             return
         if layout.branch_scale is not None and seen.output is not None:
             run.branches.append((layout, seen.output))
-        q = seen.query[layout.conditional][:, :, layout.generated]
-        keys = seen.key[layout.conditional]
-        heads = self._weights(run.name, q.shape[1])
-        mask = None if seen.mask is None else _own_mask(seen.mask, layout, run.name)
+        heads = self._weights(run.name, seen.query.shape[1])
+        mask = None if seen.mask is None else self._own_mask(run, seen.mask, layout)
+        q, keys = seen.query[layout.conditional][:, :, layout.generated], seen.key[layout.conditional]
+        normalisers, chosen = [], tuple(heads)
         for number, reference in layout.references.items():
             k = keys[:, :, reference.tokens]
-            self._add(run.name, number, layout, reference, heads, q, k, seen.scale)
-        if layout.joint:
-            tokens = [r.tokens for r in layout.references.values()]
-            mass = reference_mass(q, keys, tokens, heads=list(heads), scale=seen.scale, mask=mask)
-            self._add_reference_mass(
-                run.name, layout, torch.einsum("rbng,n->rbg", mass, _shares(heads).to(mass.device))
+            grids = layout.generated_grid, reference.grid or (1, k.shape[2])
+            accumulator = self._accumulators.setdefault(number, Accumulator(self.plan))
+            found = attribute(
+                q,
+                k,
+                heads=chosen,
+                scale=seen.scale,
+                query_weight_BG=self._region.weight(layout.generated_grid, len(q), q.device),
+                # the mask is of the pair's own reference, the first
+                key_weight_BR=self._object.weight(reference.grid, len(q), q.device) if number == 0 else None,
+                rows=accumulator.rows(
+                    run.name,
+                    self._steps.step,
+                    grids,
+                    heads,
+                    images=len(q),
+                    all_heads=q.shape[1],
+                    device=q.device,
+                ),
+                buffers=self._buffers,
             )
+            normalisers.append(found.log_normaliser_BNG)
+            accumulator.add(run.name, self._steps.step, (layout.generated_grid, reference.grid), heads, found)
+        if layout.joint and seen.log_normaliser is not None:
+            whole = taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
+            mass_RBNG = torch.stack([mass_of(own, whole) for own in normalisers])
+        elif layout.joint:
+            self._without_normaliser.setdefault(run.name)
+            tokens = [r.tokens for r in layout.references.values()]
+            mass_RBNG = reference_mass(
+                q, keys, tokens, heads=chosen, scale=seen.scale, mask=mask, buffers=self._buffers
+            )
+        else:
+            return
+        self._add_reference_mass(run.name, layout, shares(tuple(heads.values()), q.device) @ mass_RBNG)
 
-    def _add(
-        self,
-        name: str,
-        number: int,
-        layout: Layout,
-        reference: Reference,
-        heads: Mapping[int, float],
-        q: torch.Tensor,
-        k: torch.Tensor,
-        scale: float | None,
-    ) -> None:
-        """Adds what one product says about one reference."""
-        weights, grids = torch.tensor(list(heads.values())), (layout.generated_grid, reference.grid or (1, k.shape[2]))
-        masks = self._reference_masks if number == 0 else None  # the mask is of the pair's own reference, the first
-        found = attribute(
-            q,
-            k,
-            heads=list(heads),
-            scale=scale,
-            query_weight_BG=self._region(self._masks, layout.generated_grid, len(q), q.device, "mask"),
-            key_weight_BR=self._region(masks, reference.grid, len(q), q.device, "reference_mask"),
-        )
-        rows = pooled_rows(q, k, *grids, heads=list(heads), scale=scale, head_weight_N=weights)
-        accumulator = self._accumulators.setdefault(number, Accumulator(self.plan))
-        accumulator.add(
-            name, self._steps.step, (layout.generated_grid, reference.grid), list(heads), weights, found, rows
-        )
+    def _own_mask(self, run: ModuleRun, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """The mask's part for the conditional rows and the generated tokens, read once for each product of a forward call."""
+        own = mask[layout.conditional] if mask.shape[0] > 1 else mask
+        own = own[:, :, layout.generated] if own.shape[2] > 1 else own
+        key = run.name, run.products, self._steps.forward, own.shape
+        if key not in self._read:
+            self._read[key] = check_mask(own, layout, run.name)
+        return own[:, :1] if self._read[key] else own
 
     def _add_reference_mass(self, name: str, layout: Layout, mass_RBG: torch.Tensor) -> None:
         """Adds the mean over all generated tokens, over those inside the trace's `mask` and over those outside."""
-        inside_BG = self._region(self._masks, layout.generated_grid, mass_RBG.shape[1], mass_RBG.device, "mask")
+        inside_BG = self._region.weight(layout.generated_grid, mass_RBG.shape[1], mass_RBG.device)
         weights = {"reference_mass": torch.ones_like(mass_RBG[0])}
         if inside_BG is not None:
             weights |= {"reference_mass_inside": inside_BG, "reference_mass_outside": 1 - inside_BG}
@@ -272,7 +305,7 @@ class Trace(AbstractContextManager["Trace"]):
 
     def _add_branch_shares(self, run: ModuleRun) -> None:
         """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
-        added = [torch.as_tensor(s.branch_scale, device=o.device) * o.float() for s, o in run.branches]
+        added = [s.branch_scale * o.float() for s, o in run.branches]
         together = sum(o.float() for o in run.plain) + sum(added)
         for (layout, _), ours in zip(run.branches, added, strict=True):
             rows, tokens = layout.conditional, layout.generated
@@ -291,18 +324,6 @@ class Trace(AbstractContextManager["Trace"]):
             )
         return self._heads[layer]
 
-    def _region(
-        self, masks: torch.Tensor | None, grid: Grid | None, images: int, device: torch.device, name: str
-    ) -> torch.Tensor | None:
-        if masks is None or grid is None:
-            return None
-        if len(masks) not in (1, images):
-            raise UnsupportedModel(f"trace has {len(masks)} of {name}, the denoiser's batch holds {images} images")
-        weight = region_weight(masks.to(device), grid).expand(images, -1)
-        if not bool((weight.sum(-1) > 0).all()):
-            raise UndefinedFigure(f"the trace's {name} is empty")
-        return weight
-
 
 def _bypassed(run: ModuleRun) -> str:
     processor = type(getattr(run.module, "processor", None)).__name__
@@ -315,29 +336,6 @@ def _bypassed(run: ModuleRun) -> str:
         f"use {wanted} (pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
         'denoiser.set_attention_backend("native"), or leave the layer out with CapturePlan(exclude=(…))'
     )
-
-
-def _own_mask(mask: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
-    """The mask's part for the conditional rows and the generated tokens; it must not touch the reference's keys."""
-    own = mask[layout.conditional] if mask.shape[0] > 1 else mask
-    own = own[:, :, layout.generated] if own.shape[2] > 1 else own
-    for number, reference in layout.references.items():
-        part = own[..., reference.tokens]
-        if not bool(part.all() if part.dtype == torch.bool else (part == 0).all()):
-            raise UnsupportedModel(
-                f"attention module {name!r} masks some keys of reference {number}; the attribution of masked reference "
-                "tokens is not defined"
-            )
-    if own.shape[1] > 1 and bool((own == own[:, :1]).all()):
-        own = own[:, :1]  # one mask, repeated for each head
-    if layout.joint and own.shape[1] > 1:
-        raise UnsupportedModel(f"attention module {name!r} has a mask for each head; the reference mass is not defined")
-    return own
-
-
-def _shares(heads: Mapping[int, float]) -> torch.Tensor:
-    weights = torch.tensor(list(heads.values()))
-    return weights / weights.sum()
 
 
 def find_denoiser(pipeline: Any) -> nn.Module:
@@ -365,20 +363,6 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _as_list(mask: Any) -> list[Any] | None:
-    if mask is None:
-        return None
-    if isinstance(mask, (list, tuple)):
-        return list(mask)
-    return [mask] if np.ndim(mask) == 2 else list(mask)
-
-
-def _stack(masks: Sequence[Any] | None) -> torch.Tensor | None:
-    """(n, side, side) float; regions may differ in size from pair to pair, so each is brought to one common raster."""
-    given = [torch.as_tensor(np.asarray(m), dtype=torch.float32) for m in masks or () if m is not None]
-    if masks is None or not given:
-        return None
-    if len({t.shape for t in given}) > 1:
-        raise UnsupportedModel("the masks of one batch differ in size; use batch_size=1")
-    each = iter(given)
-    return torch.stack([torch.ones_like(given[0]) if m is None else next(each) for m in masks])
+def _remove(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().remove()

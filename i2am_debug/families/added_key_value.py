@@ -84,7 +84,7 @@ class AddedKeyValue:
             generated=slice(0, product.query_tokens),
             generated_grid=level_grid(sample.shape[-2:], product.query_tokens),
             references={0: Reference(tokens=slice(0, tokens), grid=None)},
-            conditional=half_of_guidance(sample, _conditions(arguments), ("uncond", "cond")),
+            conditional=product.once(half_of_guidance, sample, _conditions(arguments), ("uncond", "cond")),
             joint=True,
         )
 

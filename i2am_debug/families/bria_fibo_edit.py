@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .family import About, Layout, Product
-from .flux_kontext import find_transformer, joint_attention, joint_layout, latents_of, pictures_of
+from .flux_kontext import find_transformer, joint_attention, joint_layout, latents_of, pictures_in, pictures_of
 from .latents import half_of_guidance
 
 _DENOISER = "BriaFiboTransformer2DModel"
@@ -41,14 +41,14 @@ class BriaFiboEdit:
         return joint_attention(denoiser)
 
     def layout(self, product: Product) -> Layout | None:
-        pictures = pictures_of(product.arguments)
+        pictures = pictures_in(product)
         references = [pictures[number] for number in sorted(pictures) if number != 0]
         found = joint_layout(product, pictures, references)
         if found is None:
             return None
         # The sample is [generated · reference] of every image, twice under guidance; only the text differs.
         sample, text = (product.arguments[name] for name in ("hidden_states", "encoder_hidden_states"))
-        return replace(found, conditional=half_of_guidance(sample, text, ("uncond", "cond")))
+        return replace(found, conditional=product.once(half_of_guidance, sample, text, ("uncond", "cond")))
 
     def reference_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
         """(B, tokens, channels) of reference 0 in the denoiser's input; None without one."""

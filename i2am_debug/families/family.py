@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
 from ..grids import Grid
+
+Answer = TypeVar("Answer")
 
 Tokens: TypeAlias = slice | torch.Tensor
 """Which tokens of a sequence: a slice, or their numbers (int64)."""
@@ -29,6 +31,20 @@ class Product:
     """Number of the product within the module's run."""
     query_tokens: int
     key_tokens: int
+    read: MutableMapping[Any, Any] = field(default_factory=dict)
+    """What `once` has been told in the trace."""
+
+    def once(self, ask: Callable[..., Answer], *arguments: Any) -> Answer:
+        """`ask(*arguments)`, asked once a trace for each number of the forward call and shape of the tensors among `arguments`.
+
+        For what is read off the numbers in a tensor and is the same at all sampler steps, such as which half of a batch is
+        conditional: each look at them keeps a device waiting.
+        """
+        shapes = tuple(tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments)
+        key = ask, self.forward, shapes
+        if key not in self.read:
+            self.read[key] = ask(*arguments)
+        return self.read[key]
 
 
 @dataclass(frozen=True, kw_only=True)

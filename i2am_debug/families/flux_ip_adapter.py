@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import UnsupportedModel
 from .family import About, Layout, Product, Reference
-from .flux_kontext import find_transformer, joint_attention, pictures_of
+from .flux_kontext import find_transformer, joint_attention, pictures_in
 
 _TRANSFORMERS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
 _ROW = "a row of tokens without a grid"
@@ -71,7 +71,7 @@ class FluxIPAdapter:
             return None  # attended to, but added 0 times
         first, count = sum(counts[:adapter]), counts[adapter]
         tokens = product.key_tokens // count
-        start, generated, grid = pictures_of(product.arguments).get(0, (0, 0, None))
+        start, generated, grid = pictures_in(product).get(0, (0, 0, None))
         if grid is None:
             raise UnsupportedModel(
                 f"img_ids numbers the generated picture 0, and its {generated} tokens must fill a rectangle row by row, which "

@@ -58,7 +58,7 @@ class FluxKontext:
     def layout(self, product: Product) -> Layout | None:
         if product.forward > 0:
             return None  # true classifier-free guidance: the second forward has the negative prompt
-        pictures = pictures_of(product.arguments)
+        pictures = pictures_in(product)
         return joint_layout(product, pictures, [pictures[number] for number in sorted(pictures) if number != 0])
 
     def reference_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
@@ -73,7 +73,11 @@ Picture = tuple[int, int, Grid | None]
 
 def pictures_of(arguments: Mapping[str, Any]) -> dict[int, Picture]:
     """Number of the picture → where it lies among the keys [text · pictures], in their order."""
-    ids = arguments["img_ids"]
+    return _pictures(arguments["img_ids"], arguments["encoder_hidden_states"].shape[1])
+
+
+def _pictures(ids: torch.Tensor, text: int) -> dict[int, Picture]:
+    """From the tokens' positions (tokens, 3) and the number of tokens of text."""
     ids = ids[0] if ids.ndim == 3 else ids  # as the transformers themselves do
     numbers, counts = (found.tolist() for found in torch.unique_consecutive(ids[:, 0], return_counts=True))
     if len(set(numbers)) < len(numbers):
@@ -81,10 +85,15 @@ def pictures_of(arguments: Mapping[str, Any]) -> dict[int, Picture]:
             f"img_ids numbers the pictures {[int(n) for n in numbers]}, so one of them lies in several pieces. Write a family "
             "of your own that knows them."
         )
-    text = arguments["encoder_hidden_states"].shape[1]
     starts = [text + sum(counts[:i]) for i in range(len(counts))]
     grids = [_raster(positions) for positions in ids[:, 1:3].split(counts)]
     return {int(n): (a, count, grid) for n, a, count, grid in zip(numbers, starts, counts, grids, strict=True)}
+
+
+def pictures_in(product: Product) -> dict[int, Picture]:
+    """The same in a product's forward call, read once a trace."""
+    arguments = product.arguments
+    return product.once(_pictures, arguments["img_ids"], arguments["encoder_hidden_states"].shape[1])
 
 
 def latents_of(arguments: Mapping[str, Any], references: Sequence[Picture]) -> torch.Tensor | None:

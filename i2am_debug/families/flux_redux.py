@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import UnsupportedModel
 from ..grids import Grid
 from .family import About, Layout, Product
-from .flux_kontext import find_transformer, joint_attention, joint_layout, pictures_of
+from .flux_kontext import find_transformer, joint_attention, joint_layout, pictures_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,4 +62,4 @@ class FluxRedux:
                 "family=FluxRedux(text_tokens=…, reference_grid=(h, w))."
             )
         references = [(self.text_tokens + i * each, each, self.reference_grid) for i in range(number)]
-        return joint_layout(product, pictures_of(product.arguments), references)
+        return joint_layout(product, pictures_in(product), references)

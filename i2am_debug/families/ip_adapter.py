@@ -85,7 +85,7 @@ class IPAdapter:
                 else Reference(tokens=slice(start, start + tokens), grid=None)
                 for number, start in starts.items()
             },
-            conditional=_conditional(sample, torch.cat([s.flatten(1) for s in (text, *embeds)], dim=1)),
+            conditional=product.once(_conditional, sample, text, *embeds),
             joint=shown - first > 1,
             branch_scale=scale if mask is None else scale * _at_tokens(mask, product.query_tokens),
         )
@@ -140,8 +140,9 @@ def _at_tokens(mask: torch.Tensor, tokens: int) -> torch.Tensor:
     return IPAdapterMaskProcessor.downsample(mask[None], 1, tokens, 1)[0]  # as the processor does it
 
 
-def _conditional(sample: torch.Tensor, states: torch.Tensor) -> slice:
+def _conditional(sample: torch.Tensor, *conditions: torch.Tensor) -> slice:
     """As `half_of_guidance`, which would take guidance in three parts for a batch of other pictures."""
+    states = torch.cat([s.flatten(1) for s in conditions], dim=1)
     if len(sample) % 3 == 0:
         a, b, c = sample[:, :4].chunk(3)  # what InstructPix2Pix adds behind the latent differs
         _, second, third = states.chunk(3)

@@ -92,7 +92,9 @@ class LDMCrossAttention:
             generated=slice(0, product.query_tokens),
             generated_grid=grid,
             references={0: Reference(tokens=tokens, grid=reference_grid)},
-            conditional=half_of_guidance(sample, context if isinstance(context, torch.Tensor) else sample, order),
+            conditional=product.once(
+                half_of_guidance, sample, context if isinstance(context, torch.Tensor) else sample, order
+            ),
         )
 
     def _found(self, denoiser: nn.Module) -> dict[str, nn.Module]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import UnsupportedModel
 from .family import About, Layout, Product
-from .flux_kontext import find_transformer, joint_attention, joint_layout, latents_of, pictures_of
+from .flux_kontext import find_transformer, joint_attention, joint_layout, latents_of, pictures_in, pictures_of
 
 _DENOISER, _GENERATED = "LongCatImageTransformer2DModel", 1
 
@@ -42,7 +42,7 @@ class LongCatImageEdit:
     def layout(self, product: Product) -> Layout | None:
         if product.forward > 0:
             return None  # classifier-free guidance: the second forward has the negative prompt
-        pictures = pictures_of(product.arguments)
+        pictures = pictures_in(product)
         references = [pictures[number] for number in sorted(pictures) if number > _GENERATED]
         _, count, grid = pictures.get(_GENERATED, (0, 0, None))
         if references and grid is None:

@@ -54,7 +54,9 @@ class SD3IPAdapter:
         sample, adapter = arguments["hidden_states"], arguments["joint_attention_kwargs"]
         picture = adapter.get("ip_adapter_image_embeds", adapter.get("ip_hidden_states"))
         # The halves differ in the prompt or in the picture; either may be the same in both, as an empty prompt is.
-        halves = [half_of_guidance(sample, s, _ORDER) for s in (arguments["encoder_hidden_states"], picture)]
+        halves = [
+            product.once(half_of_guidance, sample, s, _ORDER) for s in (arguments["encoder_hidden_states"], picture)
+        ]
         return Layout(
             generated=slice(0, image),
             generated_grid=patch_grid(sample.shape[-2:], image)[0],

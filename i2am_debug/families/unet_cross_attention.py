@@ -71,7 +71,7 @@ class UNetCrossAttention:
             generated=slice(0, product.query_tokens),
             generated_grid=level_grid(sample.shape[-2:], product.query_tokens),
             references={0: Reference(tokens=tokens, grid=grid)},
-            conditional=half_of_guidance(sample, states, ("uncond", "cond")),
+            conditional=product.once(half_of_guidance, sample, states, ("uncond", "cond")),
         )
 
     def _set_by_hand(self) -> bool:

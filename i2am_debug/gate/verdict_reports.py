@@ -103,7 +103,7 @@ def as_markdown(verdict: Verdict, pictures: Mapping[str, str] | None = None) -> 
     if verdict.pairs:
         lines += ["**Pairs to blame**, worst first", "", *(f"- {_cell(line)}" for line in _pairs(verdict)), ""]
     if verdict.what_broke:
-        lines += ["**What broke**", "", *(f"- {_cell(line)}" for line in filter(None, verdict.what_broke)), ""]
+        lines += ["**What broke**", "", *(f"- {_cell(line)}" for line in verdict.what_broke), ""]
     for pair, path in (pictures or {}).items():
         lines += [f"![{_cell(pair)}: the baseline and now]({quote(path, errors='replace')})", ""]
     if _unjudged(verdict):

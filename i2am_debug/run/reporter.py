@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..alerts.alert import Alert, can_be_diagnosed
+from ..alerts.alert import Alert, can_be_diagnosed, what_broke
 from ..alerts.alert_state import AlertState
 from ..alerts.diagnosis import diagnose
 from ..alerts.judge import judged_figures
@@ -37,6 +37,8 @@ from .undelivered import Undelivered
 logger = logging.getLogger("i2am_debug")
 
 T = TypeVar("T")
+_FOLLOW_UPS = 2
+"""Evaluations after an alert at which its cause is looked for again."""
 _A_PICTURE, _FIGURES = (
     2**20,
     2**19,
@@ -74,6 +76,8 @@ class Reporter:
         self._said: set[str] = set()
         self._judged: Evaluation | None = None  # the last one
         self._alert: Alert | None = None  # its
+        self._followed: Alert | None = None  # the last one that was told, and how often its cause is still looked for
+        self._follow_ups = 0
         self._failures: list[Failure] = []  # of the evaluation that is being reported
 
     # -- a run begins, goes on and ends ------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ class Reporter:
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
     def judge(self, evaluation: Evaluation, observations: Sequence[Observation]) -> bool:
-        """Judges an evaluation; whether it deserves a closer look: it is the baseline, or raises an alert.
+        """Judges an evaluation; whether it deserves a closer look: as the baseline, or with an alert, or soon after one.
 
         An alert is in `undelivered` from then on.
         """
@@ -129,7 +133,7 @@ class Reporter:
             self.baseline, self.baseline_maps = evaluation, unified_maps(observations)
         store, self._judged = opened[1] if opened else None, evaluation
         self._alert = self._attempt(Stage.JUDGE, lambda: self._judge(evaluation, store))
-        return is_baseline or self._alert is not None
+        return is_baseline or self._alert is not None or self._is_followed
 
     def report(self, evaluation: Evaluation, observations: Sequence[Observation]) -> list[Failure]:
         """Stores and tells of the evaluation that was judged last; what of both could not be done."""
@@ -144,12 +148,14 @@ class Reporter:
         copying = self.baseline.copying_layer
         logger.info(log_line(evaluation, copying))
         if alert is not None:
-            if can_be_diagnosed(alert.findings):
-                alert = replace(alert, diagnosis=diagnose(self.baseline, evaluation))
+            alert = self._with_diagnosis(alert, evaluation)
             if store is not None and stored:
                 alert = self._with_panels(alert, evaluation, observations, store)
             self.undelivered.complete(alert)
+            self._followed, self._follow_ups = alert, _FOLLOW_UPS
             logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
+        elif self._is_followed:
+            self._renew_diagnosis(evaluation, store)
         if opened is not None:
             trackers, store = opened
             self._attempt(Stage.FIGURES, lambda: trackers.scalars(evaluation, copying))
@@ -160,6 +166,34 @@ class Reporter:
                 self._attempt(Stage.THIN, lambda: self._thin(store, evaluation))
                 self._draw(trackers, store, evaluation, observations)
         return self._failures
+
+    def _with_diagnosis(self, alert: Alert, evaluation: Evaluation) -> Alert:
+        baseline = self.baseline
+        assert baseline is not None
+        if not can_be_diagnosed(alert.findings):
+            return alert
+        return replace(alert, diagnosis=self._attempt(Stage.DIAGNOSE, lambda: diagnose(baseline, evaluation)))
+
+    @property
+    def _is_followed(self) -> bool:
+        """Whether an alert came just before, and what it tells of still fires: a fault that goes on shows more of itself."""
+        return self._alert is None and self._follow_ups > 0 and can_be_diagnosed(self.alert_state.fired)
+
+    def _renew_diagnosis(self, evaluation: Evaluation, store: RunStore | None) -> None:
+        """Tells of the last alert anew what broke: in the log, and in `alerts.jsonl`, where its later line counts."""
+        told = self._followed
+        assert told is not None
+        alert = self._with_diagnosis(told, evaluation)
+        if alert.diagnosis is None:
+            return
+        self._followed, self._follow_ups = alert, self._follow_ups - 1
+        self.undelivered.complete(alert)
+        if store is not None:
+            self._attempt(Stage.ALERT_FILE, lambda: store.write_alert(alert))
+        is_other = told.diagnosis is None or told.diagnosis.kind != alert.diagnosis.kind
+        text = "; ".join(what_broke(alert.findings, alert.diagnosis))
+        level = logging.WARNING if is_other else logging.INFO
+        logger.log(level, "i2am: of the alert at step %d, once more: %s", alert.global_step, text)
 
     def wait_for_drawing(self) -> list[Failure]:
         """Until everything is drawn and written; what could not be."""

@@ -20,6 +20,7 @@ class Stage(Enum):
     JUDGE = "judging it"
     PROBE = "probing with changed references"
     PUT_BACK = "putting back what an evaluation may touch"
+    DIAGNOSE = "finding out what broke"
     PACK = "packing the maps"
     STORE = "writing the evaluation"
     ALERT_PANELS = "drawing the alert's panels"

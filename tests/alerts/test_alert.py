@@ -137,7 +137,7 @@ def test_several_rules_of_one_evaluation_are_one_alert() -> None:
     (alert,) = (a for a in alerts if a)
     assert [f.rule for f in alert.findings] == ["low", "very low", "x falls"]
     assert alert.severity == "critical"
-    lines = [line for line in alert.text.splitlines() if line.startswith("- ")]
+    lines = [line for line in alert.text.splitlines() if line.startswith("- x")]
     assert len(lines) == 1 and lines[0].endswith("[rules x falls, low, very low]")  # the most telling first
 
 
@@ -228,22 +228,22 @@ def test_an_alert_says_what_happened_since_when_how_sure_for_whom_and_why() -> N
     good = {COPYING: (0.75,) * 8, "reference_gap": (0.5,) * 8}
     bad = {COPYING: (0.5, 0.0, 0.25, *[0.375] * 5), "reference_gap": (0.25, 0.125, *[0.25] * 6)}
     text = first(watched(rules, good, good, bad)).text
-    head, _, copying, gap, _, pairs, _, causes = text.splitlines()
+    head, _, causes, _, copying, gap, _, pairs = text.splitlines()
     assert head == "critical: the model draws less on its reference at step 200 (baseline: step 0; fine at step 100)"
     assert copying.startswith("- layer/up/imacs_r_hole: 0.750 [0.750, 0.750] → 0.328 [")
     assert "worse by 0.422 (56%), allowed 0.15 (20%); p = 0.0039, 8 pairs; against the baseline, step 0" in copying
     assert copying.endswith(" [rule copying-layer-drop]") and gap.endswith(" [rule gap-drop]")
     assert "- reference_gap: 0.500 [0.500, 0.500] → 0.234 [" in gap and "allowed 0.1 (20%)" in gap
     # The gap fell most in pairs 1, 0, 2 and the other in 1, 2, 3: two are named twice.
-    assert pairs == "Pairs most to blame: pair 1, pair 2, pair 3"
-    assert causes == f"Look first at: {look_first([])}"
+    assert pairs == "Validation pairs that show it most: pair 1, pair 2, pair 3"
+    assert causes == f"- Look first at: {look_first([])}"
 
 
 def test_pairs_named_by_more_findings_come_first_and_at_most_three_are_named() -> None:
     found = (finding(pairs=("a", "b", "c")), finding(pairs=("d", "b", "c")), finding(pairs=("c",)))
     alert = Alert(global_step=1, baseline_step=0, fine_at=None, findings=found)
     assert alert.pairs == ("c", "b", "a")
-    assert "Pairs most to blame: c, b, a\n" in alert.text
+    assert "Validation pairs that show it most: c, b, a" in alert.text
 
 
 def test_without_pairs_or_a_fine_evaluation_there_is_no_word_of_them() -> None:
@@ -329,7 +329,15 @@ def test_where_to_look_first_when_nothing_was_diagnosed(found: list, present: st
 
 
 DIAGNOSIS = Diagnosis(
-    likelihoods=(("mask", 0.8), ("target", 0.15), (UNKNOWN, 0.05)), changes={"loss": math.log(2.5), "IMACS_g": -0.1}
+    global_step=7,
+    likelihoods=(("mask", 0.8), ("target", 0.15), (UNKNOWN, 0.05)),
+    changes={
+        "loss": math.log(2.5),
+        "IMACS_g": -0.1,
+        "loss, colours reference, relative": 0.5,
+        "loss, mirrored reference, relative": 0.2,
+        "loss, blank reference, relative": -0.1,
+    },
 )
 
 
@@ -338,17 +346,20 @@ def test_a_diagnosis_gives_the_headline_the_causes_and_what_to_look_at() -> None
     alert = Alert(global_step=7, baseline_step=0, fine_at=0, findings=fallen, diagnosis=DIAGNOSIS)
     assert alert.headline == CAUSES["mask"].headline
     assert alert.text.startswith(f"critical: {CAUSES['mask'].headline} at step 7")
-    assert "What broke, by likelihood: mask 80%, target 15%, none of these 5%" in alert.text
-    assert f"Look first at: {CAUSES['mask'].first}\nThen at: {CAUSES['target'].first}" in alert.text
-    assert "It rests on: loss +150%; IMACS_g -0.10" in alert.text
-    assert alert.text.endswith("docs/what-broke.md#mask")
+    assert "What broke, by likelihood, as of step 7: mask 80%, target 15%, none of these 5%" in alert.text
+    assert f"- Look first at: {CAUSES['mask'].first}\n- Then at: {CAUSES['target'].first}" in alert.text
+    told = "loss +150%; of the losses with a changed reference these rose least, against that with another pair's: blank -10%, mirrored +22%, colours +65%"
+    assert f"It rests on: {told}" in alert.text
+    assert "docs/what-broke.md#mask\n" in alert.text
 
 
 def test_a_diagnosis_that_is_unsure_makes_no_headline() -> None:
-    unsure = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("target", 0.4), (UNKNOWN, 0.15)))
+    unsure = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("range", 0.4), (UNKNOWN, 0.15)))
     unknown = replace(DIAGNOSIS, likelihoods=((UNKNOWN, 0.9), ("mask", 0.1)))
     for diagnosis in (unsure, unknown):
         assert headline([finding("reference_gap")], diagnosis) == LESS
+    of_a_group = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("target", 0.4), (UNKNOWN, 0.15)))
+    assert headline([finding("reference_gap")], of_a_group) == "something beside the reference broke"
     assert "docs/what-broke" not in "".join(what_broke([finding("reference_gap")], unknown))
 
 

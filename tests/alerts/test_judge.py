@@ -787,3 +787,28 @@ def test_where_it_looks_has_changed_but_not_what_it_achieves() -> None:
     assert severities(Rules(), reference_gap=[BROKEN] * 16) >= {"warning"}
     mine = Rule(name="mine", kind="drop", figure="attention_information", margin="5%")
     assert severities(Rules().with_rule(mine)) == {"info", "warning"}
+
+
+def test_a_gap_settles_in_the_first_evaluations_of_its_run() -> None:
+    """As it does where a training drops some references: what it loses once, within the margin, is learned from."""
+    own = np.linspace(0.8, 1.2, 16)
+
+    def at(*levels: float) -> list[Evaluation]:
+        return [evaluation({"reference_gap": level * own}, step=100 * i) for i, level in enumerate(levels)]
+
+    def fired(history: list[Evaluation], baseline: Evaluation | None = None) -> set[str]:
+        return {f.rule for f in findings(Rules(), baseline or history[0], history) if f.fired}
+
+    settling = at(1.0, 0.93, 0.9, 0.88, 0.77)
+    assert not fired(settling)
+    (found,) = [f for f in findings(Rules(), settling[0], settling) if f.rule == "gap-drop"]
+    assert found.against == "baseline as it settled, steps 100 to 300" and found.before.mean == pytest.approx(
+        0.9033, abs=1e-4
+    )
+    assert "gap-drop" in fired(at(1.0, 0.93, 0.9, 0.88, 0.7))
+    assert "gap-drop" in fired(at(1.0, 0.93, 0.9, 0.77)), "before three have been seen there is nothing to learn from"
+    assert "gap-drop" in fired(at(1.0, 0.93, 0.75, 0.9, 0.77)), "what alerted is no settling"
+    assert "gap-drop" in fired(at(1.0, 1.05, 1.0, 1.0, 0.77)), "nor is what got better"
+    outside = evaluation({"reference_gap": 1.001 * own}, step=0)
+    assert "gap-drop" in fired(settling, outside), "a baseline of another run stays as it is"
+    assert "gap-halved" in fired(at(1.0, 0.9, 0.85, 0.85, 0.49))

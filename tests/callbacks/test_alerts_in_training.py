@@ -13,6 +13,9 @@ from training import Run
 
 from i2am_debug import IMACSRegression, Rule, Rules
 from i2am_debug.demo.inpainting.pairs import validation_pairs
+from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
+from i2am_debug.demo.inpainting.training import break_encoder
+from i2am_debug.figures.values import Undefined
 from i2am_debug.store.run_store import RunStore
 
 LOUD = Rule(name="loud", kind="ceiling", figure="loss", limit=0.0, severity="critical")  # a loss is above 0
@@ -172,3 +175,33 @@ def test_weights_that_are_not_finite_are_a_critical_alert(tmp_path):
     callback.evaluate(1)
     (alert,) = RunStore(tmp_path / "run").alerts()
     assert alert.severity == "critical" and "no value any more" in alert.text and callback.should_stop
+
+
+def test_what_broke_is_told_and_looked_for_again_while_it_stays_so(tmp_path, caplog):
+    """A reference encoder that is overwritten between two evaluations; then the weights move on a little."""
+    run = Run(tmp_path)
+    pipeline, told = load_tiny_pipeline(), []
+    settings = {"pairs": validation_pairs(8, seed=11), "batch_size": 8, "every_n_steps": 1, "pictures": 0, "panels": 0}
+    callback = run.callback(pipeline=pipeline, loss_fn=None, on_alert=told.append, **settings)
+    callback.on_step_end(0)
+    break_encoder(pipeline)
+    store = RunStore(tmp_path / "run")
+    seen = []
+    for step in (1, 2, 3, 4):
+        with torch.no_grad():
+            next(pipeline.unet.parameters()).mul_(1 + 1e-4)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "i2am_debug"):
+            callback.on_step_end(step)
+        (alert,) = store.alerts()
+        seen.append((alert.global_step, alert.diagnosis.global_step, alert.diagnosis.kind, "once more" in caplog.text))
+    assert seen == [(1, 1, "reference-weights", False), *((1, n, "reference-weights", True) for n in (2, 3)), seen[3]]
+    assert seen[3] == (1, 3, "reference-weights", False), "it is looked for twice more, not for ever"
+    assert [alert.global_step for alert in told] == [1]
+    assert told[0].headline == "the way from the reference into the model broke"
+    probed = [not isinstance(e.mean("probe/mirrored"), Undefined) for e in store_evaluations(store)]
+    assert probed == [True, True, True, True, False]
+
+
+def store_evaluations(store: RunStore) -> list:
+    return [stored.evaluation for stored in store.evaluations()]

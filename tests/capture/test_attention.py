@@ -5,6 +5,7 @@ Shapes: B batch, N heads, G generated tokens, R reference tokens, H head dim.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_sums import pooled_rows, row_sums
 from torch.overrides import TorchFunctionMode
 
-from i2am_debug.capture.attention import Attribution, attribute, pooled_rows
+from i2am_debug.capture import attention
+from i2am_debug.capture.attention import Attribution, attribute
 from i2am_debug.grids import pooled_grid, region_weight
 
 MAPS = ("r2g_BNG", "r2g_centred_BNG", "r2g_object_mass_BNG", "g2r_BNR", "g2r_region_BNR")
@@ -227,6 +230,65 @@ def test_any_small_size_and_chunk(sizes: tuple[int, ...], size: float, chunk_byt
     assert (bits <= np.log2(sizes[3]) + 1e-5).all()
 
 
+@pytest.mark.parametrize("size", [3.0, 8.0, 24.0])  # logits' standard deviations of about 9, 64 and 576
+@pytest.mark.parametrize("chunk_bytes", [2000, 2**20])
+def test_columns_whose_sums_leave_the_range_of_float32_are_formed_directly(size: float, chunk_bytes: int) -> None:
+    """A column's largest logit may lie hundreds below the largest row normaliser: its terms are then 0 in float32."""
+    q, k, qw, kw = make(2, 3, 35, 24, 8, seed=7, size=size)
+    scale = 0.353
+    found = attribute(q, k, scale=scale, query_weight_BG=qw, key_weight_BR=kw, chunk_bytes=chunk_bytes)
+    expected = oracle(q, k, qw, kw, scale)
+    for name in MAPS:  # float32 logits of size 2000 are 1e-4 off, and so are their exponentials
+        assert_same(getattr(found, name), expected[name], name, 1e-5 * max(1, size**2 / 25))
+    lost = []
+    with pytest.MonkeyPatch.context() as patched:
+        direct = attention._Part._mean_softmax_over_queries
+        patched.setattr(attention._Part, "_mean_softmax_over_queries", lambda *a: lost.append(1) or direct(*a))
+        attribute(q, k, scale=scale, chunk_bytes=chunk_bytes)
+    assert bool(lost) == (size > 4)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_where_asking_would_keep_a_device_waiting_all_is_formed_directly(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, qw, kw = make(*sizes, seed=8)
+    one_pass = attribute(q, k, query_weight_BG=qw, key_weight_BR=kw)
+    monkeypatch.setattr(attention, "_READABLE", ())
+    direct = attribute(q, k, query_weight_BG=qw, key_weight_BR=kw)
+    assert_attribution(direct, oracle(q, k, qw, kw))
+    for name in MAPS:
+        assert_same(getattr(one_pass, name), getattr(direct, name).double().numpy(), name, 2e-6)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1500, 2**20])
+@pytest.mark.parametrize(("generated", "reference"), [((8, 16), (16, 8)), ((5, 9), (7, 6))])
+def test_the_order_in_which_rows_are_pooled_changes_no_map(
+    generated: tuple[int, int], reference: tuple[int, int], chunk_bytes: int
+) -> None:
+    q, k, qw, kw = make(2, 3, math.prod(generated), math.prod(reference), 8, seed=9)
+    rows = row_sums(generated, reference, dict.fromkeys(range(3), 1.0), images=2, all_heads=3, sides=(4, 2))
+    assert any(p.order is not None for p in rows.patches) or generated == (5, 9)
+    found = attribute(q, k, query_weight_BG=qw, key_weight_BR=kw, rows=rows, chunk_bytes=chunk_bytes)
+    assert_attribution(found, oracle(q, k, qw, kw))
+    lse = torch.logsumexp(q.double() @ k.double().transpose(-1, -2) * 8**-0.5, -1)
+    assert_same(found.log_normaliser_BNG, lse.numpy())
+
+
+def test_chosen_heads_are_those_of_the_whole() -> None:
+    q, k, qw, kw = make(2, 6, 20, 12, 4, seed=10)
+    k = k[:, :3]  # each key head serves two query heads
+    whole = oracle(q, k.repeat_interleave(2, 1), qw, kw)
+    for heads in ((1, 4), (2, 3, 5), (5, 0)):
+        rows = row_sums((4, 5), (3, 4), dict.fromkeys(heads, 1.0), images=2, all_heads=6)
+        found = attribute(q, k, heads=heads, query_weight_BG=qw, key_weight_BR=kw, rows=rows, chunk_bytes=1500)
+        assert_attribution(found, {n: v[:, list(heads)] for n, v in whole.items()})
+        p = softmax(q.double().numpy() @ np.swapaxes(k.repeat_interleave(2, 1).double().numpy(), -1, -2) / 2, -1)
+        others = [h for h in range(6) if h not in heads]
+        assert_same(rows.heads_BNgr[:, list(heads)], p[:, list(heads)])
+        assert not rows.heads_BNgr[:, others].any()
+
+
 class LargestTensor(TorchFunctionMode):
     """Remembers the size of the largest tensor that any operation returned."""
 
@@ -277,20 +339,23 @@ def rows_oracle(
     [
         ((5, 7), (4, 6), 32, 16),  # nothing to pool
         ((4, 8), (8, 4), 4, 2),  # divisible, non-square
-        ((7, 5), (5, 8), 3, 2),  # not divisible
-        ((2, 9), (6, 1), 5, 4),  # one side pooled, the other kept
+        ((7, 5), (5, 8), 4, 2),  # not divisible
+        ((2, 9), (6, 1), 6, 3),  # one side pooled, the other kept
+        ((8, 8), (6, 6), 4, 2),  # divisible in two steps, and not in the first
+        ((12, 8), (16, 8), 8, 4),  # not in the first, and in both
         ((3, 4), (1, 1), 2, 2),  # one reference token
     ],
 )
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [700, 2**20])
 def test_pooled_rows_equal_pooling_of_the_materialised_rows(
-    generated: tuple[int, int], reference: tuple[int, int], side: int, head_side: int, weighted: bool
+    generated: tuple[int, int], reference: tuple[int, int], side: int, head_side: int, weighted: bool, chunk_bytes: int
 ) -> None:
     q, k, *_ = make(2, 3, generated[0] * generated[1], reference[0] * reference[1], 4, seed=6)
     p = softmax(q.double().numpy() @ np.swapaxes(k.double().numpy(), -1, -2) * 0.5, -1)
-    weight = torch.tensor([1.0, 1.0, 4.0]) if weighted else None
+    weight = (1.0, 1.0, 4.0) if weighted else None
     found = pooled_rows(
-        q, k, generated, reference, head_weight_N=weight, side=side, head_side=head_side, chunk_bytes=700
+        q, k, generated, reference, head_weights=weight, side=side, head_side=head_side, chunk_bytes=chunk_bytes
     )
     share = np.array([1, 1, 4]) / 6 if weighted else np.ones(3) / 3
     assert_same(found.mean_Bgr, rows_oracle(np.einsum("bngr,n->bgr", p, share), generated, reference, side)[0])

@@ -160,6 +160,16 @@ def test_output_is_bit_identical_and_the_plan_chooses_steps():
     assert t.maps().steps == (0, 1, 2, 3)
 
 
+def test_modules_carry_hooks_only_while_a_step_is_looked_at():
+    pipeline, hooks = untrained_pipeline(), []
+    attention = next(m for n, m in pipeline.unet.named_modules() if n.endswith("attn2"))
+    pipeline.unet.conv_in.register_forward_hook(lambda *_: hooks.append(len(attention._forward_hooks)))
+    plan = CapturePlan(sampler_steps=2)
+    with trace(pipeline, plan=plan):
+        pipeline_call(pipeline)
+    assert [bool(count) for count in hooks] == [step in plan.draw_steps(4) for step in range(4)]
+
+
 def test_bf16_and_autocast_outputs_are_bit_identical_too():
     unet = small_unet()
     sample, states = torch.randn(1, 4, 8, 8), torch.randn(1, 9, 12)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from i2am_debug.capture.accumulate import Accumulator, _pooled, resize
-from i2am_debug.capture.attention import Attribution, Rows
+from i2am_debug.capture.attention import Attribution
 from i2am_debug.capture.maps import AttributionMaps
 from i2am_debug.capture.plan import CapturePlan
 from i2am_debug.errors import UndefinedFigure
@@ -28,6 +28,14 @@ NAMES = {
     "g2r": "g2r_BNR",
     "g2r_region": "g2r_region_BNR",
 }
+
+
+@dataclass
+class Rows:
+    """Each patch's distribution over reference patches: (images, g, r), and (images, heads, g, r)."""
+
+    mean_Bgr: torch.Tensor
+    heads_BNgr: torch.Tensor
 
 
 @dataclass
@@ -65,6 +73,7 @@ def attribution(rng: np.random.Generator, layer: Layer) -> Attribution:
         **{name: smooth(rng, IMAGES, N, G) for name in ("r2g_BNG", "r2g_centred_BNG", "r2g_object_mass_BNG")},
         **{name: smooth(rng, IMAGES, N, R) for name in ("g2r_BNR", "g2r_region_BNR")},
         information_BN=torch.tensor(rng.random((IMAGES, N)), dtype=torch.float32),
+        log_normaliser_BNG=torch.zeros(IMAGES, N, G),
     )
 
 
@@ -95,8 +104,25 @@ def run(layers: dict[str, Layer], *, steps: tuple[int, ...] = STEPS, image: int 
 
 
 def add(accumulator: Accumulator, name: str, layer: Layer, step: int, found: Attribution, rows: Rows) -> None:
-    weights = torch.tensor(list(layer.weights.values()))
-    accumulator.add(name, step, (layer.generated, layer.reference), list(layer.weights), weights, found, rows)
+    grids = layer.generated, layer.reference or (1, layer.R)
+    sums = accumulator.rows(
+        name,
+        step,
+        grids,
+        layer.weights,
+        images=IMAGES,
+        all_heads=1 + max(layer.weights),
+        device=torch.device("cpu"),
+    )
+    generated, reference = (
+        torch.arange(n) if p.wide_back is None else p.wide_back
+        for n, p in zip(sums.mean_Bgr.shape[1:], sums.patches, strict=True)
+    )
+    sums.mean_Bgr[:, generated[:, None], reference] += rows.mean_Bgr
+    for i, (head, weight) in enumerate(layer.weights.items()):
+        sums.heads_BNgr[:, head] += weight * rows.heads_BNgr[:, i]
+        sums.step_Bgr.add_(rows.heads_BNgr[:, i], alpha=weight)
+    accumulator.add(name, step, (layer.generated, layer.reference), layer.weights, found)
 
 
 def cubic(x: float) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from row_sums import pooled_rows
 
 from i2am_debug import CapturePlan, Undefined
-from i2am_debug.capture.attention import pooled_rows
 from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.errors import UndefinedFigure
 from i2am_debug.evaluation.evaluator import Evaluator

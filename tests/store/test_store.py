@@ -550,8 +550,10 @@ def test_a_line_of_the_index_that_is_not_ours_is_refused_and_the_file_named(run:
 @pytest.mark.parametrize(
     "line",
     hostile_lines(
-        alert(7).to_json(),
+        {key: value for key, value in alert(7).to_json().items() if key != "diagnosis"},  # which older ones have not
         [
+            {"diagnosis": 3},
+            {"diagnosis": {"global_step": 7, "likelihoods": [], "changes": {}}},
             {"findings": None},
             {"findings": [1]},
             {"findings": [{"rule": "x"}]},

@@ -1,0 +1,126 @@
+"""What looking costs one joint attention product: `python -m benchmarks.joint --json F`.
+
+4096 generated and 4096 reference tokens beside 512 of text, 24 heads of 128 channels, all looked at: both directions, rows,
+reference mass and the maps read out. Looked at and not are run in turn in one process of one thread; a ratio is the CPU time
+that looking adds over that of the product itself. Memory is the growth of a process's peak, each way in a process of its own
+because a peak never goes down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from benchmarks.measuring import paired_ratios, peak_mib
+
+TEXT, GENERATED, REFERENCE, HEADS, CHANNELS = 512, (64, 64), (64, 64), 24, 128
+RATIO, MIB = 0.6, 64
+
+
+def ways(dtype_name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """One forward of a joint attention module: not looked at, and looked at."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    from i2am_debug import trace
+    from i2am_debug.families.family import About, Layout, Product, Reference
+
+    class Attention(nn.Module):
+        def forward(self, q: Any, k: Any, v: Any) -> Any:
+            return F.scaled_dot_product_attention(q, k, v)
+
+    class Denoiser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Attention()
+
+        def forward(self, q: Any, k: Any, v: Any) -> Any:
+            return self.attention(q, k, v)
+
+    class Joint:
+        name: ClassVar[str] = "joint"
+        about: ClassVar[About] = About(models="this benchmark's")
+        projections: ClassVar[bool] = False
+
+        def refuses(self, pipeline: Any, denoiser: nn.Module) -> str | None:
+            return None
+
+        def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+            return {"attention": denoiser.attention}
+
+        def layout(self, product: Product) -> Layout:
+            generated = GENERATED[0] * GENERATED[1]
+            return Layout(
+                generated=slice(TEXT, TEXT + generated),
+                generated_grid=GENERATED,
+                references={0: Reference(tokens=slice(TEXT + generated, None), grid=REFERENCE)},
+                conditional=slice(0, 1),
+                joint=True,
+            )
+
+    with trace(Denoiser(), family=Joint()):
+        pass  # loads torch's compiler once, which is not what looking costs
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tokens = TEXT + GENERATED[0] * GENERATED[1] + REFERENCE[0] * REFERENCE[1]
+    q, k, v = (torch.randn(1, HEADS, tokens, CHANNELS, dtype=getattr(torch, dtype_name)) for _ in range(3))
+    denoiser = Denoiser()
+
+    def plain() -> None:
+        with torch.no_grad():
+            denoiser(q, k, v)
+
+    def look() -> None:
+        with trace(denoiser, family=Joint()) as t:
+            plain()
+        assert abs(float(t.maps().r2g.unified.sum()) - 1) < 1e-4
+        assert not t.notes, t.notes
+
+    return plain, look
+
+
+def grown(way: str, dtype_name: str) -> float:
+    """MiB by which the second forward raises this process's peak over the first, which isn't looked at."""
+    plain, look = ways(dtype_name)
+    plain()
+    before = peak_mib()
+    look() if way == "look" else plain()
+    return peak_mib() - before
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.joint", description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of both ways (default: 3)")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--memory-of", choices=("look", "plain"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.memory_of:
+        print(json.dumps(grown(args.memory_of, args.dtype)))
+        return 0
+    found: dict[str, Any] = paired_ratios(*ways(args.dtype), args.rounds, time.process_time)
+    added = [ratio - 1 for ratio in found["ratios"]]
+    for way in ("plain", "look"):
+        command = [sys.executable, "-m", "benchmarks.joint", "--dtype", args.dtype, "--memory-of", way]
+        found[f"{way}_mib"] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    growth = found["look_mib"] - found["plain_mib"]
+    print(
+        f"looking adds {np.median(added):.2f} x the product's own time ({min(added):.2f} to {max(added):.2f}; at most "
+        f"{RATIO}) and {growth:.0f} MiB (at most {MIB})"
+    )
+    if args.json is not None:
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0 if np.median(added) <= RATIO and growth <= MIB else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

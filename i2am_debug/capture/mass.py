@@ -1,0 +1,78 @@
+"""How much of the model's own attention falls on the reference, where other keys compete with it in the same softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import UnsupportedModel
+from ..families.family import Layout
+from .precision import float32_products
+from .product import Buffers, chunk_room, groups, slices, units
+
+
+def mass_of(reference_BNG: torch.Tensor, whole_BNG: torch.Tensor) -> torch.Tensor:
+    """The share from the logarithmic normalisers of the rows over the reference's keys and over all: (B, N, G), in [0, 1]."""
+    return torch.exp(reference_BNG - whole_BNG.float()).clamp_max(1)
+
+
+@torch.no_grad()
+def reference_mass(
+    q_BNGH: torch.Tensor,
+    k_BNSH: torch.Tensor,
+    references: Sequence[Any],
+    *,
+    heads: Sequence[int] | None = None,
+    scale: float | None = None,
+    mask: torch.Tensor | None = None,
+    chunk_bytes: int | None = None,
+    buffers: Buffers | None = None,
+) -> torch.Tensor:
+    """Share of the model's own attention rows that falls on each reference: (references, B, N, G), in [0, 1].
+
+    Args:
+        k_BNSH: all S keys of the product, of which `references` are index expressions (slices or index tensors).
+        mask: the model's own, broadcastable to (B, 1, G, S): True = seen, or added to the logits.
+    """
+    (B, N, G, H), S = q_BNGH.shape, k_BNSH.shape[2]
+    chosen, share = range(N) if heads is None else heads, N // k_BNSH.shape[1]
+    room, buffers = chunk_bytes or chunk_room(q_BNGH.device), buffers or Buffers()
+    shares = torch.zeros(len(references), B, len(chosen), G, device=q_BNGH.device)
+    with float32_products(q_BNGH.device.type):
+        for images, own in groups(B, len(chosen), 4 * G * S, room):
+            q = units(q_BNGH, images, own, chosen, 1, None).mul(H**-0.5 if scale is None else scale)
+            k = units(k_BNSH, images, own, chosen, share, None)
+            shape = images.stop - images.start, own.stop - own.start
+            for rows in slices(G, room // (4 * S * len(q))):
+                seen = None if mask is None else _of_units(mask, images, shape, rows)
+                p_UcS = buffers.form(q[:, rows], k, mask=seen)[1]
+                for i, tokens in enumerate(references):
+                    shares[i, images, own, rows] = p_UcS[..., tokens].sum(-1).unflatten(0, shape)
+    return shares
+
+
+def _of_units(mask: torch.Tensor, images: slice, shape: tuple[int, int], rows: slice) -> torch.Tensor:
+    """The part of a mask without heads of its own for some images, heads and generated tokens: (U or 1, c or 1, S)."""
+    mask = mask[..., rows, :] if mask.shape[-2] > 1 else mask
+    return mask[:, 0] if mask.shape[0] == 1 else mask[images].expand(*shape, -1, -1).flatten(0, 1)
+
+
+def check_mask(own_BNGS: torch.Tensor, layout: Layout, name: str) -> bool:
+    """Whether the mask of the generated tokens is one for all heads; it must not touch the reference's keys.
+
+    Raises:
+        UnsupportedModel: it does, or the reference mass can't be formed with it.
+    """
+    for number, reference in layout.references.items():
+        part = own_BNGS[..., reference.tokens]
+        if not bool(part.all() if part.dtype == torch.bool else (part == 0).all()):
+            raise UnsupportedModel(
+                f"attention module {name!r} masks some keys of reference {number}; the attribution of masked reference "
+                "tokens is not defined"
+            )
+    for_all = own_BNGS.shape[1] == 1 or bool((own_BNGS == own_BNGS[:, :1]).all())  # or repeated for each head
+    if layout.joint and not for_all:
+        raise UnsupportedModel(f"attention module {name!r} has a mask for each head; the reference mass is not defined")
+    return for_all

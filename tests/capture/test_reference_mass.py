@@ -1,0 +1,59 @@
+"""The reference mass from the kernel's own normaliser is that of a product of one's own, the way where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from builders.flux_kontext import denoise, inputs, tiny_transformer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from i2am_debug import trace
+from i2am_debug.capture.mass import reference_mass
+from i2am_debug.families.flux_kontext import FluxKontext
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=["fused", "math"])
+def test_both_ways_give_one_mass_and_leave_the_output_as_it_was(kernel: SDPBackend) -> None:
+    model, given = tiny_transformer(), inputs(2)
+    plain = denoise(model, given, guidance=False)
+    with trace(model, family=FluxKontext()) as fused:
+        assert all(map(torch.equal, plain, denoise(model, given, guidance=False)))
+    assert fused.notes == ()
+    with sdpa_kernel(kernel):
+        plain = denoise(model, given, guidance=False)
+        with trace(model, family=FluxKontext()) as t:
+            assert all(map(torch.equal, plain, denoise(model, given, guidance=False)))
+    assert bool(t.notes) == (kernel is SDPBackend.MATH)
+    assert all("transformer_blocks.0" in note and "second product" in note for note in t.notes)
+    for image in (0, 1):
+        found, expected = t.maps(image).reference_mass, fused.maps(image).reference_mass
+        assert found == pytest.approx(expected, abs=1e-6) and all(0 < mass < 1 for mass in found.values())
+
+
+@pytest.mark.parametrize("mask", [None, "one", "each"])
+@pytest.mark.parametrize("chunk_bytes", [1000, 2**20])
+def test_the_product_of_ones_own_equals_a_materialised_softmax(mask: str | None, chunk_bytes: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k = torch.randn(3, 4, 10, 8, generator=random), torch.randn(3, 2, 21, 8, generator=random)
+    hidden = None
+    if mask is not None:
+        hidden = torch.rand(3 if mask == "each" else 1, 1, 10, 21, generator=random) > 0.3
+        hidden[..., :9] = True
+    logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) / 8**0.5
+    if hidden is not None:
+        logits = logits.masked_fill(~hidden, -torch.inf)
+    expected = logits.softmax(-1)
+    tokens = [slice(0, 4), torch.tensor([5, 7])]
+    found = reference_mass(q, k, tokens, heads=(0, 3), mask=hidden, chunk_bytes=chunk_bytes)
+    for i, own in enumerate(tokens):
+        torch.testing.assert_close(found[i].double(), expected[:, [0, 3]][..., own].sum(-1), atol=1e-6, rtol=0)
+
+
+def test_a_model_in_training_gives_its_normaliser_too() -> None:
+    model, given = tiny_transformer(), inputs(1)
+    with torch.enable_grad(), contextlib.ExitStack() as stack:
+        t = stack.enter_context(trace(model, family=FluxKontext()))
+        outputs = denoise.__wrapped__(model, given, guidance=False)
+    assert outputs[0].requires_grad and t.notes == () and t.maps().reference_mass
