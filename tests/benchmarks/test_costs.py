@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
-from benchmarks import real_models, real_sizes, training
+from benchmarks import importing, real_models, real_sizes, training
 from i2am_debug import CapturePlan
 from i2am_debug.families.flux_kontext import FluxKontext
 from i2am_debug.families.ip_adapter import IPAdapter
@@ -25,6 +25,12 @@ def test_make_bench_runs_each_of_them():
     assert named is not None
     for name in named[1].split():
         assert '"--json"' in (ROOT / "benchmarks" / f"{name}.py").read_text(), name
+
+
+def test_importing_loads_no_torch_and_that_would_be_seen():
+    ours, theirs = (importing.measured(statement, 1) for statement in (importing.STATEMENTS[0], "import torch"))
+    assert not ours["torch"] and theirs["torch"]
+    assert ours["median"] < theirs["median"] / 3
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------
