@@ -1,4 +1,4 @@
-# make demo · make test · make lint: each makes what it needs in .venv first.
+# make demo · make test · make lint · make bench: each makes what it needs in .venv first.
 PYTHON ?= python3
 ARGS ?=
 
@@ -7,12 +7,18 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo test lint
+# What looking costs; each writes its figures to $(FIGURES)/NAME.json, and those with a limit fail beyond it.
+COSTS := importing capture joint evaluation training real_sizes
+FIGURES ?= build/bench
+
+.PHONY: help demo test lint bench $(COSTS:%=bench-%)
 
 help:
 	@echo 'make demo              a tiny model unlearns its reference; the plugin notices'
 	@echo 'make test              the tests; choose with ARGS="-k drift -x"'
 	@echo 'make lint              style, formatting and types'
+	@echo 'make bench             what looking costs: $(COSTS)'
+	@echo '                       one of them: make bench-training; all, whatever fails: make -k bench'
 	@echo 'PYTHON=python3.12      makes .venv with another Python (3.10 or newer)'
 
 demo: $(VENV)/.installed
@@ -21,6 +27,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest -n auto --dist loadscope $(ARGS)
+
+bench: $(COSTS:%=bench-%)
+
+$(COSTS:%=bench-%): bench-%: $(VENV)/.installed-test
+	@mkdir -p $(FIGURES)
+	$(BIN)/python -m benchmarks.$* --json $(FIGURES)/$*.json $(ARGS)
 
 # The types are checked in the layout of a wheel: callbacks/ is i2am_debug.callbacks there, which mypy can't see in an
 # editable install.

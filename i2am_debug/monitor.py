@@ -12,11 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-
-from PIL import Image
-from tqdm.auto import tqdm
 
 from .alerts.alert import Alert
 from .alerts.judge import refuse_idle_rules
@@ -27,30 +24,19 @@ from .figures.declared import REFERENCE_GAP
 from .figures.observation import Observation, merge_observations
 from .figures.record import Evaluation, differences, in_words
 from .figures.scoring import with_probes
-from .figures.values import Figure, Undefined
+from .figures.values import Undefined
 from .loop import Processes, Trackers
 from .report.found import what_was_found
 from .run import stages
-from .run.reporter import Failure, Reporter
-from .run.stages import Stage, at, where
+from .run.looking import Looked, Looking
+from .run.reporter import Reporter
+from .run.stages import Failure, Stage, at, where
 from .settings import MonitorSettings
 from .store.evaluation_file import read_evaluation
 
 logger = logging.getLogger("i2am_debug")
 
 T = TypeVar("T")
-
-
-@dataclass
-class _Looked:
-    """What a process has seen of its share of the pairs."""
-
-    observations: list[Observation] = field(default_factory=list)
-    pictures: dict[int, Image.Image] = field(default_factory=dict)
-    """Sampled apart from looking, by pair number."""
-    probes: dict[int, dict[str, Figure]] = field(default_factory=dict)
-    """Pair number → name of the probe → its loss."""
-    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,6 +72,7 @@ class Monitor:
         """Whether an alert as severe as `stop_on` was raised; the same on every process. The training loop decides."""
         self.evaluator.in_step, self.evaluator.in_lockstep = processes.several, processes.in_lockstep
         self._pipeline, self._processes = pipeline, processes
+        self._looking = Looking(self.evaluator, processes, progress_bar=not settings.disable_progress_bar)
         self.reporter = Reporter(settings, pairs=lambda: self.evaluator.pairs, open_trackers=trackers)
         self._last_step: int | None = None
         self._evaluated = False  # since this program started
@@ -163,6 +150,7 @@ class Monitor:
             "last_step": self._last_step,
             "should_stop": self.should_stop,
             "spacing": self._spacing.state(),
+            "pairs_at_once": self.evaluator.at_most,
             **self.reporter.state(),
         }
 
@@ -177,6 +165,7 @@ class Monitor:
             self.evaluator.heads = self.reporter.baseline.heads
         self.should_stop = state.get("should_stop", False)
         self._spacing.resume(state.get("spacing", {}))
+        self.evaluator.at_most = state.get("pairs_at_once")
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
@@ -213,14 +202,14 @@ class Monitor:
         started, memory = time.monotonic(), peak_memory()
         with self._pipeline_on_all() as pipeline:
             self._take_one_way(pipeline)
-            shares = self._processes.gather(lambda: self._look(pipeline))
+            shares = self._look(pipeline)
             pictures = {i: picture for share in shares for i, picture in share.pictures.items()}
             everything = [observation for share in shares for observation in share.observations]
             observations = merge_observations(everything, pictures, len(self.evaluator.pairs))
             scored: list[Evaluation] = []
             self._processes.from_main(lambda: scored.append(self._score(pipeline, observations, global_step, started)))
             if self._processes.from_main(lambda: self.reporter.judge(scored[0], observations)):
-                shares += self._processes.gather(lambda: self._probe(pipeline))
+                shares += self._looking.probe(pipeline)
         failures = list({failure.text: failure for share in shares for failure in share.failures}.values())
         probes = {i: losses for share in shares for i, losses in share.probes.items()}
         outcome = self._processes.from_main(
@@ -264,43 +253,13 @@ class Monitor:
         with self._processes.in_lockstep(pipeline):
             return work(pipeline)
 
-    def _look(self, pipeline: Any) -> _Looked:
-        """This process's share of the pairs and pictures; every process runs the same number of forwards."""
-        evaluator, processes, looked = self.evaluator, self._processes, _Looked()
-        no_bar = self.settings.disable_progress_bar or not processes.is_main
-        with tqdm(desc="i2am", leave=False, disable=no_bar) as bar:
-            with processes.in_lockstep(pipeline):
-                with at(Stage.PREPARE):
-                    evaluator.prepare(pipeline)
-                batches, apart = processes.share(evaluator.batches), processes.share(evaluator.sampled_apart)
-                bar.total = len(batches) + len(apart)
-                for batch in batches:
-                    with at(Stage.LOOK, evaluator.names_of(batch)):
-                        looked.observations += evaluator.observe(pipeline, batch)
-                    bar.update()
-            for index in apart:
-                self._sample(pipeline, index, looked)
-                bar.update()
-        return looked
-
-    def _sample(self, pipeline: Any, index: int, looked: _Looked) -> None:
-        """A picture that can't be made costs no figures."""
-        try:
-            with self._processes.in_lockstep(pipeline), at(Stage.PICTURE, self.evaluator.names_of([index])):
-                looked.pictures[index] = self.evaluator.sample(pipeline, index)
-        except Exception as error:
-            looked.failures.append(Failure.of(error, Stage.PICTURE))
-
-    def _probe(self, pipeline: Any) -> _Looked:
-        """This process's share of the probes; one that can't be tried costs no figures."""
-        looked = _Looked()
-        for batch in self._processes.share(self.evaluator.probed):
-            try:
-                with self._processes.in_lockstep(pipeline), at(Stage.PROBE, self.evaluator.names_of(batch)):
-                    looked.probes.update(self.evaluator.probe(pipeline, batch))
-            except Exception as error:
-                looked.failures.append(Failure.of(error, Stage.PROBE))
-        return looked
+    def _look(self, pipeline: Any) -> list[Looked]:
+        """What each process has seen of its share."""
+        at_once = self.evaluator.at_most
+        shares = self._looking.look(pipeline)
+        if self.evaluator.at_most != at_once and not self.evaluator.noise_is_by_pair and self.settings.baseline is None:
+            self.reporter.begin_anew()
+        return shares
 
     def _score(self, pipeline: Any, observations: list[Observation], global_step: int, started: float) -> Evaluation:
         with at(Stage.SCORE):

@@ -196,6 +196,15 @@ def by_a_loss(run: Run, folder: Path, step: int) -> I2AMCallback:
     return evaluated(way=None, loss_fn=teacher_forced(run.pipeline))(run, folder, step)
 
 
+def out_of_memory_by_a_loss(run: Run, folder: Path, step: int) -> I2AMCallback:
+    """At the second evaluation of a run, whose batches draw their noise together."""
+    callback = run.callback(folder, way=None, loss_fn=teacher_forced(run.pipeline), batch_size=2)
+    callback.on_step_end(step)
+    with raised_in("unet.down_blocks.1", 2, torch.OutOfMemoryError("planted"))(run):
+        callback.on_step_end(step + 1)
+    return callback
+
+
 def factory_raises(run: Run, folder: Path, step: int) -> I2AMCallback:
     def build() -> Any:
         if is_last(run) and not whole:
@@ -310,6 +319,10 @@ SCENARIOS: dict[str, Callable[[Run, Path, int], I2AMCallback]] = {
     "inside at the second pair": evaluated(raised_in("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2", 5)),
     "out of memory inside": evaluated(raised_in("unet.down_blocks.1", 2, torch.OutOfMemoryError("planted"))),
     "out of memory in a collective": evaluated(raised_in_a_collective),
+    "out of memory with two pairs": evaluated(
+        raised_in("unet.down_blocks.1", 4, torch.OutOfMemoryError("planted")), batch_size=2
+    ),  # after two forwards of the trial
+    "out of memory with two pairs, by a loss": out_of_memory_by_a_loss,
     "inside the encoder": evaluated(raised_in("reference_encoder.norm", 3)),
     "more forwards": more_forwards,
     "trial fails": trial_fails,

@@ -42,6 +42,7 @@ from .calls import (
 )
 from .fingerprint import of_code, of_family, of_pipeline
 from .loss_function import LossFunction
+from .memory import one_pair_at_a_time
 from .probes import PAIRS as PROBED_PAIRS
 from .references import blank_colour
 from .truth import Encode
@@ -83,7 +84,9 @@ class Evaluator:
     """A block around forwards that may fail on one of the processes that share the model, and end well all the same."""
     chosen: Way | None = field(default=None, init=False)
     """The way that is taken, once `check` or `prepare` has chosen it."""
-    _pairs_at_once: int = field(default=1, init=False)
+    at_most: int | None = field(default=None, init=False)
+    """So many pairs at once fit in memory, where `batch_size` turned out not to."""
+    _asked_at_once: int = field(default=1, init=False)
     _sizes: list[Any] = field(default_factory=list, init=False)
     _names: list[str] = field(default_factory=list, init=False)
     _code: dict[str, str | None] = field(default_factory=dict, init=False)
@@ -98,8 +101,26 @@ class Evaluator:
         alike: dict[Any, list[int]] = {}
         for index in range(len(self.pairs)):  # one call has pictures of one size
             alike.setdefault(self._sizes[index] if self._sizes else None, []).append(index)
-        size = self._pairs_at_once
+        size = self._fitting
         return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+
+    @property
+    def pairs_at_once(self) -> int:
+        """Of the largest batch."""
+        return max(map(len, self.batches))
+
+    @property
+    def _fitting(self) -> int:
+        return min(self._asked_at_once, self.at_most or self._asked_at_once)
+
+    def look_at_fewer(self) -> None:
+        """Half as many pairs at once, from now on."""
+        self.at_most = max(1, self.pairs_at_once // 2)
+
+    @property
+    def noise_is_by_pair(self) -> bool:
+        """Whether a pair's figures are the same, but for rounding, whatever pairs are looked at together with it."""
+        return not self._takes("loss_fn")
 
     @property
     def sampled_apart(self) -> list[int]:
@@ -119,7 +140,8 @@ class Evaluator:
     def way_for(self, pipeline: Any) -> Way:
         """How the pairs are looked at; chosen once."""
         if self.chosen is None:
-            self.use(choose_way(self, pipeline), pipeline)
+            with one_pair_at_a_time():
+                self.use(choose_way(self, pipeline), pipeline)
         assert self.chosen is not None
         return self.chosen
 
@@ -129,7 +151,7 @@ class Evaluator:
         together = way.name == "loss_fn" or (
             way.name == "teacher_forcing" and self.call is None and takes_batches(pipeline)
         )
-        self._pairs_at_once = self.batch_size if together else 1
+        self._asked_at_once = self.batch_size if together else 1
 
     def check(self, pipeline: Any) -> None:
         """Everything that can be wrong before anything runs.
@@ -212,7 +234,7 @@ class Evaluator:
 
     def observe(self, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
         """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""
-        with torch.no_grad():
+        with torch.no_grad(), one_pair_at_a_time() if self.pairs_at_once == 1 else nullcontext():
             return self.way_for(pipeline).observe(self, pipeline, batch)
 
     def probe(self, pipeline: Any, batch: Sequence[int]) -> dict[int, dict[str, Figure]]:
@@ -267,7 +289,7 @@ class Evaluator:
             "not_teacher_forced": way.instead or None,
             "seed": self.seed,
             "num_inference_steps": self.num_inference_steps if way.name == "sampling" else None,
-            "batch_size": self._pairs_at_once,
+            "batch_size": self._asked_at_once if self.noise_is_by_pair else self._fitting,
             "size": None if self.size is None or way.name == "loss_fn" else list(self.size),
             "no_reference": None if way.name == "sampling" else list(blank_colour(pipeline, family)),
             **{name: code if name in _CODE_OF[way.name] else None for name, code in self._code.items()},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..alerts.alert import Alert, can_be_diagnosed, what_broke
@@ -31,7 +31,7 @@ from .background import Background
 from .history import History
 from .kept_rows import KeptRows
 from .room import require_room
-from .stages import Stage, at, where
+from .stages import Failure, Stage, at
 from .undelivered import Undelivered
 
 logger = logging.getLogger("i2am_debug")
@@ -43,19 +43,6 @@ _A_PICTURE, _FIGURES = (
     2**20,
     2**19,
 )  # bytes, generously: what must be free for each picture, and for an evaluation's figures
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Something that could not be done for an evaluation."""
-
-    stage: str
-    text: str
-
-    @classmethod
-    def of(cls, error: BaseException, stage: Stage) -> Failure:
-        """What went wrong at a stage, or at one inside it that the error names."""
-        return cls(stage.value, f"{where(error) or stage.value}: {type(error).__name__}: {error}")
 
 
 class Reporter:
@@ -107,6 +94,16 @@ class Reporter:
         """The baseline's copying layer, or that of an evaluation that becomes the baseline."""
         copying = (self.baseline or evaluation).copying_layer
         return None if isinstance(copying, Undefined) else copying
+
+    def begin_anew(self) -> None:
+        """The next evaluation is the baseline: it can't be compared with the one there is."""
+        if self.baseline is not None:
+            logger.warning(
+                "i2am: the next evaluation is this run's baseline in place of that at step %d: what was lost before can't be "
+                "seen",
+                self.baseline.global_step,
+            )
+        self.baseline, self.baseline_maps = None, {}
 
     def stored(self) -> list[Evaluation]:
         """The run's evaluations on disk, by step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -53,3 +54,16 @@ def where(error: BaseException) -> str | None:
 
 def entered(stage: Stage, pairs: Sequence[str] = ()) -> None:
     """Called on entering a stage. Does nothing: where tests plant faults."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that could not be done for an evaluation."""
+
+    stage: str
+    text: str
+
+    @classmethod
+    def of(cls, error: BaseException, stage: Stage) -> Failure:
+        """What went wrong at a stage, or at one inside it that the error names."""
+        return cls(stage.value, f"{where(error) or stage.value}: {type(error).__name__}: {error}")

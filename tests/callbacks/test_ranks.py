@@ -52,6 +52,14 @@ TOLD = {  # scenario → what the process that fails (or misses the others) says
         SKIPPED + "planted",
         SKIPPED + "another process failed: OutOfMemoryError: planted",
     ),
+    "out of memory with two pairs": (
+        "",
+        r"looking at 2 pairs at once ran out of memory \(planted\).* it is 1 at once.* figures stay comparable",
+    ),
+    "out of memory with two pairs, by a loss": (
+        "",
+        r"looking at 2 pairs at once ran out of memory \(planted\).* it is 1 at once.* not comparable with those before",
+    ),
     "more forwards": (UNEQUAL, UNEQUAL),
     "trial fails": ("", "every pair is sampled, which is slow: .*planted: no truth here"),
     "trial fails inside": ("", "every pair is sampled, which is slow: the teacher-forced call raised .*planted"),
@@ -62,6 +70,8 @@ TOLD = {  # scenario → what the process that fails (or misses the others) says
 }
 EVALUATED = {  # after the first step of a scenario; none where it failed
     **{name: [0, 5] for name in ("healthy", "by a loss", "in the middle", "begun twice", "resumed")},
+    "out of memory with two pairs": [0, 5],
+    "out of memory with two pairs, by a loss": [0, 1, 5],
     **{name: [0, 5] for name in ("trial fails", "trial fails inside", "tracker's close raises")},
     "main only by budget": [],
 }

@@ -1,0 +1,161 @@
+"""What watching costs a training run: `python -m benchmarks.training --json F`.
+
+Two fine-tunes of a tiny model in one process, from the same seed, one of them watched with the callback's defaults and
+evaluated every 100 steps; they go on in turn, 100 steps each, and each goes first in every second round. Ratios are of the
+process's CPU time, background threads included: of everything, of the training steps without the evaluations, and of the step
+that follows an evaluation to the others. A tiny model's steps are short beside an evaluation, so it also says how long they
+would have to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from i2am_debug.callbacks import I2AMCallback
+
+from i2am_debug.demo.demo_model import demo_model
+from i2am_debug.demo.finetune import fine_tune, new_accelerator
+
+RATIO = 1.02
+_NOT_WATCHED: Callable[[int], None] = lambda step: None  # noqa: E731
+
+
+class Run:
+    """A fine-tune and what its steps took."""
+
+    def __init__(self, model: str, logdir: Path, name: str, steps: int, *, watched: bool, **settings: Any) -> None:
+        demo = demo_model(model)
+        set_seed(0)
+        accelerator = new_accelerator(logdir, name)
+        pipeline = demo.load(device=accelerator.device)
+        self._training: Iterator[tuple[int, float]] = fine_tune(accelerator, demo, pipeline, steps=steps, seed=0)
+        self._on_step_end, self._end = _NOT_WATCHED, _NOT_WATCHED
+        if watched:
+            pairs = demo.validation_pairs()
+            callback = I2AMCallback(
+                accelerator,
+                pipeline=pipeline,
+                pairs=pairs,
+                batch_size=len(pairs),
+                on_error="raise",
+                disable_progress_bar=True,
+                **settings,
+            )
+            callback.on_train_begin(0)
+            callback.monitor.reporter.wait_for_drawing()
+            self._on_step_end, self._end = callback.on_step_end, callback.on_train_end
+        self.steps: list[float] = []
+        """CPU seconds of each training step."""
+        self.calls: list[float] = []
+        """CPU seconds of each call of the callback."""
+        self.walls: list[float] = []
+        """Seconds of each training step by the clock on the wall."""
+
+    def go_on(self, steps: int) -> float:
+        """CPU seconds of everything in so many steps."""
+        begun = time.process_time()
+        for _ in range(steps):
+            started, wall = time.process_time(), time.perf_counter()
+            step, _ = next(self._training)
+            self.steps.append(time.process_time() - started)
+            self.walls.append(time.perf_counter() - wall)
+            started = time.process_time()
+            self._on_step_end(step)
+            self.calls.append(time.process_time() - started)
+        return time.process_time() - begun
+
+    def end(self) -> None:
+        self._end(len(self.steps))
+
+
+def measured(model: str, rounds: int, every: int, **settings: Any) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        plain, watched = (
+            Run(model, Path(folder), name, (rounds + 1) * every, watched=name == "watched", **settings)
+            for name in ("plain", "watched")
+        )
+        ratios = []
+        for number in range(rounds + 1):
+            ways = (plain, watched) if number % 2 == 0 else (watched, plain)
+            took = {way: way.go_on(every) for way in ways}
+            ratios.append(took[watched] / took[plain])
+        watched.end()
+    return {
+        "every": every,
+        "ratios": ratios[1:],
+        **_of_steps(plain, watched, every),
+    }  # what is done once is not counted
+
+
+def _of_steps(plain: Run, watched: Run, every: int) -> dict[str, Any]:
+    def rounds_of(values: list[float]) -> np.ndarray:
+        return np.array(values).reshape(-1, every)[1:]
+
+    others, calls = rounds_of(watched.steps)[:, 1:], rounds_of(watched.calls)
+    usual = float(np.median(others))
+    return {
+        "steps": (rounds_of(watched.steps).sum(1) / rounds_of(plain.steps).sum(1)).tolist(),
+        "evaluation_s": calls[:, -1].tolist(),
+        "call_between_s": float(np.median(calls[:, :-1])),
+        "step_s": usual,
+        "after_an_evaluation": (rounds_of(watched.steps)[:, 0] / usual).tolist(),
+        "after_an_evaluation_on_the_wall": (
+            rounds_of(watched.walls)[:, 0] / float(np.median(rounds_of(watched.walls)[:, 1:]))
+        ).tolist(),
+        "others": np.quantile(others / usual, [0.05, 0.95]).tolist(),
+    }
+
+
+def in_words(name: str, found: dict[str, Any]) -> str:
+    def told(values: list[float]) -> str:
+        return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    evaluation = float(np.median(found["evaluation_s"]))
+    return (
+        f"{name}, evaluated every {found['every']} steps: {told(found['ratios'])} × in all, its training steps "
+        f"{told(found['steps'])} ×; the step after an evaluation {told(found['after_an_evaluation'])} × the others "
+        f"({found['others'][0]:.2f} to {found['others'][1]:.2f}); an evaluation {evaluation:.2f} s, a step "
+        f"{1000 * found['step_s']:.1f} ms, a call between {1e6 * found['call_between_s']:.0f} µs: at most {RATIO} × in all "
+        f"where a step takes {evaluation / (found['every'] * (RATIO - 1)):.2f} s or more"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--model", choices=("inpainting", "edit"), default="inpainting", help="default: inpainting")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of both (default: 5), after one that is not counted"
+    )
+    parser.add_argument("--every", type=int, default=100, help="steps from one evaluation to the next (default: 100)")
+    args = parser.parse_args(argv)
+    logging.getLogger("i2am_debug").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    found = measured(args.model, args.rounds, args.every, every_n_steps=args.every)
+    found["ratio"] = float(np.median(found["ratios"]))
+    found["reached"] = {
+        "in all": found["ratio"] <= RATIO,
+        "steps": float(np.median(found["steps"])) <= RATIO,
+        "after an evaluation": float(np.median(found["after_an_evaluation"])) <= found["others"][1],
+    }
+    print(in_words(args.model, found), flush=True)
+    if args.json is not None:
+        args.json.write_text(json.dumps({"torch": torch.__version__, **found}, indent=1) + "\n", encoding="utf-8")
+    missed = [name for name, reached in found["reached"].items() if not reached]
+    print(f"at most {RATIO} ×: " + (f"not reached: {', '.join(missed)}" if missed else "reached"))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
