@@ -160,8 +160,8 @@ class _Part:
 
     def _chunks(self) -> Iterator[tuple[slice, slice, slice]]:
         """Units that fit the room together, at least one, and which images and heads they are."""
-        heads = self._shape[1]
-        for images, own in groups(*self._shape, 4 * self._q.shape[1] * self._k.shape[1], self._room):
+        count, heads = self._shape
+        for images, own in groups(count, heads, 4 * self._q.shape[1] * self._k.shape[1], self._room):
             of_units = slice(images.start * heads + own.start, (images.stop - 1) * heads + own.stop)
             yield of_units, _shifted(images, self._where[0]), _shifted(own, self._where[1])
 

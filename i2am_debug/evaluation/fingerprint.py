@@ -13,11 +13,11 @@ import hashlib
 import inspect
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,7 +91,8 @@ def of_code(given: Any) -> str | None:
     name = f"{getattr(code, '__module__', None)}.{getattr(code, '__qualname__', type(code).__qualname__)}"
     with suppress(ValueError):  # it may wrap itself
         code = inspect.unwrap(code)
-    text = _source(code) or "\n".join(_bytecode(code))
+    source = _source(code) if isinstance(code, Hashable) else None
+    text = source or "\n".join(_bytecode(code))
     return f"{name} {_digest(text.encode())[:8]}" if text else name
 
 
@@ -131,14 +132,14 @@ def _entries(of: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _source(code: Any) -> str | None:
+def _source(code: Hashable) -> str | None:
     """Its source as Python itself would write it; None where there is none, or not of it alone.
 
     Read once in a program: to parse a file takes longer than to score an evaluation, and the file may be edited meanwhile.
     """
     name = getattr(code, "__name__", "<lambda>")
     try:
-        (found,) = ast.parse(textwrap.dedent(inspect.getsource(code))).body
+        (found,) = ast.parse(textwrap.dedent(inspect.getsource(cast(Any, code)))).body
     except Exception:  # no file, one that was edited meanwhile, …: whatever it is, it must not end a training
         return None
     return ast.unparse(found) if getattr(found, "name", None) == name else None

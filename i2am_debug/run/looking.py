@@ -64,9 +64,10 @@ class Looking:
         heads = self._evaluator.heads
         while self._evaluator.pairs_at_once > 1:
             shares = self._processes.gather(lambda: self._share_or_cut_short(pipeline))
+            whole = [share for share in shares if isinstance(share, Looked)]
             cut_short = [share for share in shares if isinstance(share, _CutShort)]
             if not cut_short:
-                return shares
+                return whole
             reason = next((one.out_of_memory for one in cut_short if one.out_of_memory), "")
             if not reason:
                 raise ProcessFailed(cut_short[0].by_another)
