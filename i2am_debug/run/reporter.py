@@ -28,6 +28,7 @@ from ..settings import MonitorSettings
 from ..store.packing import pack_observations, unified_maps
 from ..store.run_store import RunStore
 from .background import Background
+from .follow_up import FollowUp
 from .history import History
 from .kept_rows import KeptRows
 from .room import require_room
@@ -37,8 +38,6 @@ from .undelivered import Undelivered
 logger = logging.getLogger("i2am_debug")
 
 T = TypeVar("T")
-_FOLLOW_UPS = 2
-"""Evaluations after an alert at which its cause is looked for again."""
 _A_PICTURE, _FIGURES = (
     2**20,
     2**19,
@@ -76,8 +75,7 @@ class Reporter:
         self._said: set[str] = set()
         self._judged: Evaluation | None = None  # the last one
         self._alert: Alert | None = None  # its
-        self._followed: Alert | None = None  # the last one that was told, and how often its cause is still looked for
-        self._follow_ups = 0
+        self._follow_up = FollowUp()
         self._failures: list[Failure] = []  # of the evaluation that is being reported
 
     # -- a run begins, goes on and ends ------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ class Reporter:
             if store is not None and stored:
                 alert = self._with_panels(alert, evaluation, observations, store)
             self.undelivered.complete(alert)
-            self._followed, self._follow_ups = alert, _FOLLOW_UPS
+            self._follow_up.begin(alert)
             logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
         elif self._is_followed:
             self._renew_diagnosis(evaluation, store)
@@ -176,17 +174,17 @@ class Reporter:
 
     @property
     def _is_followed(self) -> bool:
-        """Whether an alert came just before, and what it tells of still fires: a fault that goes on shows more of itself."""
-        return self._alert is None and self._follow_ups > 0 and can_be_diagnosed(self.alert_state.fired)
+        """Whether an alert came just before, and what it tells of still fires."""
+        return self._alert is None and self._follow_up.left > 0 and can_be_diagnosed(self.alert_state.fired)
 
     def _renew_diagnosis(self, evaluation: Evaluation, store: RunStore | None) -> None:
         """Tells of the last alert anew what broke: in the log, and in `alerts.jsonl`, where its later line counts."""
-        told = self._followed
+        told = self._follow_up.alert
         assert told is not None
         alert = self._with_diagnosis(told, evaluation)
         if alert.diagnosis is None:
             return
-        self._followed, self._follow_ups = alert, self._follow_ups - 1
+        self._follow_up.renewed(alert)
         self.undelivered.complete(alert)
         if store is not None:
             self._attempt(Stage.ALERT_FILE, lambda: store.write_alert(alert))
@@ -383,6 +381,7 @@ class Reporter:
             "baseline_maps": dict(self.baseline_maps),
             "alerting": {figure: list(known) for figure, known in self.alert_state.alerting.items()},
             "undelivered": json.dumps(self.undelivered.state()),
+            "follow_up": json.dumps(self._follow_up.state()),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -392,4 +391,5 @@ class Reporter:
         self.baseline_maps = dict(state.get("baseline_maps", {}))
         self.alert_state = AlertState(self._settings.rules, state.get("alerting"))
         self.undelivered = Undelivered(json.loads(state.get("undelivered", "[]")))
+        self._follow_up = FollowUp.of(json.loads(state.get("follow_up", "null")))
         self._history = None
