@@ -138,7 +138,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--every", type=int, default=100, help="steps from one evaluation to the next (default: 100)")
     args = parser.parse_args(argv)
-    logging.getLogger("i2am_debug").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     found = measured(args.model, args.rounds, args.every, every_n_steps=args.every)
     found["ratio"] = float(np.median(found["ratios"]))
@@ -156,4 +155,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("i2am_debug").setLevel(logging.ERROR)
     sys.exit(main())

@@ -98,6 +98,7 @@ class _Training:
             return loss + 1000 if self.beyond_its_limit else loss
 
         loud = Rule(name="loud", kind="ceiling", figure="loss", limit=500.0, severity="critical")
+        risen = Rule(name="risen", kind="drop", figure="loss", margin="50%")  # whose cause is looked for
         return self.loop.callback(
             pairs=validation_pairs(2, seed=11),
             plan=CapturePlan(sampler_steps=1),
@@ -106,8 +107,9 @@ class _Training:
             every_n_steps=1,
             keep_matrices=1,
             panels=1,
+            pictures=1,
             num_inference_steps=1,
-            rules=Rules(rules=(loud,)),
+            rules=Rules(rules=(loud, risen)),
             on_alert=self.told.append,
             on_error="warn",
         )

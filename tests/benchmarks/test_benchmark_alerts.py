@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from stored_runs import column, evaluation, write_run
 
-from benchmarks import alert_runs, alerts
+from benchmarks import alert_runs, alerts, diagnosis
 from benchmarks.alert_runs import Plan
+from i2am_debug.alerts.causes import CAUSES
 from i2am_debug.demo.demo_model import demo_model
 
 
@@ -20,22 +21,24 @@ def made(
     psnr: list[float],
     *,
     spoilt: list[float] | None = None,
-    bare: list[float] | None = None,
+    loss_fn: list[float] | None = None,
 ) -> None:
     """A run as the benchmark leaves it: a reference gap and a picture quality for each evaluation, every 8 steps.
 
-    `bare` are the gaps that the callback without a loss saw, the same by default.
+    `loss_fn` are the gaps that a callback with a loss function saw, `spoilt` those of pairs with the fault; without either only
+    the callback without a loss looked.
     """
 
     def rows(levels: list[float], loss: float) -> list:
         return [
-            evaluation(8 * i, {"reference_gap": column(g), "loss": column(loss)}, count=10)
+            evaluation(8 * i, {"reference_gap": column(g), "loss": column(loss * (1 + 1e-9 * i))}, count=10)
             for i, g in enumerate(levels)
         ]
 
     run = plan.run(folder)
-    write_run(run, rows(gaps, 0.02))
-    write_run(run / "bare", rows(gaps if bare is None else bare, 0.04))
+    write_run(run, rows(gaps, 0.04))
+    if loss_fn is not None or spoilt is not None:
+        write_run(run / "loss_fn", rows(gaps if loss_fn is None else loss_fn, 0.02))
     if spoilt is not None:
         write_run(run / "spoilt", rows(spoilt, 0.08))
     (run / "done.json").write_text(json.dumps({"psnr": {8 * i: q for i, q in enumerate(psnr)}}))
@@ -109,21 +112,35 @@ def test_shares_have_wilsons_interval() -> None:
     assert alerts.wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # Newcombe 1998's method 3 by hand
 
 
-def test_the_bare_callback_is_judged_by_what_it_saw(tmp_path: Path) -> None:
+def test_each_callback_is_judged_by_what_it_saw(tmp_path: Path) -> None:
     plan = plan_that_breaks_early("shuffle")
     fine, broken = [0.06] * 7, [0.06] * 3 + [0.03] * 4
-    made(tmp_path, plan, fine, [16, 16, 16, 15, 13, 12, 12], spoilt=fine, bare=broken)
+    made(tmp_path, plan, broken, [16, 16, 16, 15, 13, 12, 12], loss_fn=fine)
     detectors = alerts.judge_run(plan, tmp_path, HEALTHY)["detectors"]
-    assert detectors["default rules"]["delay"] is None and detectors["bare, default rules"]["delay"] == 1
-    assert detectors["bare, attention alone"]["delay"] is detectors["bare, IMACS only"]["delay"] is None
+    assert detectors["default rules"]["delay"] == 1 and detectors["default rules, loss_fn"]["delay"] is None
+    assert detectors["attention alone"]["delay"] is detectors["IMACS as in the paper"]["delay"] is None
+    made(tmp_path / "bare alone", plan, broken, [16, 16, 16, 15, 13, 12, 12])
+    alone = alerts.judge_run(plan, tmp_path / "bare alone", HEALTHY)["detectors"]
+    assert set(alone) == {d.name for d in alerts.DETECTORS if d.sees == "bare"}
+
+
+def test_what_costs_little_should_wake_nobody(tmp_path: Path) -> None:
+    plan = plan_that_breaks_early("shuffle")
+    made(tmp_path, plan, [0.06] * 3 + [0.03] * 4, [16, 16, 16, 16, 15.8, 15, 15])
+    found = alerts.summary([alerts.judge_run(plan, tmp_path, HEALTHY)])["default rules"]
+    assert found["cheap_runs"] == 1 and found["cried_over_cheap"] == [f"shuffle seed {plan.seed}"]
 
 
 @pytest.mark.parametrize(("model", "broken_weights"), [("inpainting", "encoder"), ("edit", "attention")])
-def test_every_fault_of_a_model_is_run(model: str, broken_weights: str) -> None:
-    assert set(alert_runs.kinds(model)) == {
-        *("healthy", "healthy-decay", "shuffle-from-0", f"{broken_weights}-from-0"),
+def test_every_fault_of_a_model_is_run_and_has_its_kind(model: str, broken_weights: str) -> None:
+    kinds = set(alert_runs.kinds(model))
+    assert kinds == {
+        *alert_runs.SETTINGS,
+        *("shuffle-from-0", f"{broken_weights}-from-0"),
         *demo_model(model).sabotages,
     }
+    faults = {k for k in kinds if not k.startswith("healthy") and not k.endswith("-from-0") and k != "stale"}
+    assert faults <= set(diagnosis.CAUSE_OF) and set(diagnosis.CAUSE_OF.values()) == set(CAUSES)
 
 
 @pytest.mark.parametrize(("kind", "changed"), [("flip", "reference"), ("shift-target", "target")])

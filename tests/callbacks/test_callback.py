@@ -231,7 +231,7 @@ def test_a_state_with_less_in_it_is_taken_up(tmp_path):
     callback.load_state_dict({"last_step": 40})
     assert callback.state_dict() == {
         **{"last_step": 40, "baseline": None, "baseline_maps": {}, "alerting": {}, "should_stop": False, "spacing": {}},
-        "undelivered": "[]",
+        **{"undelivered": "[]", "follow_up": "null", "pairs_at_once": None},
     }
 
 

@@ -37,8 +37,9 @@ class Device:
 
 
 @pytest.fixture
-def made(tmp_path) -> Callable[..., Any]:
+def made(tmp_path, caplog) -> Callable[..., Any]:
     """A run, its device and a callback that looks at four pairs at once."""
+    caplog.set_level(logging.WARNING, "i2am_debug")
 
     def make(name: str, **changes: Any) -> tuple[Run, Device, Any]:
         run = Run(tmp_path / name)
