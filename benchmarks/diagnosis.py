@@ -26,6 +26,7 @@ from i2am_debug.alerts.causes import CAUSES, UNKNOWN
 from i2am_debug.alerts.diagnosis import Signatures, changes_of, likelihoods_of, share_of
 from i2am_debug.alerts.rules import Rules
 from i2am_debug.demo.demo_model import MODELS
+from i2am_debug.figures.declared import PROBE, PROBES
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
 
@@ -276,12 +277,15 @@ def main(argv: list[str] | None = None) -> int:
         "tried": args.tries,
         "all": tried(tries, signatures),
         "models": {model: tried([s for s in tries if s.model == model], signatures) for model in MODELS},
+        "the_evaluation_after": tried(_last_of_each_run([s for s in seen if s.seed in args.tries]), signatures),
+        "without_probes": tried([_without_probes(s) for s in tries], signatures),
         "a_fault_left_out": left_out(fit, tries, whole_kind=False),
         "a_kind_left_out": left_out(fit, tries, whole_kind=True),
     }
     args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(as_markdown(written["all"]["confusion"]))
-    for name, one in (("all", written["all"]), *written["models"].items()):
+    others = ("the_evaluation_after", "without_probes")
+    for name, one in (("all", written["all"]), *written["models"].items(), *((n, written[n]) for n in others)):
         print(
             f"{name}: right first {one['first']} of {one['alerts']}, among two {one['among_two']}, group {one['group']}"
         )
@@ -296,6 +300,18 @@ def _of_seed(seed: int, folder: Path) -> list[Sample]:
     plans = [Plan(model=model, kind=kind, seed=seed) for model in MODELS for kind in kinds(model)]
     broken = [p for p in plans if p.kind in CAUSE_OF and (p.run(folder) / "done.json").is_file()]
     return [sample for plan in broken for sample in samples_of(plan, folder)]
+
+
+def _last_of_each_run(samples: Sequence[Sample]) -> list[Sample]:
+    """Of a fault that is seen at one evaluation only, that one."""
+    return list({(sample.fault, sample.model, sample.seed): sample for sample in samples}.values())
+
+
+def _without_probes(sample: Sample) -> Sample:
+    """As at an evaluation at which nothing fired in its run."""
+    probes = {probe.tag.removeprefix(PROBE) for probe in PROBES}
+    kept = {n: v for n, v in sample.changes.items() if n.removeprefix("loss, ").partition(" ")[0] not in probes}
+    return replace(sample, changes=kept)
 
 
 def _after_the_alert(samples: Sequence[Sample]) -> list[Sample]:

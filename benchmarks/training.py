@@ -28,7 +28,10 @@ from i2am_debug.demo.demo_model import demo_model
 from i2am_debug.demo.finetune import fine_tune, new_accelerator
 
 RATIO = 1.02
-_NOT_WATCHED: Callable[[int], None] = lambda step: None  # noqa: E731
+
+
+def _not_watched(step: int) -> None:
+    """In place of a callback's hooks."""
 
 
 class Run:
@@ -40,7 +43,8 @@ class Run:
         accelerator = new_accelerator(logdir, name)
         pipeline = demo.load(device=accelerator.device)
         self._training: Iterator[tuple[int, float]] = fine_tune(accelerator, demo, pipeline, steps=steps, seed=0)
-        self._on_step_end, self._end = _NOT_WATCHED, _NOT_WATCHED
+        self._on_step_end: Callable[[int], None] = _not_watched
+        self._end: Callable[[int], None] = _not_watched
         if watched:
             pairs = demo.validation_pairs()
             callback = I2AMCallback(

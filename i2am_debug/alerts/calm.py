@@ -28,7 +28,8 @@ def calmed(found: tuple[Finding, ...], rules: Rules, calibrated: Container[str])
     unharmed = _all_worse_by_less_than(_UNHARMED, loss) and _all_worse_by_less_than(_UNHARMED, gap)
     looks_elsewhere = any(f.fired and _is_of_attention(f.figure) for f in drops)
     better = _all_worse_by_less_than(-_BETTER, loss) and not looks_elsewhere
-    default = {rule.name for rule in rules.rules if rule in default_rules()}
+    defaults = default_rules()
+    default = {rule.name for rule in rules.rules if rule in defaults}
 
     def nothing_is_lost(f: Finding) -> bool:
         of_attention = f.kind in ("drop", "drop_from_best", "collapse") and _is_of_attention(f.figure)

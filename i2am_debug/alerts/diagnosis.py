@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -43,7 +42,7 @@ from ..figures.values import Undefined
 from .causes import CAUSES, HEADLINES, UNKNOWN, Cause, Group
 from .finding import Judged
 
-_FURTHEST = 3.0
+_LARGEST = 3.0
 """Changes are cut off there: a loss that is twenty times what it was says no more."""
 _SHARES = (0.15, 1.6)
 """Of a signature: what just began shows little of it, a fault that goes on for long more than was measured."""
@@ -89,11 +88,11 @@ class Diagnosis:
         """What has happened: of the likeliest kind, or of a group of kinds, that is likelier than all others together."""
         if self.cause is not None:
             return self.cause.headline
-        groups: Counter[Group] = Counter()
+        groups: dict[Group, float] = {}
         for name, likelihood in self.likelihoods:
             if name in CAUSES:
-                groups[CAUSES[name].group] += likelihood  # type: ignore[assignment]
-        return next((HEADLINES[group] for group, likelihood in groups.most_common(1) if likelihood > 0.5), None)
+                groups[CAUSES[name].group] = groups.get(CAUSES[name].group, 0.0) + likelihood
+        return next((HEADLINES[group] for group, likelihood in groups.items() if likelihood > 0.5), None)
 
     @property
     def likely(self) -> tuple[tuple[str, float], ...]:
@@ -165,7 +164,7 @@ class Signatures:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Signatures:
-        """Of plain values, as `to_json` gives them."""
+        """Of plain values, as `benchmarks.diagnosis` keeps them."""
         rows = tree["signatures"]
         return cls(
             kinds=tuple(row["kind"] for row in rows),
@@ -180,8 +179,8 @@ class Signatures:
 @functools.cache
 def measured_signatures() -> Signatures:
     """Those that come with the package."""
-    text = resources.files(__package__).joinpath("signatures.json").read_text(encoding="utf-8")
-    return Signatures.from_json(json.loads(text))
+    kept = resources.files(__package__).joinpath("signatures.json").read_text(encoding="utf-8")
+    return Signatures.from_json(json.loads(kept))
 
 
 def changes_of(baseline: Evaluation, now: Judged) -> dict[str, float]:
@@ -214,7 +213,7 @@ def changes_of(baseline: Evaluation, now: Judged) -> dict[str, float]:
         found["IMACS_r of the copying layer"] = _difference(
             baseline, now, f"{LAYER}{baseline.copying_layer}/{IMACS_R_HOLE.tag}"
         )
-    return {name: max(-_FURTHEST, min(_FURTHEST, value)) for name, value in found.items() if math.isfinite(value)}
+    return {name: max(-_LARGEST, min(_LARGEST, value)) for name, value in found.items() if math.isfinite(value)}
 
 
 def diagnose(baseline: Evaluation, now: Judged, signatures: Signatures | None = None) -> Diagnosis | None:

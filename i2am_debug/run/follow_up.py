@@ -23,9 +23,11 @@ class FollowUp:
         """Follows an alert that is told now."""
         self.alert, self.left = alert, TIMES
 
-    def renewed(self, alert: Alert) -> None:
-        """Its cause was looked for once more."""
-        self.alert, self.left = alert, self.left - 1
+    def once_more(self) -> Alert:
+        """The alert, whose cause is looked for once more; that counts whether one is found or not."""
+        assert self.alert is not None
+        self.left -= 1
+        return self.alert
 
     def state(self) -> dict[str, Any] | None:
         """Plain values, for a checkpoint."""

@@ -130,6 +130,7 @@ class Reporter:
         if is_baseline:
             self.baseline, self.baseline_maps = evaluation, unified_maps(observations)
         store, self._judged = opened[1] if opened else None, evaluation
+        self.alert_state.fired = ()  # what is not judged, as where nothing can be compared, fires nothing
         self._alert = self._attempt(Stage.JUDGE, lambda: self._judge(evaluation, store))
         return is_baseline or self._alert is not None or self._is_followed
 
@@ -150,7 +151,8 @@ class Reporter:
             if store is not None and stored:
                 alert = self._with_panels(alert, evaluation, observations, store)
             self.undelivered.complete(alert)
-            self._follow_up.begin(alert)
+            if can_be_diagnosed(alert.findings):
+                self._follow_up.begin(alert)
             logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
         elif self._is_followed:
             self._renew_diagnosis(evaluation, store)
@@ -179,12 +181,11 @@ class Reporter:
 
     def _renew_diagnosis(self, evaluation: Evaluation, store: RunStore | None) -> None:
         """Tells of the last alert anew what broke: in the log, and in `alerts.jsonl`, where its later line counts."""
-        told = self._follow_up.alert
-        assert told is not None
+        told = self._follow_up.once_more()
         alert = self._with_diagnosis(told, evaluation)
         if alert.diagnosis is None:
             return
-        self._follow_up.renewed(alert)
+        self._follow_up.alert = alert
         self.undelivered.complete(alert)
         if store is not None:
             self._attempt(Stage.ALERT_FILE, lambda: store.write_alert(alert))

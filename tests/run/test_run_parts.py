@@ -16,6 +16,7 @@ from i2am_debug.errors import NoRoom
 from i2am_debug.figures.values import Undefined
 from i2am_debug.run import room
 from i2am_debug.run.background import AHEAD, Background
+from i2am_debug.run.follow_up import FollowUp
 from i2am_debug.run.history import History, Remembered
 from i2am_debug.run.kept_rows import KeptRows
 from i2am_debug.run.room import require_room
@@ -117,3 +118,15 @@ def test_a_quota_that_free_space_does_not_know_of_is_found(tmp_path, monkeypatch
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(NoRoom, match="quota"):
         require_room(tmp_path, 100)
+
+
+def test_a_cause_is_looked_for_twice_more_whether_it_is_found_or_not():
+    fallen = Finding(rule="r", kind="drop", severity="warning", figure="x", fired=True)
+    alert = Alert(global_step=8, baseline_step=0, fine_at=0, findings=(fallen,))
+    follow = FollowUp()
+    assert follow.left == 0 and follow.state() is None
+    follow.begin(alert)
+    resumed = FollowUp.of(follow.state())
+    assert resumed == follow and resumed.left == 2
+    assert resumed.once_more() == alert and resumed.once_more() == alert
+    assert resumed.left == 0 and resumed.state() is None
