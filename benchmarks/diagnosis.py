@@ -26,7 +26,7 @@ from i2am_debug.alerts.causes import CAUSES, UNKNOWN
 from i2am_debug.alerts.diagnosis import Signatures, changes_of, likelihoods_of, share_of
 from i2am_debug.alerts.rules import Rules
 from i2am_debug.demo.demo_model import MODELS
-from i2am_debug.figures.declared import PROBE, PROBES
+from i2am_debug.figures.declared import PROBES
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
 
@@ -309,8 +309,8 @@ def _last_of_each_run(samples: Sequence[Sample]) -> list[Sample]:
 
 def _without_probes(sample: Sample) -> Sample:
     """As at an evaluation at which nothing fired in its run."""
-    probes = {probe.tag.removeprefix(PROBE) for probe in PROBES}
-    kept = {n: v for n, v in sample.changes.items() if n.removeprefix("loss, ").partition(" ")[0] not in probes}
+    probes = {probe.title for probe in PROBES}
+    kept = {n: v for n, v in sample.changes.items() if n.removesuffix(", relative") not in probes}
     return replace(sample, changes=kept)
 
 

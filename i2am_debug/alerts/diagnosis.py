@@ -34,6 +34,8 @@ from ..figures.declared import (
     PROBES,
     REFERENCE_GAP,
     REFERENCE_MASS,
+    REFERENCE_PROBES,
+    UNCHANGED,
 )
 from ..figures.record import Evaluation
 from ..figures.registry import LAYER
@@ -53,7 +55,8 @@ _TELLING = (
     *("loss", "loss, wrong reference", "loss inside", "loss outside", "information"),
     *("R2G moved", "reference mass", "kept place"),
 )
-_CHANGED = " reference, relative"
+_RELATIVE = ", relative"
+_BLANK_REFERENCE = "loss with a blank reference"
 _LIKED = 3
 _LEAST = 0.05
 """Kinds that are less likely are not named."""
@@ -102,17 +105,15 @@ class Diagnosis:
     @property
     def evidence(self) -> list[str]:
         """The changes that tell most, in words."""
-        changed = {name: value for name, value in self.changes.items() if name.endswith(_CHANGED)}
+        relative = {name: value for name, value in self.changes.items() if name.endswith(_RELATIVE)}
         told = [in_words(name, self.changes[name]) for name in _TELLING if name in self.changes]
-        liked = sorted(changed, key=changed.__getitem__)[:_LIKED]
+        liked = [name for name in sorted(relative, key=relative.__getitem__)[:_LIKED] if relative[name] < 0]
         if liked:
-            words = ", ".join(
-                f"{name.removeprefix('loss, ').removesuffix(_CHANGED)} {math.expm1(changed[name]):+.0%}"
+            words = "; ".join(
+                f"{name.removeprefix('loss with ').removesuffix(_RELATIVE)} {math.expm1(relative[name]):+.0%}"
                 for name in liked
             )
-            told.append(
-                f"of the losses with a changed reference these rose least, against that with another pair's: {words}"
-            )
+            told.append(f"with something changed it has come to do better, against others, with: {words}")
         return told
 
     def to_json(self) -> dict[str, Any]:
@@ -186,18 +187,22 @@ def measured_signatures() -> Signatures:
 def changes_of(baseline: Evaluation, now: Judged) -> dict[str, float]:
     """How the figures changed since the baseline: name → value; those without a value are left out.
 
-    Losses change by the logarithm of their ratio; those with a wrong reference in any way (blank, mirrored, …) relative to
-    that with another pair's, so that it shows which wrong reference the model has come to like.
+    Losses change by the logarithm of their ratio. Those of probes are relative to another of the same pairs: with a changed
+    reference to that with another pair's, so that it shows which wrong reference the model has come to like; with anything else
+    changed to that with nothing changed.
     """
-    wrong = _ratio(_wrong(baseline), _wrong(now))
+    wrong = _wrong(baseline), _wrong(now)
+    unchanged = baseline.values(UNCHANGED.tag), now.values(UNCHANGED.tag)
     found = {
         "loss": _ratio(baseline.values(LOSS.tag), now.values(LOSS.tag)),
-        "loss, wrong reference": wrong,
-        f"loss, blank{_CHANGED}": _ratio(_blank(baseline), _blank(now)) - wrong,
+        "loss, wrong reference": _ratio(*wrong),
+        f"{_BLANK_REFERENCE}{_RELATIVE}": _relative((_blank(baseline), _blank(now)), wrong),
         **{
-            f"loss, {probe.tag.partition('/')[2]}{_CHANGED}": _ratio(baseline.values(probe.tag), now.values(probe.tag))
-            - wrong
+            f"{probe.title}{_RELATIVE}": _relative(
+                (baseline.values(probe.tag), now.values(probe.tag)), wrong if probe in REFERENCE_PROBES else unchanged
+            )
             for probe in PROBES
+            if probe is not UNCHANGED
         },
         "loss inside": _ratio(baseline.values(LOSS_INSIDE.tag), now.values(LOSS_INSIDE.tag)),
         "loss outside": _ratio(baseline.values(LOSS_OUTSIDE.tag), now.values(LOSS_OUTSIDE.tag)),
@@ -279,6 +284,12 @@ def _ratio(before: np.ndarray, now: np.ndarray) -> float:
     """Natural logarithm of how many times as large the mean is, over the pairs that have both; NaN where there is none."""
     before_mean, now_mean = _means(before, now)
     return math.log(now_mean / before_mean) if before_mean > 0 and now_mean > 0 else math.nan
+
+
+def _relative(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
+    """How much more the one changed than the other, over the pairs that have all four values."""
+    known = np.isfinite(one).all(0) & np.isfinite(other).all(0)
+    return _ratio(*(values[known] for values in one)) - _ratio(*(values[known] for values in other))
 
 
 def _difference(baseline: Judged, now: Judged, tag: str) -> float:

@@ -181,7 +181,9 @@ LOSS_OUTSIDE = DeclaredFigure(
 
 
 def _not_tried(v: PairView) -> float:
-    raise UndefinedFigure("probes are tried at the baseline and when something fires, with the first pairs")
+    raise UndefinedFigure(
+        "probes are tried at the baseline and when something fires, with those of the first pairs that have what is changed"
+    )
 
 
 def _probe(name: str, what: str) -> DeclaredFigure:
@@ -197,14 +199,18 @@ def _probe(name: str, what: str) -> DeclaredFigure:
     )
 
 
-PROBES = (
-    _probe("unchanged", "nothing changed"),
+UNCHANGED = _probe("unchanged", "nothing changed")
+REFERENCE_PROBES = (
     _probe("mirrored", "the reference mirrored"),
     _probe("blurred", "the reference blurred"),
     _probe("colours", "the reference's red and blue swapped"),
     _probe("lighter", "the reference in the upper half of its range, as [0, 1] is of [-1, 1]"),
     _probe("faded", "the reference at 0.3 of its contrast"),
     _probe("contrasted", "the reference at 3 times its contrast"),
+)
+PROBES = (
+    UNCHANGED,
+    *REFERENCE_PROBES,
     _probe("hole_inverted", "the hole inverted"),
     _probe("hole_grown", "a hole of nearly everything"),
     _probe("hole_moved", "the hole moved by a quarter of the width"),

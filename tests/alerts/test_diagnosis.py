@@ -30,13 +30,20 @@ MISSING = (Undefined("not tried"),) * 10
 
 
 def test_changes_are_those_of_the_means_by_hand():
-    before = evaluation(0, {"probe/mirrored": (*column(0.05)[:4], *MISSING[:6]), "loss_inside": column(0.1)})
+    probed = {
+        "probe/unchanged": (*column(0.02)[:4], *MISSING[:6]),
+        "probe/mirrored": (*column(0.05)[:4], *MISSING[:6]),
+        "probe/hole_moved": (*column(0.1)[:4], *MISSING[:6]),
+    }
+    before = evaluation(0, {**probed, "loss_inside": column(0.1)})
     now = evaluation(
         8,
         {
             "loss": column(0.03),
             "reference_gap": column(0.03),  # a wrong reference: 0.08 → 0.06
+            "probe/unchanged": (*column(0.04)[:4], *MISSING[:6]),
             "probe/mirrored": (*column(0.02)[:4], *MISSING[:6]),
+            "probe/hole_moved": (*column(0.05)[:4], *MISSING[:6]),
             "loss_inside": column(0.2),
             "attention_information": column(1.0),
             "drift/js_g2r": column(0.1),
@@ -45,11 +52,15 @@ def test_changes_are_those_of_the_means_by_hand():
     )
     found = changes_of(before, now)
     wrong = math.log(0.06 / 0.08)
+    wrong_of_probed = math.log(
+        np.mean(np.add(column(0.03), column(0.03))[:4]) / np.mean(np.add(column(0.02), column(0.06))[:4])
+    )
     assert found == pytest.approx(
         {
             "loss": math.log(1.5),
             "loss, wrong reference": wrong,
-            "loss, mirrored reference, relative": math.log(0.4) - wrong,
+            "loss with the reference mirrored, relative": math.log(0.4) - wrong_of_probed,
+            "loss with the hole moved by a quarter of the width, relative": math.log(0.5) - math.log(2),
             "loss inside": math.log(2),
             "information": math.log(0.5),
             "G2R moved": 0.1,
