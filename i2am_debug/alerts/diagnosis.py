@@ -113,7 +113,7 @@ class Diagnosis:
                 f"{name.removeprefix('loss with ').removesuffix(_RELATIVE)} {math.expm1(relative[name]):+.0%}"
                 for name in liked
             )
-            told.append(f"with something changed it has come to do better, against others, with: {words}")
+            told.append(f"changed pairs that it has come to do better with, relative to others: {words}")
         return told
 
     def to_json(self) -> dict[str, Any]:
