@@ -22,7 +22,6 @@ from .references import with_reference
 PAIRS = 8
 """The first ones of the run are probed."""
 _BLUR = 1 / 16
-_BLUR_OF_A_TARGET = 1 / 4
 """Radius of the blur as a share of the picture's shorter side."""
 _MOVED = 1 / 4
 """To the right, as a share of the width, around the edge."""
@@ -55,10 +54,6 @@ def _hole(change: Callable[[np.ndarray], np.ndarray]) -> Probe:
     return Probe(of="hole", change=changed)
 
 
-def _blurred(picture: Image.Image, share: float) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(share * min(picture.size)))
-
-
 def _scaled(picture: Image.Image, factor: float, plus: float) -> Image.Image:
     """Each value v, 0 to 255, becomes factor · v + plus."""
     return picture.point(lambda value: factor * value + plus)
@@ -82,7 +77,7 @@ def _with_another_prompt(pair: ValidationPair, pairs: ValidationPairs) -> Valida
 PROBES: dict[str, Probe] = {
     "unchanged": Probe(of="nothing", change=lambda pair, pairs: pair),
     "mirrored": _reference(ImageOps.mirror),
-    "blurred": _reference(lambda picture: _blurred(picture, _BLUR)),
+    "blurred": _reference(lambda picture: picture.filter(ImageFilter.GaussianBlur(_BLUR * min(picture.size)))),
     "colours": _reference(lambda picture: Image.merge("RGB", picture.split()[::-1])),
     "lighter": _reference(lambda picture: _scaled(picture, 0.5, 127.5)),
     "faded": _reference(lambda picture: _scaled(picture, 0.3, 0.7 * 127.5)),
@@ -91,7 +86,6 @@ PROBES: dict[str, Probe] = {
     "hole_grown": _hole(_all_but_a_corner),
     "hole_moved": _hole(lambda hole: np.roll(hole, round(_MOVED * hole.shape[1]), axis=1)),
     "target_moved": _target(lambda picture: ImageChops.offset(picture, round(_MOVED * picture.width), 0)),
-    "target_blurred": _target(lambda picture: _blurred(picture, _BLUR_OF_A_TARGET)),
     "another_prompt": Probe(of="prompt", change=_with_another_prompt),
 }
 """Name → how it changes a pair."""

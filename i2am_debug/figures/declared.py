@@ -200,22 +200,18 @@ def _probe(name: str, what: str) -> DeclaredFigure:
 
 
 UNCHANGED = _probe("unchanged", "nothing changed")
-REFERENCE_PROBES = (
+PROBES = (
+    UNCHANGED,
     _probe("mirrored", "the reference mirrored"),
     _probe("blurred", "the reference blurred"),
     _probe("colours", "the reference's red and blue swapped"),
     _probe("lighter", "the reference in the upper half of its range, as [0, 1] is of [-1, 1]"),
     _probe("faded", "the reference at 0.3 of its contrast"),
     _probe("contrasted", "the reference at 3 times its contrast"),
-)
-PROBES = (
-    UNCHANGED,
-    *REFERENCE_PROBES,
     _probe("hole_inverted", "the hole inverted"),
     _probe("hole_grown", "a hole of nearly everything"),
     _probe("hole_moved", "the hole moved by a quarter of the width"),
     _probe("target_moved", "the target moved by a quarter of the width"),
-    _probe("target_blurred", "the target blurred"),
     _probe("another_prompt", "another pair's prompt"),
     _probe("as_noise", "the prediction taken for one of the noise"),
     _probe("as_sample", "the prediction taken for one of the clean picture"),

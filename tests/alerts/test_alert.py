@@ -334,9 +334,9 @@ DIAGNOSIS = Diagnosis(
     changes={
         "loss": math.log(2.5),
         "IMACS_g": -0.1,
-        "loss with the reference mirrored, relative": 0.2,
-        "loss with the hole inverted, relative": -0.5,
-        "loss with a blank reference, relative": -0.1,
+        "harm of the reference mirrored, beside the gap": 0.2,
+        "harm of the hole inverted, beside the gap": -0.5,
+        "harm of a blank reference, beside the gap": -0.1,
     },
 )
 
@@ -348,8 +348,8 @@ def test_a_diagnosis_gives_the_headline_the_causes_and_what_to_look_at() -> None
     assert alert.text.startswith(f"critical: {CAUSES['mask'].headline} at step 7")
     assert "What broke, by likelihood, as of step 7: mask 80%, target 15%, none of these 5%" in alert.text
     assert f"- Look first at: {CAUSES['mask'].first}\n- Then at: {CAUSES['target'].first}" in alert.text
-    liked = "the hole inverted -39%; a blank reference -10%"
-    told = f"loss +150%; changed pairs that it has come to do better with, relative to others: {liked}"
+    less = "the hole inverted -50%, a blank reference -10%"
+    told = f"loss +150%; these harm less than they did, beyond the fall of the gap: {less}"
     assert f"It rests on: {told}" in alert.text
     assert "docs/what-broke.md#mask\n" in alert.text
 
