@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.alert_runs import HARMLESS, Plan, kinds
 from benchmarks.alerts import wilson
+from benchmarks.broken_at_once import broken_at_once
 from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.causes import CAUSES, UNKNOWN
 from i2am_debug.alerts.changes import BESIDE, HARM, changes_of
@@ -71,7 +72,7 @@ _SHRUNK = 0.3
 """Share of the covariance that is its diagonal alone: there are few runs for so many changes."""
 _LEAST_SPREAD = 0.03
 """Standard deviation that every change has at least."""
-_FURTHEST = 0.85
+_FURTHEST = 0.9
 _SHARPNESS = 8.0
 
 
@@ -83,7 +84,7 @@ class Sample:
     model: str
     seed: int
     number: int
-    """1 for the first evaluation after the fault."""
+    """1 for the first evaluation after the fault; 0 with no training step in between."""
     alerted: bool
     """Whether it is the first at which an alert came."""
     changes: dict[str, float]
@@ -93,6 +94,10 @@ class Sample:
     @property
     def cause(self) -> str:
         return CAUSE_OF[self.fault]
+
+    @property
+    def when(self) -> str:
+        return "at once" if self.number == 0 else "at the alert" if self.alerted else "after it"
 
 
 def samples_of(plan: Plan, folder: Path) -> list[Sample]:
@@ -113,6 +118,14 @@ def samples_of(plan: Plan, folder: Path) -> list[Sample]:
     return found
 
 
+def samples_at_once() -> list[Sample]:
+    """Of weights that have just broken."""
+    return [
+        Sample(fault, model, -1, 0, True, changes_of(before, after), _by_other_pairs(before, after))
+        for model, fault, before, after in broken_at_once()
+    ]
+
+
 def _by_other_pairs(baseline: Evaluation, now: Evaluation) -> tuple[dict[str, float], ...]:
     draws = np.random.default_rng(now.global_step)
     found = []
@@ -128,10 +141,11 @@ def _of_pairs(evaluation: Evaluation, chosen: np.ndarray) -> Evaluation:
 
 
 def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
-    """The signatures of these samples, as plain values."""
-    rows: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    """The signatures of these samples, as plain values: of each fault in each model one at the alert and one after it, since
+    what goes on for longer is not just more of the same, and one with no training step since, where it is of the weights."""
+    rows: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
     for sample in samples:
-        rows[sample.fault, sample.model].append(sample)
+        rows[sample.fault, sample.model, sample.when].append(sample)
     changes = sorted({name for row in rows.values() for sample in row for name in sample.changes})
     seen = {
         key: np.array([[s.changes.get(name, math.nan) for name in changes] for s in row]) for key, row in rows.items()
@@ -155,8 +169,8 @@ def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
     return {
         "changes": changes,
         "signatures": [
-            {"kind": CAUSE_OF[fault], "fault": fault, "model": model, "mean": _plain(mean)}
-            for (fault, model), mean in means.items()
+            {"kind": CAUSE_OF[fault], "fault": fault, "model": model, "when": when, "mean": _plain(mean)}
+            for (fault, model, when), mean in means.items()
         ],
         "covariance": [_plain(row) for row in covariance],
         "furthest": _FURTHEST,
@@ -279,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("a seed is in --fit and in --try; what it was fitted to proves nothing")
     samples = [s for seed in (*args.fit, *args.tries) for s in _of_seed(seed, args.folder)]
     seen = _after_the_alert(samples)
-    fit = [s for s in seen if s.seed in args.fit]
+    fit = [*(s for s in seen if s.seed in args.fit), *samples_at_once()]
     tries = [s for s in seen if s.seed in args.tries and s.alerted]
     tree = fitted(fit)
     if args.write:
