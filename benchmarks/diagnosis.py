@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.alert_runs import Plan, kinds
+from benchmarks.alert_runs import HARMLESS, Plan, kinds
 from benchmarks.alerts import wilson
+from benchmarks.broken_at_once import broken_at_once
 from i2am_debug.alerts.alert_state import AlertState
 from i2am_debug.alerts.causes import CAUSES, UNKNOWN
-from i2am_debug.alerts.diagnosis import Signatures, changes_of, likelihoods_of, share_of
+from i2am_debug.alerts.changes import BESIDE, HARM, changes_of
+from i2am_debug.alerts.diagnosis import Diagnosis, Signatures, likelihoods_of, share_of
 from i2am_debug.alerts.rules import Rules
 from i2am_debug.demo.demo_model import MODELS
-from i2am_debug.figures.declared import PROBE, PROBES
+from i2am_debug.figures.declared import PROBES
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.store.run_store import RunStore
 
@@ -54,7 +56,7 @@ CAUSE_OF = {
     "inverted-mask": "mask",
     "full-mask": "mask",
     "mean-target": "target",
-    "shift-target": "target",
+    "shift-target": "misplaced-reference",
     "prediction": "target",
     "prompts": "prompt",
     "learning-rate": "learning-rate",
@@ -66,12 +68,12 @@ _ROUNDS = 4
 _DRAWS = 6
 _PER_RUN = 2
 """Evaluations from the alert on that are fitted; a gradual fault's run has many."""
-_SHRUNK = 0.15
+_SHRUNK = 0.3
 """Share of the covariance that is its diagonal alone: there are few runs for so many changes."""
-_LEAST_SPREAD = 0.02
+_LEAST_SPREAD = 0.03
 """Standard deviation that every change has at least."""
-_FURTHEST = 0.5
-_SHARPNESS = 32.0
+_FURTHEST = 0.9
+_SHARPNESS = 8.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Sample:
     model: str
     seed: int
     number: int
-    """1 for the first evaluation after the fault."""
+    """1 for the first evaluation after the fault; 0 with no training step in between."""
     alerted: bool
     """Whether it is the first at which an alert came."""
     changes: dict[str, float]
@@ -93,6 +95,10 @@ class Sample:
     def cause(self) -> str:
         return CAUSE_OF[self.fault]
 
+    @property
+    def when(self) -> str:
+        return "at once" if self.number == 0 else "at the alert" if self.alerted else "after it"
+
 
 def samples_of(plan: Plan, folder: Path) -> list[Sample]:
     """Of one run: its evaluations after the fault."""
@@ -100,6 +106,8 @@ def samples_of(plan: Plan, folder: Path) -> list[Sample]:
     state, alerted, found = AlertState(Rules()), False, []
     for count, evaluation in enumerate(evaluations, start=1):
         alert = state.judge(evaluations[0], evaluations[:count])
+        if alert is not None and alert.severity == "info" and plan.kind not in HARMLESS:
+            alert = None
         if evaluation.global_step <= (plan.sabotage_step or 0):
             continue
         is_first = alert is not None and not alerted
@@ -108,6 +116,14 @@ def samples_of(plan: Plan, folder: Path) -> list[Sample]:
         others = _by_other_pairs(evaluations[0], evaluation)
         found.append(Sample(plan.kind, plan.model, plan.seed, len(found) + 1, is_first, changes, others))
     return found
+
+
+def samples_at_once() -> list[Sample]:
+    """Of weights that have just broken."""
+    return [
+        Sample(fault, model, -1, 0, True, changes_of(before, after), _by_other_pairs(before, after))
+        for model, fault, before, after in broken_at_once()
+    ]
 
 
 def _by_other_pairs(baseline: Evaluation, now: Evaluation) -> tuple[dict[str, float], ...]:
@@ -125,10 +141,11 @@ def _of_pairs(evaluation: Evaluation, chosen: np.ndarray) -> Evaluation:
 
 
 def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
-    """The signatures of these samples, as plain values."""
-    rows: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    """The signatures of these samples, as plain values: of each fault in each model one at the alert and one after it, since
+    what goes on for longer is not just more of the same, and one with no training step since, where it is of the weights."""
+    rows: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
     for sample in samples:
-        rows[sample.fault, sample.model].append(sample)
+        rows[sample.fault, sample.model, sample.when].append(sample)
     changes = sorted({name for row in rows.values() for sample in row for name in sample.changes})
     seen = {
         key: np.array([[s.changes.get(name, math.nan) for name in changes] for s in row]) for key, row in rows.items()
@@ -148,12 +165,12 @@ def fitted(samples: Iterable[Sample]) -> dict[str, Any]:
         shares = {key: _shares(values, means[key], covariance) for key, values in seen.items()}
         residuals = np.concatenate([values - shares[key][:, None] * means[key] for key, values in seen.items()])
         own = _covariance(residuals, len(residuals) / sum(len(values) - 1 for values in seen.values()))
-        covariance = own + _covariance(by_pairs, 1.0)
+        covariance = _positive(own + _covariance(by_pairs, 1.0))
     return {
         "changes": changes,
         "signatures": [
-            {"kind": CAUSE_OF[fault], "fault": fault, "model": model, "mean": _plain(mean)}
-            for (fault, model), mean in means.items()
+            {"kind": CAUSE_OF[fault], "fault": fault, "model": model, "when": when, "mean": _plain(mean)}
+            for (fault, model, when), mean in means.items()
         ],
         "covariance": [_plain(row) for row in covariance],
         "furthest": _FURTHEST,
@@ -187,44 +204,49 @@ def _covariance(residuals: np.ndarray, factor: float) -> np.ndarray:
     return (1 - _SHRUNK) * full + _SHRUNK * diagonal
 
 
+def _positive(covariance: np.ndarray) -> np.ndarray:
+    """Nearest to it with a spread in every direction: of changes that few have together its entries need not fit."""
+    variances, directions = np.linalg.eigh(covariance)
+    return (directions * np.maximum(variances, _LEAST_SPREAD**2)) @ directions.T
+
+
 def _plain(values: np.ndarray) -> list[float | None]:
     return [float(f"{v:.4g}") if math.isfinite(v) else None for v in values]
 
 
-def told(sample: Sample, signatures: Signatures) -> list[str]:
-    """The kinds by likelihood."""
-    found = likelihoods_of(sample.changes, signatures)
-    return [name for name, _ in found or ((UNKNOWN, 1.0),)]
+def diagnosed(sample: Sample, signatures: Signatures) -> Diagnosis:
+    """What would be said of it."""
+    found = likelihoods_of(sample.changes, signatures) or ((UNKNOWN, 1.0),)
+    return Diagnosis(global_step=sample.number, likelihoods=found, changes=sample.changes)
 
 
-def tried(samples: Sequence[Sample], signatures: Signatures) -> dict[str, Any]:
-    """How often the right kind is first, among the first two, and of the right group; and what was taken for what."""
-    ranked = [(sample, told(sample, signatures)) for sample in samples]
-    first = sum(names[0] == sample.cause for sample, names in ranked)
-    two = sum(sample.cause in names[:2] for sample, names in ranked)
-    group = sum(_group(names[0]) == CAUSES[sample.cause].group for sample, names in ranked)
+def tried(ranked: Sequence[tuple[Sample, Diagnosis]]) -> dict[str, Any]:
+    """How often the right kind is first, among the first two, its group in the headline; and what was taken for what."""
+    first = sum(diagnosis.kind == sample.cause for sample, diagnosis in ranked)
+    two = sum(sample.cause in [name for name, _ in diagnosis.likelihoods[:2]] for sample, diagnosis in ranked)
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample, names in ranked:
-        confusion[sample.cause][names[0]] += 1
+    for sample, diagnosis in ranked:
+        confusion[sample.cause][diagnosis.kind] += 1
     return {
         "alerts": len(ranked),
         "first": first,
         "first_interval": wilson(first, len(ranked)),
         "among_two": two,
         "among_two_interval": wilson(two, len(ranked)),
-        "group": group,
+        "said_right": sum(said_group(diagnosis) == CAUSES[sample.cause].group for sample, diagnosis in ranked),
+        "said_nothing": sum(said_group(diagnosis) == UNKNOWN for _, diagnosis in ranked),
         "confusion": {cause: dict(row) for cause, row in confusion.items()},
         "wrong": [
-            f"{s.model} {s.fault} seed {s.seed}, evaluation {s.number}: {', '.join(names[:2])}"
-            for s, names in ranked
-            if names[0] != s.cause
+            f"{s.model} {s.fault} seed {s.seed}, evaluation {s.number}: {_in_short(diagnosis)}"
+            for s, diagnosis in ranked
+            if diagnosis.kind != s.cause
         ],
     }
 
 
 def left_out(fit: Sequence[Sample], tries: Sequence[Sample], *, whole_kind: bool) -> dict[str, Any]:
-    """Each fault, or each kind with all of its faults, as if it had never been measured: how often "none of these" or a kind of
-    its group is first."""
+    """Each fault, or each kind with all of its faults, as if it had never been measured: how often the alert's headline then
+    says nothing of what broke, or a kind of the right group."""
     right, count, wrong = 0, 0, []
     for what in sorted({s.cause if whole_kind else s.fault for s in tries}):
 
@@ -233,16 +255,21 @@ def left_out(fit: Sequence[Sample], tries: Sequence[Sample], *, whole_kind: bool
 
         signatures = Signatures.from_json(fitted([s for s in fit if not is_it(s)]))
         for sample in filter(is_it, tries):
-            name = told(sample, signatures)[0]
-            good = name == UNKNOWN or _group(name) == CAUSES[sample.cause].group
+            diagnosis = diagnosed(sample, signatures)
+            good = said_group(diagnosis) in (UNKNOWN, CAUSES[sample.cause].group)
             right, count = right + good, count + 1
             if not good:
-                wrong.append(f"{sample.model} {sample.fault} seed {sample.seed}: {name}")
+                wrong.append(f"{sample.model} {sample.fault} seed {sample.seed}: {_in_short(diagnosis)}")
     return {"alerts": count, "right": right, "interval": wilson(right, count), "wrong": wrong}
 
 
-def _group(name: str) -> str:
-    return CAUSES[name].group if name in CAUSES else name
+def said_group(diagnosis: Diagnosis) -> str:
+    """Of the kind, or kinds, that the headline speaks of; "none of these" where it speaks of none."""
+    return diagnosis.cause.group if diagnosis.cause is not None else diagnosis.group or UNKNOWN
+
+
+def _in_short(diagnosis: Diagnosis) -> str:
+    return ", ".join(f"{name} {likelihood:.0%}" for name, likelihood in diagnosis.likelihoods[:2])
 
 
 def as_markdown(confusion: dict[str, dict[str, int]]) -> str:
@@ -266,19 +293,23 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("a seed is in --fit and in --try; what it was fitted to proves nothing")
     samples = [s for seed in (*args.fit, *args.tries) for s in _of_seed(seed, args.folder)]
     seen = _after_the_alert(samples)
-    fit = [s for s in seen if s.seed in args.fit]
+    fit = [*(s for s in seen if s.seed in args.fit), *samples_at_once()]
     tries = [s for s in seen if s.seed in args.tries and s.alerted]
     tree = fitted(fit)
     if args.write:
         SIGNATURES.write_text(json.dumps(tree) + "\n", encoding="utf-8")
     signatures = Signatures.from_json(json.loads(json.dumps(tree)))
+
+    def at_the_alert(samples: Sequence[Sample]) -> dict[str, Any]:
+        return tried([(sample, diagnosed(sample, signatures)) for sample in samples])
+
     written = {
         "fit": args.fit,
         "tried": args.tries,
-        "all": tried(tries, signatures),
-        "models": {model: tried([s for s in tries if s.model == model], signatures) for model in MODELS},
-        "the_evaluation_after": tried(_last_of_each_run([s for s in seen if s.seed in args.tries]), signatures),
-        "without_probes": tried([_without_probes(s) for s in tries], signatures),
+        "all": at_the_alert(tries),
+        "models": {model: at_the_alert([s for s in tries if s.model == model]) for model in MODELS},
+        "the_evaluation_after": tried(_renewed([s for s in seen if s.seed in args.tries], signatures)),
+        "without_probes": at_the_alert([_without_probes(s) for s in tries]),
         "a_fault_left_out": left_out(fit, tries, whole_kind=False),
         "a_kind_left_out": left_out(fit, tries, whole_kind=True),
     }
@@ -287,10 +318,11 @@ def main(argv: list[str] | None = None) -> int:
     others = ("the_evaluation_after", "without_probes")
     for name, one in (("all", written["all"]), *written["models"].items(), *((n, written[n]) for n in others)):
         print(
-            f"{name}: right first {one['first']} of {one['alerts']}, among two {one['among_two']}, group {one['group']}"
+            f"{name}: right first {one['first']} of {one['alerts']}, among two {one['among_two']}; the headline says the right "
+            f"group for {one['said_right']}, nothing for {one['said_nothing']}"
         )
     for name in ("a_fault_left_out", "a_kind_left_out"):
-        print(f"{name}: none of these, or of the right group: {written[name]['right']} of {written[name]['alerts']}")
+        print(f"{name}: nothing, or of the right group: {written[name]['right']} of {written[name]['alerts']}")
     for line in written["all"]["wrong"]:
         print(f"wrong: {line}")
     return 0
@@ -302,15 +334,19 @@ def _of_seed(seed: int, folder: Path) -> list[Sample]:
     return [sample for plan in broken for sample in samples_of(plan, folder)]
 
 
-def _last_of_each_run(samples: Sequence[Sample]) -> list[Sample]:
-    """Of a fault that is seen at one evaluation only, that one."""
-    return list({(sample.fault, sample.model, sample.seed): sample for sample in samples}.values())
+def _renewed(samples: Sequence[Sample], signatures: Signatures) -> list[tuple[Sample, Diagnosis]]:
+    """As the alert of each run has it after a further evaluation, where there is one at which it can be seen."""
+    found: dict[tuple[str, str, int], tuple[Sample, Diagnosis]] = {}
+    for sample in samples:
+        run, diagnosis = (sample.fault, sample.model, sample.seed), diagnosed(sample, signatures)
+        found[run] = (sample, diagnosis.after(found[run][1]) if run in found else diagnosis)
+    return list(found.values())
 
 
 def _without_probes(sample: Sample) -> Sample:
     """As at an evaluation at which nothing fired in its run."""
-    probes = {probe.tag.removeprefix(PROBE) for probe in PROBES}
-    kept = {n: v for n, v in sample.changes.items() if n.removeprefix("loss, ").partition(" ")[0] not in probes}
+    probes = {f"{HARM}{probe.title.removeprefix('loss with ')}{BESIDE}" for probe in PROBES}
+    kept = {name: value for name, value in sample.changes.items() if name not in probes}
     return replace(sample, changes=kept)
 
 

@@ -44,7 +44,7 @@ CAUSES: dict[str, Cause] = {
         Cause(
             name="misplaced-reference",
             group="reference lost",
-            headline="the model copies from the wrong place: its references seem to be mirrored or moved",
+            headline="the model copies from the wrong place: references and targets seem mirrored or moved against each other",
             first="augmentations that reference and target do not share (flip, crop, shift), and the order of the reference's "
             "positions",
         ),

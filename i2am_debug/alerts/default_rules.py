@@ -11,12 +11,18 @@ from ..figures.declared import ATTENTION_INFORMATION, REFERENCE_GAP
 from ..figures.registry import all_figures
 from .rule import ANY_FIGURE, Kind, Rule
 
+_SMALL, _LARGE = 0.6, 1.5  # margins of the gap
+
 
 def default_rules() -> tuple[Rule, ...]:
     """What is watched gets worse than at the baseline, or than at the run's best; or nothing is left of it."""
     return (
         *_on_each_watched("drop", {"down": "drop", "up": "rise"}),
         *_on_each_watched("drop_from_best", {"down": "below-best", "up": "above-best"}),
+        # Of the gap a large fall counts at once, a small one when it is seen twice in a row: a tenth of its references dropped,
+        # or a fault that has just begun and costs nothing yet, looks like a small one.
+        Rule(name="gap-slips", kind="drop", figure=REFERENCE_GAP.tag, margins=_SMALL, patience=2),
+        Rule(name="gap-slips-from-best", kind="drop_from_best", figure=REFERENCE_GAP.tag, margins=_SMALL, patience=2),
         Rule(name="gap-halved", kind="drop", figure=REFERENCE_GAP.tag, margin="50%", severity="critical"),
         Rule(name="gap-collapse", kind="collapse", figure=REFERENCE_GAP.tag, severity="critical"),
         # In bits: random attention weights have 0.3 to 0.7 in the tiny model.
@@ -35,4 +41,12 @@ def default_rules() -> tuple[Rule, ...]:
 
 def _on_each_watched(kind: Kind, called: dict[str, str]) -> list[Rule]:
     watched = [figure for figure in all_figures() if figure.watched_as]
-    return [Rule(name=f"{f.watched_as}-{called[f.worse]}", kind=kind, figure=f.tag) for f in watched]
+    return [
+        Rule(
+            name=f"{f.watched_as}-{called[f.worse]}",
+            kind=kind,
+            figure=f.tag,
+            margins=_LARGE if f is REFERENCE_GAP else 1.0,
+        )
+        for f in watched
+    ]

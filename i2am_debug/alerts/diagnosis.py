@@ -2,9 +2,9 @@
 
 Each kind has measured signatures: how the figures of a model changed, on average, after such a fault. What is seen is compared
 with all of them, each made smaller or larger so that it fits best, since a fault that has just begun shows a fraction of its
-signature; the distance is Mahalanobis's, with one covariance, shrunk towards its diagonal. What is far from every one is "none
-of these". Figures that a model has not are left out of the comparison. `benchmarks.diagnosis` measures the
-signatures and how often they are right.
+signature; the distance is Mahalanobis's, with one covariance, shrunk towards its diagonal, and room for each change in
+proportion to itself. What is far from every one is "none of these". Figures that a model has not are left out of the
+comparison. `benchmarks.diagnosis` measures the signatures and how often they are right.
 """
 
 from __future__ import annotations
@@ -13,48 +13,30 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from ..figures.declared import (
-    ATTENTION_INFORMATION,
-    BLANK_GAP,
-    ENERGY_R_HOLE,
-    IMACS_G_CENTRED,
-    IMACS_R_HOLE,
-    JS_G2R,
-    JS_R2G,
-    KEPT_PLACE,
-    LOSS,
-    LOSS_INSIDE,
-    LOSS_OUTSIDE,
-    PROBES,
-    REFERENCE_GAP,
-    REFERENCE_MASS,
-)
 from ..figures.record import Evaluation
-from ..figures.registry import LAYER
 from ..figures.stored_form import entry, finite_or_none, listed, mapped, number, text, whole_number
-from ..figures.values import Undefined
 from .causes import CAUSES, HEADLINES, UNKNOWN, Cause, Group
+from .changes import BESIDE, GAP_LEFT, HARM, changes_of, in_words
 from .finding import Judged
 
-_LARGEST = 3.0
-"""Changes are cut off there: a loss that is twenty times what it was says no more."""
 _SHARES = (0.15, 1.6)
 """Of a signature: what just began shows little of it, a fault that goes on for long more than was measured."""
-_GROWING = 0.15
-"""By how much the squared distance that is usual grows with the squared size of what is seen."""
+_STRAYS = 0.3
+"""How far a change strays from its share of a signature, usually, as a part of it; beside the covariance, which is of runs like
+those that were measured."""
 _TOLD = 4
 _TELLING = (
-    *("loss", "loss, wrong reference", "loss inside", "loss outside", "information"),
+    *("loss", "loss, wrong reference", GAP_LEFT, "loss inside", "loss outside", "information"),
     *("R2G moved", "reference mass", "kept place"),
 )
-_CHANGED = " reference, relative"
 _LIKED = 3
+_NO_LESS = 0.05
 _LEAST = 0.05
 """Kinds that are less likely are not named."""
 _FEWEST = 4
@@ -84,15 +66,30 @@ class Diagnosis:
         return CAUSES[name] if name in CAUSES and likelihood > 0.5 else None
 
     @property
-    def headline(self) -> str | None:
-        """What has happened: of the likeliest kind, or of a group of kinds, that is likelier than all others together."""
-        if self.cause is not None:
-            return self.cause.headline
+    def group(self) -> Group | None:
+        """The group of kinds that is likelier than all others together, or None."""
         groups: dict[Group, float] = {}
         for name, likelihood in self.likelihoods:
             if name in CAUSES:
                 groups[CAUSES[name].group] = groups.get(CAUSES[name].group, 0.0) + likelihood
-        return next((HEADLINES[group] for group, likelihood in groups.items() if likelihood > 0.5), None)
+        return next((group for group, likelihood in groups.items() if likelihood > 0.5), None)
+
+    @property
+    def headline(self) -> str | None:
+        """What has happened: of the likeliest kind, or of a group of kinds, that is likelier than all others together."""
+        if self.cause is not None:
+            return self.cause.headline
+        return None if self.group is None else HEADLINES[self.group]
+
+    def after(self, earlier: Diagnosis) -> Diagnosis:
+        """This one with what an earlier evaluation after the same fault said: what both speak for is likelier."""
+        before = dict(earlier.likelihoods)
+        together = {name: likelihood * before.get(name, 0.0) for name, likelihood in self.likelihoods}
+        total = sum(together.values())
+        if not total > 0:  # they speak of nothing that is the same, as where signatures have been measured anew
+            return self
+        ranked = sorted(((name, value / total) for name, value in together.items()), key=lambda one: -one[1])
+        return replace(self, likelihoods=tuple(ranked))
 
     @property
     def likely(self) -> tuple[tuple[str, float], ...]:
@@ -102,17 +99,12 @@ class Diagnosis:
     @property
     def evidence(self) -> list[str]:
         """The changes that tell most, in words."""
-        changed = {name: value for name, value in self.changes.items() if name.endswith(_CHANGED)}
         told = [in_words(name, self.changes[name]) for name in _TELLING if name in self.changes]
-        liked = sorted(changed, key=changed.__getitem__)[:_LIKED]
-        if liked:
-            words = ", ".join(
-                f"{name.removeprefix('loss, ').removesuffix(_CHANGED)} {math.expm1(changed[name]):+.0%}"
-                for name in liked
-            )
-            told.append(
-                f"of the losses with a changed reference these rose least, against that with another pair's: {words}"
-            )
+        harms = {n.removeprefix(HARM).removesuffix(BESIDE): v for n, v in self.changes.items() if n.endswith(BESIDE)}
+        least = [name for name in sorted(harms, key=harms.__getitem__)[:_LIKED] if harms[name] < -_NO_LESS]
+        if least:
+            words = ", ".join(f"{name} {harms[name]:+.0%}" for name in least)
+            told.append(f"these harm less than they did, beyond the fall of the gap: {words}")
         return told
 
     def to_json(self) -> dict[str, Any]:
@@ -183,39 +175,6 @@ def measured_signatures() -> Signatures:
     return Signatures.from_json(json.loads(kept))
 
 
-def changes_of(baseline: Evaluation, now: Judged) -> dict[str, float]:
-    """How the figures changed since the baseline: name → value; those without a value are left out.
-
-    Losses change by the logarithm of their ratio; those with a wrong reference in any way (blank, mirrored, …) relative to
-    that with another pair's, so that it shows which wrong reference the model has come to like.
-    """
-    wrong = _ratio(_wrong(baseline), _wrong(now))
-    found = {
-        "loss": _ratio(baseline.values(LOSS.tag), now.values(LOSS.tag)),
-        "loss, wrong reference": wrong,
-        f"loss, blank{_CHANGED}": _ratio(_blank(baseline), _blank(now)) - wrong,
-        **{
-            f"loss, {probe.tag.partition('/')[2]}{_CHANGED}": _ratio(baseline.values(probe.tag), now.values(probe.tag))
-            - wrong
-            for probe in PROBES
-        },
-        "loss inside": _ratio(baseline.values(LOSS_INSIDE.tag), now.values(LOSS_INSIDE.tag)),
-        "loss outside": _ratio(baseline.values(LOSS_OUTSIDE.tag), now.values(LOSS_OUTSIDE.tag)),
-        "information": _ratio(baseline.values(ATTENTION_INFORMATION.tag), now.values(ATTENTION_INFORMATION.tag)),
-        "R2G moved": _mean(now.values(JS_R2G.tag)),
-        "G2R moved": _mean(now.values(JS_G2R.tag)),
-        "reference mass": _difference(baseline, now, REFERENCE_MASS.tag),
-        "kept place": _difference(baseline, now, KEPT_PLACE.tag),
-        "energy on the object": _difference(baseline, now, ENERGY_R_HOLE.tag),
-        "IMACS_g": _difference(baseline, now, IMACS_G_CENTRED.tag),
-    }
-    if not isinstance(baseline.copying_layer, Undefined):
-        found["IMACS_r of the copying layer"] = _difference(
-            baseline, now, f"{LAYER}{baseline.copying_layer}/{IMACS_R_HOLE.tag}"
-        )
-    return {name: max(-_LARGEST, min(_LARGEST, value)) for name, value in found.items() if math.isfinite(value)}
-
-
 def diagnose(baseline: Evaluation, now: Judged, signatures: Signatures | None = None) -> Diagnosis | None:
     """Which kinds of fault what is seen is like; None where too few figures can be compared."""
     signatures = signatures or measured_signatures()
@@ -234,13 +193,7 @@ def likelihoods_of(changes: Mapping[str, float], signatures: Signatures) -> tupl
         known = np.isfinite(seen_F) & np.isfinite(mean_F)
         if known.sum() < _FEWEST:
             continue
-        precision = np.linalg.inv(signatures.covariance_FF[np.ix_(known, known)])
-        share = share_of(seen_F[known], mean_F[known], precision)
-        apart = seen_F[known] - share * mean_F[known]
-        # Means over the changes that both have, so that a signature with fewer is not nearer for that; what is seen strays the
-        # further the larger it is.
-        size, distance = (float(x @ precision @ x) / known.sum() for x in (seen_F[known], apart))
-        distance /= 1 + _GROWING * size
+        distance = _distance(seen_F[known], mean_F[known], signatures.covariance_FF[np.ix_(known, known)])
         log[kind] = max(log.get(kind, -math.inf), -0.5 * distance)
     if not log:
         return None
@@ -251,47 +204,20 @@ def likelihoods_of(changes: Mapping[str, float], signatures: Signatures) -> tupl
     return tuple(sorted(((kind, weight / total) for kind, weight in weights.items()), key=lambda one: -one[1]))
 
 
+def _distance(seen_F: np.ndarray, mean_F: np.ndarray, covariance_FF: np.ndarray) -> float:
+    """Of what is seen from the share of a signature that is nearest to it: squared, a mean over the changes, so that a
+    signature with fewer of them is not nearer for that."""
+    share = 1.0
+    for _ in range(3):  # how far it may stray depends on the share
+        strays = (_STRAYS * share * mean_F) ** 2
+        precision = np.linalg.inv(covariance_FF + np.diag(strays))
+        share = share_of(seen_F, mean_F, precision)
+    apart = seen_F - share * mean_F
+    return float(apart @ precision @ apart) / len(seen_F)
+
+
 def share_of(seen_F: np.ndarray, mean_F: np.ndarray, precision_FF: np.ndarray) -> float:
     """The factor of a signature at which it is nearest to what is seen, within limits."""
     size = float(mean_F @ precision_FF @ mean_F)
     best = float(seen_F @ precision_FF @ mean_F) / size if size > 0 else 1.0
     return min(_SHARES[1], max(_SHARES[0], best))
-
-
-def in_words(name: str, value: float) -> str:
-    """A change as a person reads it: losses and information in percent of what they were, the others as they are."""
-    if name.startswith("loss") or name == "information":
-        return f"{name} {math.expm1(value):+.0%}"
-    return f"{name} {value:+.2f}"
-
-
-def _wrong(evaluation: Judged) -> np.ndarray:
-    """(pairs,) the loss with another pair's reference, which older evaluations don't name."""
-    return evaluation.values(LOSS.tag) + evaluation.values(REFERENCE_GAP.tag)
-
-
-def _blank(evaluation: Judged) -> np.ndarray:
-    """(pairs,) the loss with a blank reference."""
-    return evaluation.values(LOSS.tag) + evaluation.values(BLANK_GAP.tag)
-
-
-def _ratio(before: np.ndarray, now: np.ndarray) -> float:
-    """Natural logarithm of how many times as large the mean is, over the pairs that have both; NaN where there is none."""
-    before_mean, now_mean = _means(before, now)
-    return math.log(now_mean / before_mean) if before_mean > 0 and now_mean > 0 else math.nan
-
-
-def _difference(baseline: Judged, now: Judged, tag: str) -> float:
-    before_mean, now_mean = _means(baseline.values(tag), now.values(tag))
-    return now_mean - before_mean
-
-
-def _means(before: np.ndarray, now: np.ndarray) -> tuple[float, float]:
-    """Over the pairs that have both; NaN where there is none."""
-    both = np.isfinite(before) & np.isfinite(now)
-    return (float(before[both].mean()), float(now[both].mean())) if both.any() else (math.nan, math.nan)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else math.nan

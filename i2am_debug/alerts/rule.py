@@ -46,6 +46,8 @@ class Rule:
     """Of floor and ceiling; of undefined: it fires for more than this share of the pairs, 0 for any pair."""
     margin: Margin | float | str | None = None
     """Of a drop: 0.03, or "10%" of the baseline. None: the baseline's calibrated margin, else the declared one."""
+    margins: float = 1.0
+    """Of a drop: so many margins, whichever margin it is."""
     nothing: float = 0.0
     """Of collapse: what the figure is where the reference is not used."""
     patience: int = 1
@@ -82,11 +84,15 @@ class Rule:
             raise ValueError(f"rule {self.name!r}: an unchanged rule is of all figures together: figure='*'")
         if not is_number(self.nothing):
             raise ValueError(f"rule {self.name!r}: nothing={self.nothing!r}: expected a number")
-        if self.margin is not None:
-            if self.kind not in ("drop", "drop_from_best"):
+        if not (is_number(self.margins) and self.margins > 0):
+            raise ValueError(f"rule {self.name!r}: margins={self.margins!r}: expected a number above 0")
+        of_a_drop = {"margin": (self.margin, None), "margins": (self.margins, 1.0)}
+        for field, (given, default) in of_a_drop.items():
+            if given != default and self.kind not in ("drop", "drop_from_best"):
                 raise ValueError(
-                    f"rule {self.name!r}: margin={self.margin!r} is for drop and drop_from_best, not for {self.kind}"
+                    f"rule {self.name!r}: {field}={given!r} is for drop and drop_from_best, not for {self.kind}"
                 )
+        if self.margin is not None:
             try:
                 object.__setattr__(self, "margin", Margin.parse(self.margin))
             except ValueError as error:
@@ -99,12 +105,15 @@ class Rule:
     def margin_for(
         self, calibrated: Mapping[str, Any], declared: Mapping[str, DeclaredFigure] | None = None
     ) -> Margin | None:
-        """Its own margin, else the calibrated one of its figure (`Evaluation.margins`), else the declared one, else None."""
+        """So many times its own margin, else the calibrated one of its figure (`Evaluation.margins`), else the declared one,
+        else None."""
         if self.margin is not None:
-            return Margin.parse(self.margin)
-        if self.figure in calibrated:
-            return Margin.parse(calibrated[self.figure])
-        return default_margin(self.figure, declared)
+            one: Margin | None = Margin.parse(self.margin)
+        elif self.figure in calibrated:
+            one = Margin.parse(calibrated[self.figure])
+        else:
+            one = default_margin(self.figure, declared)
+        return None if one is None else one.times(self.margins)
 
 
 def at_least(severity: Severity, limit: Severity) -> bool:

@@ -10,7 +10,7 @@ step index that only their own `step` advances.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from ..errors import CannotForce
 Truth = Callable[[torch.Tensor], torch.Tensor]
 """The pipeline's first latents (B, …) → the truth in their layout; raises `CannotForce` where there is none."""
 
+_KINDS = {"epsilon": "noise", "sample": "sample", "v_prediction": "velocity"}
+"""A scheduler's `prediction_type` → what that is."""
 _SPREAD = (0.8, 1.25)
 """Standard deviations that the noise of a start may have."""
 _SAME = 0.1
@@ -50,6 +52,7 @@ class _Forced:
         self.times, self._truth, self._picture_from = tuple(times), truth, picture_from
         self.losses: list[torch.Tensor] = []
         self._errors: list[torch.Tensor] = []
+        self._predictions: list[torch.Tensor] = []
         self._clean = self._noise = self._expected = self._predicted = None
         self.set_timesteps()
 
@@ -104,9 +107,10 @@ class _Forced:
         )  # behind it: learned variance
         if predicted.shape != sample.shape:
             raise CannotForce(f"the prediction is {tuple(predicted.shape)}, the latents are {tuple(sample.shape)}")
-        error = predicted.float() - self._target(self._clean, self._noise, number)
+        error = predicted.float() - self._target(self.predicts, self._clean, self._noise, number)
         self.losses.append(error.square().flatten(1).mean(1))
         self._errors.append(_over_channels(error.square()))
+        self._predictions.append(predicted.float())
         if number == self._picture_from:
             self._predicted = self._clean_of(predicted.float(), sample.float(), number).to(sample.dtype)
         if number + 1 < len(self.times):
@@ -127,6 +131,18 @@ class _Forced:
             )
         together = torch.stack(self._errors)
         return torch.tensordot(torch.tensor(shares, device=together.device), together, 1).cpu()
+
+    def losses_if_it_predicts(self, kinds: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Of each of these kinds that is not the model's own: the losses (times, B) on the CPU of what it predicted in the last
+        call, as a training sees them that takes its prediction for that."""
+        assert self._clean is not None and self._noise is not None
+        for kind in kinds:
+            if kind != self.predicts:
+                errors = [
+                    (predicted - self._target(kind, self._clean, self._noise, number)).square().flatten(1).mean(1)
+                    for number, predicted in enumerate(self._predictions)
+                ]
+                yield kind, torch.stack(errors).cpu()
 
     def _begin(self, sample: torch.Tensor) -> None:
         spread = float(sample.float().std())
@@ -167,8 +183,16 @@ class _Forced:
         """Of the truth and of the noise in the input at a noise time."""
         raise NotImplementedError
 
-    def _target(self, clean: torch.Tensor, noise: torch.Tensor, number: int) -> torch.Tensor:
-        """What the model should predict."""
+    @property
+    def predicts(self) -> str:
+        """What the model predicts: "noise", "sample" or "velocity"."""
+        raise NotImplementedError
+
+    def _target(self, kind: str, clean: torch.Tensor, noise: torch.Tensor, number: int) -> torch.Tensor:
+        """What a model of this kind should predict."""
+        return {"noise": noise, "sample": clean}[kind] if kind != "velocity" else self._velocity(clean, noise, number)
+
+    def _velocity(self, clean: torch.Tensor, noise: torch.Tensor, number: int) -> torch.Tensor:
         raise NotImplementedError
 
     def _clean_of(self, predicted: torch.Tensor, sample: torch.Tensor, number: int) -> torch.Tensor:
@@ -196,19 +220,19 @@ class ForcedDiffusion(_Forced, DDIMScheduler):
         kept = float(self.alphas_cumprod[int(self.timesteps[number])])
         return kept**0.5, (1 - kept) ** 0.5
 
-    def _target(self, clean: torch.Tensor, noise: torch.Tensor, number: int) -> torch.Tensor:
-        if self.config.prediction_type == "epsilon":
-            return noise
-        if self.config.prediction_type == "sample":
-            return clean
+    @property
+    def predicts(self) -> str:
+        return _KINDS[self.config.prediction_type]
+
+    def _velocity(self, clean: torch.Tensor, noise: torch.Tensor, number: int) -> torch.Tensor:
         signal, share = self._levels(number)
         return signal * noise - share * clean
 
     def _clean_of(self, predicted: torch.Tensor, sample: torch.Tensor, number: int) -> torch.Tensor:
         signal, share = self._levels(number)
-        if self.config.prediction_type == "epsilon":
+        if self.predicts == "noise":
             return (sample - share * predicted) / max(signal, 1e-3)
-        return predicted if self.config.prediction_type == "sample" else signal * sample - share * predicted
+        return predicted if self.predicts == "sample" else signal * sample - share * predicted
 
 
 class ForcedFlow(_Forced, FlowMatchEulerDiscreteScheduler):
@@ -228,7 +252,11 @@ class ForcedFlow(_Forced, FlowMatchEulerDiscreteScheduler):
     def _levels(self, number: int) -> tuple[float, float]:
         return 1 - self.times[number], self.times[number]
 
-    def _target(self, clean: torch.Tensor, noise: torch.Tensor, number: int) -> torch.Tensor:
+    @property
+    def predicts(self) -> str:
+        return "velocity"
+
+    def _velocity(self, clean: torch.Tensor, noise: torch.Tensor, number: int) -> torch.Tensor:
         return clean - noise if self._from_noise else noise - clean
 
     def _clean_of(self, predicted: torch.Tensor, sample: torch.Tensor, number: int) -> torch.Tensor:
@@ -247,8 +275,8 @@ def forced_scheduler(scheduler: Any) -> ForcedDiffusion | ForcedFlow:
         return ForcedFlow.from_config(config)
     if not hasattr(scheduler, "alphas_cumprod") or getattr(config, "timestep_type", "discrete") != "discrete":
         raise CannotForce(f"its scheduler is a {name}, whose noise table is neither of diffusion nor of flow matching")
-    if kind not in ("epsilon", "sample", "v_prediction"):
-        raise CannotForce(f"its scheduler says that the model predicts {kind!r}; known: epsilon, sample, v_prediction")
+    if kind not in _KINDS:
+        raise CannotForce(f"its scheduler says that the model predicts {kind!r}; known: {', '.join(_KINDS)}")
     forced = ForcedDiffusion.from_config(config, prediction_type=kind)
     forced.alphas_cumprod = scheduler.alphas_cumprod  # the same table, however its class makes it
     return forced

@@ -13,7 +13,7 @@ from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined, as_figure
 from ..pairs.pair import ValidationPair
 from .noise_times import times_of_a_gap, weights
-from .probes import probe
+from .probes import What, probe
 from .references import blank_colour, blank_reference
 
 if TYPE_CHECKING:
@@ -73,14 +73,15 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
 
 
 def probe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[dict[str, Figure]]:
-    """The losses with changed references of the pairs of one batch, at the two noise times of the blank one."""
+    """The losses of the pairs of one batch, changed, at the two noise times of the blank reference."""
     forwards = _Forwards(evaluator, pipeline, batch)
 
-    def losses(changed: list[ValidationPair]) -> list[Figure]:
+    def losses(changed: list[ValidationPair], what: What) -> list[Figure]:
+        forwards.pairs = changed
         found = forwards.share @ _by_pair(forwards.run([pair.reference for pair in changed], forwards.few))
         return [_mean(loss) for loss in found]
 
-    return probe(forwards.pairs, losses)
+    return probe(evaluator.pairs, batch, losses)
 
 
 class _Forwards:

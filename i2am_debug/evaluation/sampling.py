@@ -15,7 +15,7 @@ from PIL import Image
 from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined
 from ..pairs.pair import ValidationPair
-from .probes import probe
+from .probes import What, probe
 from .references import with_reference, wrong_references
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ def _observe(evaluator: Evaluator, pipeline: Any, index: int) -> Observation:
 
 
 def probe_by_sampling(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[dict[str, Figure]]:
-    """How far the pictures made with changed references are from the truth, of the pairs of these numbers."""
+    """How far the pictures made of changed pairs are from their truth, of the pairs of these numbers."""
 
-    def losses(changed: list[ValidationPair]) -> list[Figure]:
+    def losses(changed: list[ValidationPair], what: What) -> list[Figure]:
         return [distance(evaluator.sample(pipeline, i, pair), pair) for i, pair in zip(batch, changed, strict=True)]
 
-    return probe([evaluator.pairs[i] for i in batch], losses)
+    return probe(evaluator.pairs, batch, losses)
 
 
 def distance(picture: Image.Image, pair: ValidationPair) -> float:

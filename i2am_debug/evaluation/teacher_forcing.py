@@ -22,7 +22,7 @@ from .call_arguments import picture_size
 from .calls import default_call, picture_of
 from .forced_scheduler import Finished, ForcedDiffusion, ForcedFlow, forced_scheduler
 from .noise_times import noise_times, times_of_a_gap, weights
-from .probes import probe
+from .probes import PREDICTIONS, What, probe
 from .prompts import prompts_encoded_once
 from .references import Colour, blank_colour, blank_reference, with_reference, wrong_references
 from .truth import encoded, read_off_the_reference
@@ -90,19 +90,35 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
 
 
 def probe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> list[dict[str, Figure]]:
-    """The losses with changed references of the pairs of one batch, at the two noise times that a gap is measured at."""
-    pairs = [evaluator.pairs[i] for i in batch]
+    """The losses of the pairs of one batch, changed, at the two noise times that a gap is measured at; and those of the
+    unchanged ones, their predictions taken for something else."""
     times = noise_times(evaluator.plan.sampler_steps or _NOISE_TIMES)
     few = [times[n] for n in times_of_a_gap(times)]
     share = torch.tensor(weights(few))
+    taken_for: dict[str, list[Figure]] = {}
+
+    def figures(by_time: torch.Tensor) -> list[Figure]:
+        return [as_figure(float(loss), _NOT_FINITE) for loss in share @ by_time]
+
     with _forced(pipeline) as scheduler, prompts_encoded_once(pipeline):
-        forced = _ForcedCall(evaluator, pipeline, scheduler, batch, pairs)
-        forced.read_truth()
+        own = _ForcedCall(evaluator, pipeline, scheduler, batch, [evaluator.pairs[i] for i in batch])
+        own.read_truth()
 
-        def losses(changed: list[ValidationPair]) -> list[Figure]:
-            return [as_figure(float(loss), _NOT_FINITE) for loss in share @ forced.run(changed, few)[0]]
+        def losses(changed: list[ValidationPair], what: What) -> list[Figure]:
+            forced = own
+            if what == "target":
+                forced = _ForcedCall(evaluator, pipeline, scheduler, batch, changed)
+                forced.read_truth()
+            by_time = forced.run(changed, few)[0]
+            if what == "nothing":
+                taken_for.update({kind: figures(loss) for kind, loss in scheduler.losses_if_it_predicts(PREDICTIONS)})
+            return figures(by_time)
 
-        return probe(pairs, losses)
+        found = probe(evaluator.pairs, batch, losses)
+    for kind, column in taken_for.items():
+        for row, loss in zip(found, column, strict=True):
+            row[f"as_{kind}"] = loss
+    return found
 
 
 def _loss_map(by_place: torch.Tensor | str, row: int, maps: AttributionMaps) -> dict[str, Any]:

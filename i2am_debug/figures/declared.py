@@ -181,15 +181,17 @@ LOSS_OUTSIDE = DeclaredFigure(
 
 
 def _not_tried(v: PairView) -> float:
-    raise UndefinedFigure("probes are tried at the baseline and when something fires, with the first pairs")
+    raise UndefinedFigure(
+        "probes are tried at the baseline and when something fires, with those of the first pairs that have what is changed"
+    )
 
 
 def _probe(name: str, what: str) -> DeclaredFigure:
     return DeclaredFigure(
         tag=PROBE + name,
-        title=f"loss with the reference {what}",
-        meaning=f"The loss with the pair's own reference {what}, same noise and timesteps; of a few pairs, at the baseline and "
-        "when something fires. It falls where a model has learned from references that are so.",
+        title=f"loss with {what}",
+        meaning=f"The loss with {what}, same noise, at two noise times; of a few pairs, at the baseline and when something "
+        "fires. It falls where a model has learned from pairs that are so.",
         worse="up",
         needs=(Need.LOSS, Need.PROBES),
         compute=_not_tried,
@@ -197,15 +199,25 @@ def _probe(name: str, what: str) -> DeclaredFigure:
     )
 
 
+UNCHANGED = _probe("unchanged", "nothing changed")
 PROBES = (
-    _probe("mirrored", "mirrored"),
-    _probe("blurred", "blurred"),
-    _probe("colours", "with red and blue swapped"),
-    _probe("lighter", "in the upper half of its range, as [0, 1] is of [-1, 1]"),
-    _probe("faded", "at 0.3 of its contrast"),
-    _probe("contrasted", "at 3 times its contrast"),
+    UNCHANGED,
+    _probe("mirrored", "the reference mirrored"),
+    _probe("blurred", "the reference blurred"),
+    _probe("colours", "the reference's red and blue swapped"),
+    _probe("lighter", "the reference in the upper half of its range, as [0, 1] is of [-1, 1]"),
+    _probe("faded", "the reference at 0.3 of its contrast"),
+    _probe("contrasted", "the reference at 3 times its contrast"),
+    _probe("hole_inverted", "the hole inverted"),
+    _probe("hole_grown", "a hole of nearly everything"),
+    _probe("hole_moved", "the hole moved by a quarter of the width"),
+    _probe("target_moved", "the target moved by a quarter of the width"),
+    _probe("another_prompt", "another pair's prompt"),
+    _probe("as_noise", "the prediction taken for one of the noise"),
+    _probe("as_sample", "the prediction taken for one of the clean picture"),
+    _probe("as_velocity", "the prediction taken for one of the velocity"),
 )
-"""How a reference is changed stands in `evaluation.probes`."""
+"""How a pair is changed stands in `evaluation.probes`."""
 REFERENCE_MASS = DeclaredFigure(
     tag="reference_mass",
     title="reference mass",

@@ -46,6 +46,10 @@ class Margin:
         """In the figure's own units, against a baseline mean of `level`."""
         return self.value * abs(level) if self.relative else self.value
 
+    def times(self, factor: float) -> Margin:
+        """So many margins."""
+        return Margin(value=factor * self.value, relative=self.relative)
+
     def to_json(self) -> float | str:
         """What `parse` takes."""
         return f"{self.value * 100:.6g}%" if self.relative else self.value

@@ -185,6 +185,8 @@ class Reporter:
         alert = self._with_diagnosis(told, evaluation)
         if alert.diagnosis is None:
             return
+        if told.diagnosis is not None:
+            alert = replace(alert, diagnosis=alert.diagnosis.after(told.diagnosis))
         self._follow_up.alert = alert
         self.undelivered.complete(alert)
         if store is not None:

@@ -334,9 +334,9 @@ DIAGNOSIS = Diagnosis(
     changes={
         "loss": math.log(2.5),
         "IMACS_g": -0.1,
-        "loss, colours reference, relative": 0.5,
-        "loss, mirrored reference, relative": 0.2,
-        "loss, blank reference, relative": -0.1,
+        "harm of the reference mirrored, beside the gap": 0.2,
+        "harm of the hole inverted, beside the gap": -0.5,
+        "harm of a blank reference, beside the gap": -0.1,
     },
 )
 
@@ -348,10 +348,8 @@ def test_a_diagnosis_gives_the_headline_the_causes_and_what_to_look_at() -> None
     assert alert.text.startswith(f"critical: {CAUSES['mask'].headline} at step 7")
     assert "What broke, by likelihood, as of step 7: mask 80%, target 15%, none of these 5%" in alert.text
     assert f"- Look first at: {CAUSES['mask'].first}\n- Then at: {CAUSES['target'].first}" in alert.text
-    told = (
-        "loss +150%; of the losses with a changed reference these rose least, against that with another pair's: "
-        "blank -10%, mirrored +22%, colours +65%"
-    )
+    less = "the hole inverted -50%, a blank reference -10%"
+    told = f"loss +150%; these harm less than they did, beyond the fall of the gap: {less}"
     assert f"It rests on: {told}" in alert.text
     assert "docs/what-broke.md#mask\n" in alert.text
 

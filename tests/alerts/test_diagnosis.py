@@ -12,13 +12,12 @@ import pytest
 from scipy.optimize import minimize_scalar
 from stored_runs import column, evaluation
 
-from i2am_debug.alerts.causes import CAUSES, STALE, UNKNOWN
+from i2am_debug.alerts.causes import CAUSES, HEADLINES, STALE, UNKNOWN
+from i2am_debug.alerts.changes import changes_of, in_words
 from i2am_debug.alerts.diagnosis import (
     Diagnosis,
     Signatures,
-    changes_of,
     diagnose,
-    in_words,
     likelihoods_of,
     measured_signatures,
     share_of,
@@ -30,31 +29,42 @@ MISSING = (Undefined("not tried"),) * 10
 
 
 def test_changes_are_those_of_the_means_by_hand():
-    before = evaluation(0, {"probe/mirrored": (*column(0.05)[:4], *MISSING[:6]), "loss_inside": column(0.1)})
+    """Four pairs are probed: their own loss 0.02 → 0.03, with another pair's reference 0.08 → 0.06: half of the gap is left."""
+    probed = {
+        "probe/unchanged": (*column(0.02)[:4], *MISSING[:6]),
+        "probe/mirrored": (*column(0.05)[:4], *MISSING[:6]),
+        "probe/hole_moved": (*column(0.1)[:4], *MISSING[:6]),
+        "probe/faded": (*column(0.0225)[:4], *MISSING[:6]),  # harms too little to tell
+    }
+    before = evaluation(0, {**probed, "loss_inside": column(0.1), "blank_gap": column(0.04)})
     now = evaluation(
         8,
         {
             "loss": column(0.03),
-            "reference_gap": column(0.03),  # a wrong reference: 0.08 → 0.06
-            "probe/mirrored": (*column(0.02)[:4], *MISSING[:6]),
+            "reference_gap": column(0.03),
+            "blank_gap": column(0.03),
+            "probe/unchanged": (*column(0.03)[:4], *MISSING[:6]),
+            "probe/mirrored": (*column(0.036)[:4], *MISSING[:6]),
+            "probe/hole_moved": (*column(0.11)[:4], *MISSING[:6]),
+            "probe/faded": (*column(0.1)[:4], *MISSING[:6]),
             "loss_inside": column(0.2),
             "attention_information": column(1.0),
             "drift/js_g2r": column(0.1),
             "imacs_g_centred": column(0.3),
         },
     )
-    found = changes_of(before, now)
-    wrong = math.log(0.06 / 0.08)
-    assert found == pytest.approx(
+    assert changes_of(before, now) == pytest.approx(
         {
             "loss": math.log(1.5),
-            "loss, wrong reference": wrong,
-            "loss, mirrored reference, relative": math.log(0.4) - wrong,
+            "loss, wrong reference": math.log(0.06 / 0.08),
+            "gap that is left": 0.5,
+            "harm of a blank reference, beside the gap": 0.75 - 0.5,
+            "harm of the reference mirrored, beside the gap": 0.2 - 0.5,
+            "harm of the hole moved by a quarter of the width, beside the gap": 1.0 - 0.5,
             "loss inside": math.log(2),
             "information": math.log(0.5),
             "G2R moved": 0.1,
             "IMACS_g": -0.1,
-            "IMACS_r of the copying layer": 0.0,
         },
         abs=1e-6,
     )
@@ -99,13 +109,16 @@ def test_likelihoods_are_those_of_a_plain_search():
     seen = 0.7 * TOY.means_SF[1] + 0.1 * RNG.standard_normal(8)
 
     def distance(mean: np.ndarray) -> float:
-        def at(share: float) -> float:
-            apart = seen - share * mean
-            return float(apart @ np.linalg.solve(TOY.covariance_FF, apart))
+        share = 1.0
+        for _ in range(3):
+            spread = TOY.covariance_FF + np.diag((0.3 * share * mean) ** 2)
 
-        best = minimize_scalar(at, bounds=(0.15, 1.6), method="bounded", options={"xatol": 1e-9}).x
-        size = float(seen @ np.linalg.solve(TOY.covariance_FF, seen)) / 8
-        return at(best) / 8 / (1 + 0.15 * size)
+            def at(share: float, spread: np.ndarray = spread) -> float:
+                apart = seen - share * mean
+                return float(apart @ np.linalg.solve(spread, apart))
+
+            share = minimize_scalar(at, bounds=(0.15, 1.6), method="bounded", options={"xatol": 1e-9}).x
+        return at(share) / 8
 
     logs = {"mask": distance(TOY.means_SF[0]), "colours": distance(TOY.means_SF[3]), UNKNOWN: TOY.furthest}
     logs["target"] = min(distance(TOY.means_SF[1]), distance(TOY.means_SF[2]))
@@ -139,8 +152,7 @@ def test_those_of_the_package_are_of_every_kind_and_each_tells_its_own():
     np.linalg.cholesky(shipped.covariance_FF)
     for kind, mean in zip(shipped.kinds, shipped.means_SF, strict=True):
         seen = {name: float(v) for name, v in zip(shipped.changes, mean, strict=True) if np.isfinite(v)}
-        name, likelihood = likelihoods_of(seen, shipped)[0]
-        assert name == kind and likelihood > 0.5
+        assert likelihoods_of(seen, shipped)[0][0] == kind
 
 
 def test_it_is_kept_and_told():
@@ -150,10 +162,33 @@ def test_it_is_kept_and_told():
     assert Diagnosis.from_json(json.loads(json.dumps(made.to_json()))) == made
     assert made.kind == "mask" and made.cause == CAUSES["mask"]
     assert made.likely == (("mask", 0.9), (UNKNOWN, 0.06))
-    assert [in_words("loss", math.log(1.5)), in_words("IMACS_g", -0.1)] == ["loss +50%", "IMACS_g -0.10"]
+    told = {"loss": math.log(1.5), "IMACS_g": -0.1, "gap that is left": 0.39, "harm of the hole moved": -0.2}
+    words = ["loss +50%", "IMACS_g -0.10", "gap that is left 39%", "harm of the hole moved -20%"]
+    assert [in_words(name, value) for name, value in told.items()] == words
     for wrong in ({}, {"likelihoods": [], "changes": {}}, {"likelihoods": [["mask"]], "changes": {}}, None):
         with pytest.raises(ValueError, match="diagnosis"):
             Diagnosis.from_json(wrong)
+
+
+def test_what_two_evaluations_say_is_what_both_speak_for():
+    first = Diagnosis(global_step=8, likelihoods=(("mask", 0.5), ("target", 0.4), (UNKNOWN, 0.1)), changes={})
+    then = Diagnosis(
+        global_step=16, likelihoods=(("target", 0.6), ("mask", 0.3), (UNKNOWN, 0.1)), changes={"loss": 1.0}
+    )
+    both = then.after(first)
+    assert both.kind == "target" and both.global_step == 16 and both.changes == {"loss": 1.0}
+    assert dict(both.likelihoods) == pytest.approx({"target": 0.6, "mask": 0.375, UNKNOWN: 0.025})
+    other = Diagnosis(global_step=8, likelihoods=(("prompt", 1.0),), changes={})
+    assert then.after(other) == then
+
+
+def test_a_group_is_spoken_of_where_it_is_likelier_than_all_else():
+    kinds = (("mask", 0.45), ("target", 0.3), (UNKNOWN, 0.25))
+    unclear = Diagnosis(global_step=8, likelihoods=kinds, changes={})
+    assert unclear.cause is None and unclear.group == "not the reference"
+    assert unclear.headline == HEADLINES["not the reference"]
+    nothing = replace(unclear, likelihoods=(("mask", 0.4), ("colours", 0.35), (UNKNOWN, 0.25)))
+    assert nothing.group is None and nothing.headline is None
 
 
 def test_every_kind_has_its_page():

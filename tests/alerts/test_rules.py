@@ -174,6 +174,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"figure": ""}, "figure='': expected a figure's tag, such as 'imacs_r'"),
     ({"figure": "*"}, "figure='*' is for kind='undefined' and 'unchanged' only; name one figure"),
     ({"patience": 0}, "patience=0: expected a whole number of at least 1"),
+    ({"margins": 0}, "margins=0: expected a number above 0"),
+    ({"kind": "collapse", "margins": 2.0}, "margins=2.0 is for drop and drop_from_best, not for collapse"),
     ({"nothing": math.nan}, "nothing=nan: expected a number"),
     ({"margin": "abc"}, "margin 'abc': expected a number above 0, as in 0.03 or \"10%\""),
     ({"kind": "floor"}, "a floor needs limit=, a number such as 0.1; got None"),
@@ -195,6 +197,7 @@ FIT: dict[str, list[Any]] = {
     "severity": [],
     "direction": [],
     "margin": [3, 0.5],
+    "margins": [3, 0.5],
     "nothing": [3, -1, 0.5],
     "patience": [3],
 }
@@ -592,6 +595,7 @@ FIT_TOML = {
     "direction": [],
     "limit": {"undefined-for-most": ["0.5"]},
     "margin": {"gap-drop": ["1", "0.5"]},
+    "margins": {"gap-drop": ["1", "0.5"], "gap-collapse": ["1"], "undefined-for-most": ["1"]},
     "nothing": ["1", "0.5"],
     "patience": ["1"],
     "enabled": ["true", "false"],
@@ -617,7 +621,7 @@ def test_an_unknown_key_of_a_rule_is_named_with_those_there_are(tmp_path: Path, 
     told = refusal_of_toml(tmp_path, f"[i2am.rules.gap-drop]\n{key} = 'x'")
     assert told == (
         f": [i2am.rules]: rule 'gap-drop': {key}: unknown; "
-        "expected kind, figure, severity, direction, limit, margin, nothing, patience or enabled"
+        "expected kind, figure, severity, direction, limit, margin, margins, nothing, patience or enabled"
     )
 
 

@@ -109,7 +109,7 @@ def test_every_figure_has_a_value_where_nothing_is_missing(full: PairView) -> No
     undefined = {tag: value.reason for tag, value in found.items() if isinstance(value, Undefined)}
     assert set(undefined) == {probe.tag for probe in PROBES}
     assert set(undefined.values()) == {
-        "probes are tried at the baseline and when something fires, with the first pairs"
+        "probes are tried at the baseline and when something fires, with those of the first pairs that have what is changed"
     }
     for figure in STORED:
         if figure in PROBES:
