@@ -148,7 +148,8 @@ class _Part:
         for u, images, own in self._chunks():
             logits, p = self._buffers.form(self._q[u], self._k[u])
             lse = torch.sub(logits.amax(-1), p.amax(-1).log_(), out=self._lse[u])
-            self._weights[u, 2:] = torch.softmax(lse[:, None] + self._shift[u], -1)
+            by_lse = torch.add(lse[:, None], self._shift[u], out=self._weights[u, 2:])
+            by_lse.sub_(by_lse.amax(-1, keepdim=True)).exp_()
             torch.bmm(self._weights[u], p, out=self._sums[u])
             torch.reciprocal(self._sums[u, 2:], out=self._factors[u, :2])
             torch.bmm(self._factors[u], p.transpose(1, 2), out=self._spread[u])
