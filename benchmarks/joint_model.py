@@ -61,6 +61,7 @@ def ways() -> tuple[Callable[[], Any], Callable[[], Any]]:
     def plain() -> None:
         scheduler, latents = pipeline.scheduler, noise
         scheduler.set_timesteps(STEPS)
+        scheduler.set_begin_index(0)  # as pipelines do, since the denoiser's noise time is scaled
         with torch.no_grad():
             for t in scheduler.timesteps:
                 both = torch.cat([latents, reference], 1)
