@@ -129,7 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     missed = [axis for axis, one in found.items() if not one["reached"]]
-    print(f"exponents of at most {EXPONENT} and {MIB} MiB: " + (f"not reached by {missed}" if missed else "reached by all"))
+    print(
+        f"exponents of at most {EXPONENT} and {MIB} MiB: "
+        + (f"not reached by {missed}" if missed else "reached by all")
+    )
     return 1 if missed else 0
 
 
