@@ -81,7 +81,7 @@ def attribute(
     on_object = None if key_weight_BR is None else taken(key_weight_BR.float(), orders[1])
     room, buffers = chunk_bytes or chunk_room(q_BNGH.device), buffers or Buffers()
     whole = (chunk_bytes or _WHOLE * room) >= 4 * G * R
-    found = _Maps.empty(B, len(chosen), G, R, on_object is not None, q_BNGH.device)
+    found: list[tuple[torch.Tensor, ...]] = []
     with float32_products(q_BNGH.device.type):
         for images, own in groups(B, len(chosen), 4 * (G + R) * (H + 10), _THIN_BYTES):
             q = units(q_BNGH, images, own, chosen, 1, orders[0]).mul(H**-0.5 if scale is None else scale)
@@ -89,42 +89,22 @@ def attribute(
             part = _Part(q, k, (images, own), buffers, room)
             part.weigh(region, on_object)
             part.form_whole(rows) if whole else part.form_in_chunks(rows)
-            part.read_into(found)
+            found.append(part.found())
         if rows is not None:
             rows.finish()
-    return found.attribution(*(p and p.back for p in patches))
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """What has been found, tokens in the order in which they were taken."""
-
-    on_generated_BNxG: torch.Tensor
-    """R2G, centred R2G and, with an object, its mass."""
-    on_reference_BNxR: torch.Tensor
-    """G2R of all and of the region."""
-    entropy_BN: torch.Tensor
-    """Mean over the region of the rows' entropies, nats."""
-    log_normaliser_BNG: torch.Tensor
-
-    @classmethod
-    def empty(cls, B: int, N: int, G: int, R: int, with_object: bool, device: torch.device) -> _Maps:
-        shapes = (B, N, 3 if with_object else 2, G), (B, N, 2, R), (B, N), (B, N, G)
-        return cls(*(torch.empty(shape, device=device) for shape in shapes))
-
-    def attribution(self, generated_back: torch.Tensor | None, reference_back: torch.Tensor | None) -> Attribution:
-        on_generated = taken(self.on_generated_BNxG, generated_back)
-        on_reference = taken(self.on_reference_BNxR, reference_back)
-        bits = (torch.special.entr(on_reference[:, :, 1]).sum(-1) - self.entropy_BN) / math.log(2)
-        return Attribution(
-            r2g_BNG=on_generated[:, :, 0],
-            r2g_centred_BNG=on_generated[:, :, 1],
-            r2g_object_mass_BNG=normalised(on_generated[:, :, 2]) if on_generated.shape[2] == 3 else None,
-            g2r_BNR=on_reference[:, :, 0],
-            g2r_region_BNR=on_reference[:, :, 1],
-            information_BN=bits.clamp_min_(0),
-            log_normaliser_BNG=taken(self.log_normaliser_BNG, generated_back),
-        )
+    whole = found[0] if len(found) == 1 else (torch.cat(each) for each in zip(*found, strict=True))
+    on_generated, on_reference, bits = (x.unflatten(0, (B, len(chosen))) for x in whole)
+    generated_back, reference_back = (p and p.back for p in patches)
+    on_generated, on_reference = taken(on_generated, generated_back), taken(on_reference, reference_back)
+    return Attribution(
+        r2g_BNG=on_generated[:, :, 0],
+        r2g_centred_BNG=on_generated[:, :, 1],
+        r2g_object_mass_BNG=None if on_object is None else normalised(on_generated[:, :, 2]),
+        g2r_BNR=on_reference[:, :, 0],
+        g2r_region_BNR=on_reference[:, :, 1],
+        information_BN=bits,
+        log_normaliser_BNG=on_generated[:, :, -1],
+    )
 
 
 class _Part:
@@ -135,15 +115,13 @@ class _Part:
     ) -> None:
         self._q, self._where, self._buffers, self._room = q, where, buffers, room
         self._shape = tuple(s.stop - s.start for s in where)
-        self._mean_key = k.mean(1, keepdim=True)
+        (U, G, H), R = q.shape, k.shape[1]
+        means = k.new_zeros(U, 2, H)
+        self._mean_key = torch.mean(k, 1, keepdim=True, out=means[:, :1])
         self._k = k - self._mean_key
-        (U, G, _), R = q.shape, k.shape[1]
-        self._shift = q.new_zeros(U, 2, G)  # from centred logits to the paper's, and to the centred ones
-        torch.bmm(self._mean_key, q.transpose(1, 2), out=self._shift[:, :1])
-        self._weights = q.new_empty(
-            U, 4, G
-        )  # all alike, the region's, and exp(lse) of the paper's and the centred logits
-        self._sums = q.new_empty(U, 4, R)  # those weights times P
+        self._shift = torch.bmm(means, q.transpose(1, 2))  # from centred logits to the paper's, and to the centred ones
+        # All alike, the region's, and exp(lse) of the paper's and the centred logits; and those weights times P.
+        self._weights, self._sums = q.new_empty(U, 4, G), q.new_empty(U, 4, R)
         self._lse, self._mean_logit = q.new_empty(U, G), q.new_empty(U, G)  # of centred logits
 
     def weigh(self, region_BG: torch.Tensor | None, object_BR: torch.Tensor | None) -> None:
@@ -204,17 +182,22 @@ class _Part:
                 _, p = self._buffers.form(self._q[u, c], self._k[u])
                 self._spread[u, :, c] = torch.bmm(self._factors[u], p.transpose(1, 2))
 
-    def read_into(self, found: _Maps) -> None:
-        images, own = self._where
-        self._spread[:, :2].mul_(self._weights[:, 2:]).div_(self._k.shape[1])
+    def found(self) -> tuple[torch.Tensor, ...]:
+        """R2G, centred R2G, with an object its mass, and the logarithmic normaliser: (U, 3 or 4, G); G2R of all and of the
+        region: (U, 2, R); the attention information: (U,)."""
+        spread, R = self._spread, self._k.shape[1]
+        spread[:, :2].mul_(self._weights[:, 2:]).div_(R)
         for u in self._lost():
             for i, k in enumerate((self._k[u] + self._mean_key[u], self._k[u])):
-                self._spread[u, i] = self._mean_softmax_over_queries(self._q[u], k)
-        entropy = ((self._lse - self._mean_logit) * self._weights[:, 1]).sum(-1)
-        found.on_generated_BNxG[images, own] = self._spread[:, :3].unflatten(0, self._shape)
-        found.on_reference_BNxR[images, own] = self._sums[:, :2].unflatten(0, self._shape)
-        found.entropy_BN[images, own] = entropy.unflatten(0, self._shape)
-        found.log_normaliser_BNG[images, own] = (self._lse + self._shift[:, 0]).unflatten(0, self._shape)
+                spread[u, i] = self._mean_softmax_over_queries(self._q[u], k)
+        log_normaliser = torch.add(self._lse[:, None], self._shift[:, :1])
+        if spread.shape[1] == 4:
+            spread[:, 3:] = log_normaliser
+        else:
+            spread = torch.cat([spread, log_normaliser], 1)
+        entropy = (self._lse - self._mean_logit).mul_(self._weights[:, 1]).sum(-1)
+        bits = torch.special.entr(self._sums[:, 1]).sum(-1).sub_(entropy).div_(math.log(2)).clamp_min_(0)
+        return spread, self._sums[:, :2], bits
 
     def _lost(self) -> list[slice]:
         """Units whose R2G does not follow from the sums, because a column's sum left float32's range.

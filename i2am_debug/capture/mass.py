@@ -1,4 +1,5 @@
-"""How much of the model's own attention falls on the reference, where other keys compete with it in the same softmax."""
+"""How much the model draws on the reference at all: its share of the model's own attention, where other keys compete with it in
+the same softmax, or of what is added up, where it has a branch of its own."""
 
 from __future__ import annotations
 
@@ -51,6 +52,28 @@ def reference_mass(
                 for i, tokens in enumerate(references):
                     shares[i, images, own, rows] = p_UcS[..., tokens].sum(-1).unflatten(0, shape)
     return shares
+
+
+@torch.no_grad()
+def branch_share(outputs: Sequence[tuple[Any, torch.Tensor]], own: int, where: tuple[Any, Any]) -> torch.Tensor:
+    """Norm of one of the outputs that are added up over the norm of their sum, for each image: (B,), in float32.
+
+    Only some heads are worked on at once: float32 copies of whole outputs would take more memory than all else that looks.
+
+    Args:
+        outputs: factor, and what it is multiplied with before it is added, (B, N, Q, H).
+        where: the images and the queries that count.
+    """
+    images, tokens = where
+    (_, first), device = outputs[0], outputs[0][1].device
+    squares = torch.zeros(2, len(first[images]), device=device)
+    held = len(outputs) + 3  # float32 copies of each, what they are made of, and their sum
+    for heads in slices(first.shape[1], first.shape[1] * chunk_room(device) // (4 * first.numel() * held)):
+        added = [(factor * output[:, heads].float())[images][:, :, tokens] for factor, output in outputs]
+        for square, x in zip(squares, (added[own], sum(added)), strict=True):
+            square += torch.linalg.vector_norm(x, dim=(1, 2, 3)).square_()
+    norm, whole = squares.sqrt_()
+    return norm / whole.clamp_min(1e-30)
 
 
 def _of_units(mask: torch.Tensor, images: slice, shape: tuple[int, int], rows: slice) -> torch.Tensor:

@@ -21,7 +21,7 @@ from ..families.registry import find_family
 from .accumulate import Accumulator
 from .attention import attribute
 from .maps import AttributionMaps
-from .mass import check_mask, mass_of, reference_mass
+from .mass import branch_share, check_mask, mass_of, reference_mass
 from .plan import CapturePlan, HeadChoice
 from .product import Buffers, shares, taken_heads
 from .regions import Regions
@@ -305,13 +305,10 @@ class Trace(AbstractContextManager["Trace"]):
 
     def _add_branch_shares(self, run: ModuleRun) -> None:
         """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
-        added = [s.branch_scale * o.float() for s, o in run.branches]
-        together = sum(o.float() for o in run.plain) + sum(added)
-        for (layout, _), ours in zip(run.branches, added, strict=True):
-            rows, tokens = layout.conditional, layout.generated
-            branch, whole = (x[rows][:, :, tokens].flatten(1).norm(dim=1) for x in (ours, together))
+        outputs = [*((1, o) for o in run.plain), *((layout.branch_scale, o) for layout, o in run.branches)]
+        for own, (layout, _) in enumerate(run.branches, len(run.plain)):
+            share = branch_share(outputs, own, (layout.conditional, layout.generated))
             for number in layout.references:
-                share = branch / whole.clamp_min(1e-30)
                 self._accumulators[number].add_share(run.name, "branch_share", share)
 
     def _weights(self, layer: str, count: int) -> Mapping[int, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import capture
+from benchmarks import capture, joint_model
 from benchmarks.measuring import paired_ratios
 
 
@@ -33,3 +33,13 @@ def test_the_benchmark_looks_at_all_layers_heads_and_steps(monkeypatch: pytest.M
     assert all(heads == tuple(range(8)) for heads in maps.heads.values())
     assert maps.r2g.unified.shape == (8, 8) and maps.g2r.unified.shape == (16, 16)
     assert np.isfinite(maps.r2g_object_mass.unified).all()
+
+
+def test_the_joint_benchmark_looks_at_all_blocks_in_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SIDE": 4, "TEXT": 3, "HEADS": 1, "BLOCKS": (1, 1), "STEPS": 8}.items():
+        monkeypatch.setattr(joint_model, name, value)
+    _, look = joint_model.ways()
+    maps = look()
+    assert len(maps.layers) == 2 and len(maps.steps) < 8 == maps.total_steps
+    assert maps.r2g.unified.shape == maps.g2r.unified.shape == (4, 4)
+    assert all(0 < share < 1 for share in maps.reference_mass.values())

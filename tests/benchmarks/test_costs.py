@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
-from benchmarks import importing, real_models, real_sizes, training
+from benchmarks import growth_with_size, importing, real_models, real_sizes, training
 from i2am_debug import CapturePlan
 from i2am_debug.families.flux_kontext import FluxKontext
 from i2am_debug.families.ip_adapter import IPAdapter
@@ -159,6 +159,32 @@ def test_an_image_branch_is_looked_at_on_the_meta_device_too():
     found = real_sizes.measured(model, CapturePlan(sampler_steps=2, heads=8))
     assert found["default"]["products"] > 0 and found["layers"] == 11
     assert found["heads_looked_at"] >= 11 and found["heads"] == 44
+
+
+# -- growth ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_worked_in_stays_while_what_is_kept_grows_with_the_layers():
+    few, many = (growth_with_size.working_mib({**growth_with_size.LEAST, "layers": n}) for n in (1, 4))
+    assert many[0] == pytest.approx(few[0], abs=0.5), "some maps beside the buffers"
+    rows_of_a_layer = 4 * (32 * 32) ** 2 / 2**20
+    assert 3 * rows_of_a_layer <= many[1] - few[1] < 3 * rows_of_a_layer + 1
+    tokens = 2 * growth_with_size.LEAST["heads"] * 4 * 32**4 / 2**20  # logits and their softmax, which fit
+    assert tokens < few[0] < 1.5 * tokens
+
+
+def test_growth_in_excess_would_be_seen(monkeypatch, tmp_path):
+    slow = {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}
+    monkeypatch.setattr(growth_with_size, "AXES", {"pairs": (1, 2, 4, 8)})
+    monkeypatch.setattr(growth_with_size, "working_mib", lambda size: (1.0, 1.0))
+    for power, code in ((1, 0), (2, 1)):
+        monkeypatch.setattr(growth_with_size, "seconds", lambda size, _, power=power: slow[size["pairs"]] ** power)
+        assert growth_with_size.main(["--json", str(tmp_path / "found.json")]) == code
+        assert json.loads((tmp_path / "found.json").read_text())["pairs"]["exponent"] == pytest.approx(power)
+    monkeypatch.setattr(growth_with_size, "working_mib", lambda size: (100.0 * size["pairs"], 1.0))
+    assert growth_with_size.main([]) == 1
+    monkeypatch.undo()
+    assert growth_with_size.seconds({"pairs": 1, "heads": 1, "layers": 1, "side": 4}, 1) > 0
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
