@@ -27,6 +27,9 @@ from .product import shares
 from .rows import HEAD_SIDE, SIDE, RowSums, in_order, row_pooling
 
 
+_FEW = 8  # steps of which a layer's maps are kept one by one
+
+
 @dataclass(kw_only=True)
 class _LayerSums:
     """Sums of one layer over sampler steps, for a batch of B images; `per_head` ones as (B, N, tokens)."""
@@ -166,7 +169,7 @@ class Accumulator:
         total, count = sums.shares.get(name, (torch.zeros_like(value_B), 0))
         sums.shares[name] = (total + value_B, count + 1)
 
-    def maps(self, image: int, total_steps: int | None) -> AttributionMaps:
+    def maps(self, image: int, total_steps: int | None, every_head: bool = False) -> AttributionMaps:
         """The maps of one image; `total_steps` is the sampler's, by default as many as were seen."""
         if not 0 <= image < self.images:
             raise IndexError(f"image {image} of a batch of {self.images}")
@@ -206,6 +209,7 @@ class Accumulator:
             _g2r=direction("g2r"),
             _g2r_region=direction("g2r_region"),
             _r2g_object_mass=direction("r2g_object_mass"),
+            every_head=self._apart(image) if every_head else None,
             undefined_g2r=undefined,
             undefined_place=no_place,
         )
@@ -214,6 +218,16 @@ class Accumulator:
         found = {layer: s.shares[name] for layer, s in self._layers.items() if name in s.shares}
         means = {layer: float(total[image]) / count for layer, (total, count) in found.items()}
         return {layer: mean for layer, mean in means.items() if not math.isnan(mean)}
+
+    def _apart(self, image: int) -> dict[str, dict[str, np.ndarray]]:
+        """`AttributionMaps.every_head`; in half precision, since a large model has thousands of heads."""
+        return {
+            name: {
+                la: s.of_heads(name, image).view(-1, *self._grid(s, name)).half().numpy() for la, s in self._layers.items()
+            }
+            for name in next(iter(self._layers.values())).places
+            if name != "information"
+        }
 
     @property
     def _all_heads(self) -> int:
@@ -231,7 +245,7 @@ class Accumulator:
     def _direction(self, name: str, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> DirectionMaps:
         layers = self._layers
         common = max((self._grid(s, name) for s in layers.values()), key=lambda g: g[0] * g[1])
-        by_layer, by_layer_head, layer_weight, step_maps, head_maps = {}, {}, {}, [], []
+        by_layer, by_layer_head, by_layer_step, layer_weight, step_maps, head_maps = {}, {}, {}, {}, [], []
         head_weight = torch.zeros(len(layers), self._all_heads)
         for row, (layer, sums) in enumerate(layers.items()):
             grid = self._grid(sums, name)
@@ -241,7 +255,10 @@ class Accumulator:
             if name in ("r2g", "g2r"):
                 by_layer_head[layer] = _sum_1(_pooled(per_head.view(-1, *grid))).numpy()
             layer_weight[layer] = sum(sums.weights)
-            step_maps.append(self._on(common, sums.of_steps(name, image, steps), grid))
+            of_steps = sums.of_steps(name, image, steps)
+            step_maps.append(self._on(common, of_steps, grid))
+            if name == "g2r_region" and len(steps) <= _FEW:
+                by_layer_step[layer] = _sum_1(of_steps.view(-1, *grid)).numpy()
             spread = torch.zeros(self._all_heads, *common)
             spread[sums.heads] = self._on(common, per_head, grid)
             head_maps.append(spread)
@@ -263,6 +280,7 @@ class Accumulator:
             by_layer=by_layer,
             by_layer_head=by_layer_head,
             by_step=_sum_1(by_step).numpy(),
+            by_layer_step=by_layer_step,
         )
 
     def _on(self, common: Grid, maps: torch.Tensor, grid: Grid) -> torch.Tensor:
