@@ -26,7 +26,6 @@ from .plan import CapturePlan
 from .product import shares
 from .rows import HEAD_SIDE, SIDE, RowSums, in_order, row_pooling
 
-
 _FEW = 8  # steps of which a layer's maps are kept one by one
 
 
@@ -223,7 +222,8 @@ class Accumulator:
         """`AttributionMaps.every_head`; in half precision, since a large model has thousands of heads."""
         return {
             name: {
-                la: s.of_heads(name, image).view(-1, *self._grid(s, name)).half().numpy() for la, s in self._layers.items()
+                la: s.of_heads(name, image).view(-1, *self._grid(s, name)).half().numpy()
+                for la, s in self._layers.items()
             }
             for name in next(iter(self._layers.values())).places
             if name != "information"

@@ -52,11 +52,9 @@ class Stopwatch:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._marks: list[tuple[str | None, bool, Any, Any]] = []  # a forward has no name
-        self._depth = self._forwards = 0
+        self._depth, self._within = 0, False  # blocks around this one; whether a forward is
         self.reading = 0.0
         """Seconds of reading the maps out."""
-        self.looked_at = 0
-        """How many forwards were looked at."""
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -68,7 +66,7 @@ class Stopwatch:
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._marks.append((name, self._forwards > 0, begin, self._clock.mark()))
+                self._marks.append((name, self._within, begin, self._clock.mark()))
 
     @contextmanager
     def read(self) -> Iterator[None]:
@@ -86,12 +84,12 @@ class Stopwatch:
         begun: list[Any] = []
 
         def before(*_: Any) -> None:
-            self._forwards += 1
-            begun.append(self._clock.mark())
+            self._within = True
+            begun[:] = [self._clock.mark()]
 
         def after(*_: Any) -> None:
             if begun:
-                self._forwards -= 1
+                self._within = False
                 self._marks.append((None, False, begun.pop(), self._clock.mark()))
 
         first = denoiser.register_forward_pre_hook(before, prepend=True)
@@ -129,7 +127,6 @@ class TimedTrace(Trace):
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._timed(EACH_TIME, super()._before_forward, module, args, kwargs)
-        self._watch.looked_at += self._arguments is not None
 
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._timed(EACH_TIME, super()._after_forward, module, args, output)
@@ -138,8 +135,8 @@ class TimedTrace(Trace):
         self._timed(name, super()._before_module, name, module, args)
 
     def _after_module(self, module: nn.Module, args: tuple, output: Any) -> None:
-        name = self._running[-1].name if self._running else EACH_TIME
-        self._timed(name, super()._after_module, module, args, output)
+        if self._running:
+            self._timed(self._running[-1].name, super()._after_module, module, args, output)
 
     def _layout(self, run: Any, query_tokens: int, key_tokens: int) -> Any:
         return self._timed(run.name, super()._layout, run, query_tokens, key_tokens)

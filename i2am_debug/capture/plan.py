@@ -39,8 +39,8 @@ class CapturePlan:
     seed: int = 0
     """Seed of the draws."""
     budget: float | None = None
-    """What looking may cost at most, as a share of the forwards of an evaluation; 0.01 is 1 %. The pilot then measures what each
-    layer and head costs and tells, and chooses layers, heads and noise times by that, once a run (`capture.within_budget`)."""
+    """What looking may cost at most, as a share of the forwards of an evaluation; 0.01 is 1 %. A pilot then measures what
+    each layer and head costs and tells, and chooses layers, heads and noise times by that, once a run (`within_budget`)."""
 
     def __post_init__(self) -> None:
         for name in ("sampler_steps", "heads", "time_groups"):

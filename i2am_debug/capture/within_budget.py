@@ -91,9 +91,11 @@ def in_words(
     why = f"the most information for its cost, {chosen.bits:.3g} of {of_bits:.3g} bit"
     if measured <= budget:
         return f"{told} (budget {_percent(budget)}); {why}"
-    least = "the least there is" if len(chosen.heads) == len(chosen.times) == 1 else "the last that was measured"
-    needed = math.ceil(measured * 1000) / 1000
-    return f"{told}, {least}: the budget of {_percent(budget)} can't be kept, budget={min(needed, 1.0):g} would be needed; {why}"
+    needed = min(1.0, math.ceil(measured * 1000) / 1000)
+    return (
+        f"{told}, the least there is: the budget of {_percent(budget)} can't be kept, budget={needed:g} would be needed; "
+        f"{why}"
+    )
 
 
 def _most_informative(
