@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 BATCHES = 4
 """The first ones are looked at with all heads."""
 _PAIRS = 4  # so many of theirs tell how much figures move
-_TIMED = 2  # batches that a trial is timed with
 _TRIALS = 3  # of choices, each nearer to the budget
 _AIM = 0.9  # of the budget: what is measured varies
 
@@ -168,31 +167,25 @@ class _Pilot:
     def _fitted(self) -> Costs:
         """What each layer and each head costs, from looks at all heads and at one of each layer."""
         first = {la: {0: 1.0} for la in self.information}
-        few = [self._timed(batch, Choice(heads=first))[1] for batch in self._trial_batches]
+        few = self._timed(self._evaluator.batches[0], Choice(heads=first))[1]
         layers = [la for la in self.information if any(la in cost.looking for cost in self._costs)]
         head, layer = {}, {}
         for la in layers:
-            one, more = _each_time(few, la), len(self.information[la]) - 1
+            one, more = _each_time([few], la), len(self.information[la]) - 1
             head[la] = max(0.0, (_each_time(self._costs, la) - one) / more) if more else 0.0
             layer[la] = max(0.0, one - head[la])
-        reading = float(np.median([cost.reading for cost in few])) / len(layers)
+        reading = few.reading / len(layers)
         return Costs(
             forwards=max(float(np.median([cost.forwards for cost in self._costs])), 1e-12),
             layer=layer,
             head=head,
             reading=dict.fromkeys(layers, reading),
-            each_time=_each_time(few, EACH_TIME),
+            each_time=_each_time([few], EACH_TIME),
         )
 
     def _share(self, chosen: Chosen) -> float:
         choice = Choice(heads=chosen.heads, times=chosen.times)
-        return float(np.median([self._timed(batch, choice)[1].share for batch in self._trial_batches]))
-
-    @property
-    def _trial_batches(self) -> list[list[int]]:
-        """As many whatever the number of pairs."""
-        batches = self._evaluator.batches
-        return [batches[n % len(batches)] for n in range(_TIMED)]
+        return self._timed(self._evaluator.batches[0], choice)[1].share
 
     def _timed(
         self, batch: Sequence[int], choice: Choice | None, *, every_head: bool = False
