@@ -125,8 +125,10 @@ def variance_of_steps(left_out: Sequence[float] | np.ndarray, total: int) -> Var
     )  # the jackknife's pseudo-values, but for what they have in common
     differences = np.diff(each, min(n - 1, 2))  # the second leave out a trend
     spread = float((differences**2).mean()) / (6 if n > 2 else 2)
-    # Second differences overlap: n - 2 of them tell as much as 0.9 (n - 2) that don't.
-    return Variance(variance=spread / n * (1 - n / total), degrees=max(1.0, 0.9 * (n - 2)))
+    # Second differences overlap, so that they tell less than their number: a line through what 400,000 draws of normal values
+    # say Student's t must have for 95 % (3: 2.3, 6: 3.8, 14: 8.0, 18: 9.9).
+    told = len(differences)
+    return Variance(variance=spread / n * (1 - n / total), degrees=1.0 if told == 1 else 0.52 * told + 0.7)
 
 
 @dataclass(frozen=True, kw_only=True)
