@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..capture.costs import EACH_TIME, Clock, Stopwatch, TimedTrace
 from ..capture.plan import HeadChoice, choose_heads
+from ..capture.redrawn import with_heads
 from ..capture.trace import find_denoiser
 from ..capture.within_budget import Chosen, Costs, choose_within, in_words
 from ..figures.observation import Observation
@@ -25,6 +26,7 @@ from ..figures.record import Evaluation
 from ..figures.sampling_error import Spread
 from ..figures.scoring import copying_layer
 from ..figures.values import Undefined
+from ..pairs.pair import ValidationPair
 
 if TYPE_CHECKING:
     from .evaluator import Evaluator
@@ -33,6 +35,7 @@ BATCHES = 4
 """The first ones are looked at with all heads."""
 _PAIRS = 4  # so many of theirs tell how much figures move
 _TRIALS = 3  # of choices, each nearer to the budget
+_SIDE = 256  # pixels
 _AIM = 0.9  # of the budget: what is measured varies
 
 
@@ -138,13 +141,24 @@ class _Pilot:
 
     def spread(self, heads: HeadChoice, times: tuple[int, ...] | None) -> dict[str, Spread]:
         """How much the figures move when others are drawn."""
+        own = {la: each for la, each in heads.items() if la in self.views[0].maps.information}
+        # What an evaluation of these heads will call its copying layer.
+        plan = self._evaluator.plan
+        copying = copying_layer([with_heads(view.maps, own, plan) for view in self.views])
+        views = [replace(view, copying_layer=copying) for view in self.views]
+        steps = self._evaluator.steps_stood_for(views[0].observation)
+        return pilot_spread(views, own, None if times is None else len(times), plan=plan, steps=steps)
+
+    @property
+    def views(self) -> list[PairView]:
+        """The pairs whose maps are of every head by itself."""
         evaluator = self._evaluator
         some = [one for one in self.observations if one.maps.every_head is not None][:_PAIRS]
         copying = copying_layer([one.maps for one in some])
-        views = [
+        return [
             PairView(
                 observation=one,
-                pair=evaluator.pairs[one.index],
+                pair=_smaller(evaluator.pairs[one.index]),
                 reference=0,
                 copying_layer=copying,
                 settings=evaluator.imacs,
@@ -152,9 +166,6 @@ class _Pilot:
             )
             for one in some
         ]
-        own = {la: each for la, each in heads.items() if la in some[0].maps.information}
-        steps = evaluator.steps_stood_for(some[0])
-        return pilot_spread(views, own, None if times is None else len(times), plan=evaluator.plan, steps=steps)
 
     def _choose(self, budget: float, costs: Costs) -> Chosen:
         own = {la: bits for la, bits in self.information.items() if la in costs.layer}
@@ -206,6 +217,23 @@ def _looking(evaluator: Evaluator, choice: Choice | None, make: Callable[..., Ti
         yield
     finally:
         evaluator.choice, evaluator.make_trace = before, None
+
+
+def _smaller(pair: ValidationPair) -> ValidationPair:
+    """The pair in pictures of at most some 256 pixels a side: how much figures move is told fast, and as well."""
+    target, reference = (max(1, -(-max(picture.size) // _SIDE)) for picture in (pair.target, pair.reference))
+
+    def some(mask: np.ndarray | None, factor: int) -> np.ndarray | None:
+        return None if mask is None else mask[::factor, ::factor]
+
+    return replace(
+        pair,
+        target=pair.target.reduce(target),
+        reference=pair.reference.reduce(reference),
+        mask=some(pair.mask, target),
+        kept=some(pair.kept, target),
+        reference_mask=some(pair.reference_mask, reference),
+    )
 
 
 def _value(chosen: Chosen) -> float:

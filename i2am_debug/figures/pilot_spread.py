@@ -22,8 +22,8 @@ from .sampling_error import Spread, Variance, variance_of_steps
 from .scoring import figure_of, left_out_of
 from .values import Undefined
 
-DRAWS = 32
-"""Of the heads; the errors they tell are known to an eighth."""
+DRAWS = 64
+"""Of the heads; the errors they tell are known to a tenth or so."""
 
 
 def pilot_spread(
@@ -72,16 +72,16 @@ def _apart_by_heads(views: Sequence[PairView], heads: HeadChoice | None, plan: C
     draws = [drawn_anew(heads, sizes, seed=plan.seed + 1 + n) for n in range(DRAWS)]
     columns: list[dict[str, np.ndarray]] = []
     for view in views:
-        whole = _values(view, with_heads(view.maps, every, plan))
-        others = [_values(view, with_heads(view.maps, draw, plan)) for draw in draws]
+        whole = figures_of_heads(view, with_heads(view.maps, every, plan))
+        others = [figures_of_heads(view, with_heads(view.maps, draw, plan)) for draw in draws]
         columns.append({tag: np.array([one.get(tag, math.nan) for one in others]) - whole[tag] for tag in whole})
     tags = {tag: None for column in columns for tag in column}
     missing = np.full(DRAWS, np.nan)
     return {tag: np.stack([column.get(tag, missing) for column in columns], 1) for tag in tags}
 
 
-def _values(view: PairView, maps: AttributionMaps) -> dict[str, float]:
-    """Tag → the figure of these maps of the pair, NaN where it has none."""
+def figures_of_heads(view: PairView, maps: AttributionMaps) -> dict[str, float]:
+    """Tag → the figure of these maps of the pair, NaN where it has none; of the figures that have a standard error."""
     view = replace(view, observation=replace(view.observation, maps=maps))
     out = {f.tag: figure_of(f, f.compute, view) for f in all_figures() if f.without_each_step is not None}
     layer = view.copying_layer
