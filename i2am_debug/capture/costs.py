@@ -54,7 +54,7 @@ class Stopwatch:
         self._marks: list[tuple[str | None, bool, Any, Any]] = []  # a forward has no name
         self._depth, self._within = 0, False  # blocks around this one; whether a forward is
         self.reading = 0.0
-        """Seconds of reading the maps out."""
+        """Seconds of reading the maps out, and of what else looking takes beside the forwards."""
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -70,7 +70,7 @@ class Stopwatch:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """A block that reads maps out, after the forwards."""
+        """A block before or after the forwards."""
         self._clock.wait()
         begin = self._clock.mark()
         yield
@@ -120,6 +120,15 @@ class TimedTrace(Trace):
     def __init__(self, *args: Any, watch: Stopwatch, **named: Any) -> None:
         super().__init__(*args, **named)
         self._watch = watch
+
+    def __enter__(self) -> TimedTrace:
+        with self._watch.read():
+            super().__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._watch.read():
+            super().__exit__(*exception)
 
     def maps(self, image: int = 0, reference: int = 0) -> AttributionMaps:
         with self._watch.read():

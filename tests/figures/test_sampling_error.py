@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ DRAWS = 3000
 def drawn_steps(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """One of each of as many equal stretches."""
     edges = [i * len(values) // count for i in range(count + 1)]
-    return values[[rng.integers(a, b) for a, b in zip(edges, edges[1:], strict=False)]]
+    return values[[rng.integers(a, b) for a, b in pairwise(edges)]]
 
 
 def told(sample: np.ndarray, total: int) -> Variance:
