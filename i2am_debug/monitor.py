@@ -80,7 +80,7 @@ class Monitor:
         self._failing: set[str] = set()  # stages that failed last time, which need no second warning
         if settings.baseline is not None:
             self.reporter.baseline, self.reporter.baseline_maps = read_evaluation(settings.baseline)
-            self.evaluator.heads = self.reporter.baseline.heads
+            self.evaluator.look_as(self.reporter.baseline)
 
     # -- the steps of a run ------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Monitor:
         self._last_step = self.reporter.resumed_at = state.get("last_step")
         self.reporter.resume(state)
         if state.get("baseline") is not None and self.reporter.baseline is not None:
-            self.evaluator.heads = self.reporter.baseline.heads
+            self.evaluator.look_as(self.reporter.baseline)
         self.should_stop = state.get("should_stop", False)
         self._spacing.resume(state.get("spacing", {}))
         self.evaluator.at_most = state.get("pairs_at_once")

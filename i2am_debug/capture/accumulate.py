@@ -26,6 +26,8 @@ from .plan import CapturePlan
 from .product import shares
 from .rows import HEAD_SIDE, SIDE, RowSums, in_order, row_pooling
 
+_FEW = 8  # steps of which a layer's maps are kept one by one
+
 
 @dataclass(kw_only=True)
 class _LayerSums:
@@ -177,7 +179,7 @@ class Accumulator:
         total, count = sums.shares.get(name, (torch.zeros_like(value_B), 0))
         sums.shares[name] = (total + value_B, count + 1)
 
-    def maps(self, image: int, total_steps: int | None) -> AttributionMaps:
+    def maps(self, image: int, total_steps: int | None, every_head: bool = False) -> AttributionMaps:
         """The maps of one image; `total_steps` is the sampler's, by default as many as were seen."""
         if not 0 <= image < self.images:
             raise IndexError(f"image {image} of a batch of {self.images}")
@@ -219,6 +221,7 @@ class Accumulator:
             _g2r=direction("g2r"),
             _g2r_region=direction("g2r_region"),
             _r2g_object_mass=direction("r2g_object_mass"),
+            every_head=self._apart(read) if every_head else None,
             undefined_g2r=undefined,
             undefined_place=no_place,
         )
@@ -227,6 +230,17 @@ class Accumulator:
         found = {layer: s.shares[name] for layer, s in self._layers.items() if name in s.shares}
         means = {layer: float(total[image]) / count for layer, (total, count) in found.items()}
         return {layer: mean for layer, mean in means.items() if not math.isnan(mean)}
+
+    def _apart(self, read: Mapping[str, _Read]) -> dict[str, dict[str, np.ndarray]]:
+        """`AttributionMaps.every_head`; in half precision, since a large model has thousands of heads."""
+        return {
+            name: {
+                la: read[la].heads[:, s.places[name]].reshape(-1, *self._grid(s, name)).half().numpy()
+                for la, s in self._layers.items()
+            }
+            for name in next(iter(self._layers.values())).places
+            if name != "information"
+        }
 
     @property
     def _all_heads(self) -> int:
@@ -244,14 +258,17 @@ class Accumulator:
     def _direction(self, name: str, read: Mapping[str, _Read], groups_TS: np.ndarray) -> DirectionMaps:
         grids = {layer: self._grid(s, name) for layer, s in self._layers.items()}
         common = max(grids.values(), key=math.prod)
-        by_layer, by_layer_head = {}, {}
+        by_layer, by_layer_head, by_layer_step = {}, {}, {}
+        heads, steps = self._all_heads, groups_TS.shape[1]
         for layer, sums in self._layers.items():
             mean = read[layer].mean[sums.places[name]]
             by_layer[layer] = (mean / max(mean.sum(), 1e-30)).reshape(grids[layer])
             if name in ("r2g", "g2r"):
                 of_heads = read[layer].heads[:, sums.places[name]].view(-1, *grids[layer])
                 by_layer_head[layer] = _sum_1(_pooled(of_heads)).numpy()
-        heads, steps = self._all_heads, groups_TS.shape[1]
+            if name == "g2r_region" and steps <= _FEW:
+                of_steps = read[layer].steps[:, sums.places[name]]
+                by_layer_step[layer] = _sum_1(of_steps.reshape(-1, *grids[layer])).numpy()
         weights = np.zeros(heads)
         together = torch.zeros(heads + steps, math.prod(common))  # sums over layers of each head's, and of each step's
         for grid in dict.fromkeys(grids.values()):  # one resizing for all layers of a grid
@@ -276,6 +293,7 @@ class Accumulator:
             by_layer=by_layer,
             by_layer_head=by_layer_head,
             by_step=_sum_1(by_step).numpy(),
+            by_layer_step=by_layer_step,
         )
 
     def _counted(self, layers: Sequence[str], heads: int, steps: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Shapes: S looked-at sampler steps, T time groups, N heads, h w tokens of a map, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -46,6 +47,8 @@ class DirectionMaps:
     and G2R themselves, not of their variants."""
     by_step: np.ndarray
     """(S, h, w): mean over layers and heads at each looked-at sampler step."""
+    by_layer_step: dict[str, np.ndarray] = field(default_factory=dict)
+    """Layer → (S, h, w) of its own grid at each of a few looked-at steps, for its standard error; of G2R of the region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,8 @@ class AttributionMaps:
     _g2r: DirectionMaps | None = field(repr=False)
     _g2r_region: DirectionMaps | None = field(repr=False)
     _r2g_object_mass: DirectionMaps | None = field(repr=False)
+    every_head: Mapping[str, Mapping[str, np.ndarray]] | None = field(default=None, repr=False)
+    """What a pilot asks for: kind of map → layer → (N, h, w) of the heads looked at, each by itself, mean over steps."""
     undefined_g2r: str | None = None
     """Why G2R does not exist here, or None."""
     undefined_place: str | None = None

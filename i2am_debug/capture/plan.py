@@ -10,18 +10,22 @@ from fnmatch import fnmatch
 from typing import Any, Literal
 
 
+class _ByDefault(int):
+    """A number that nobody asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CapturePlan:
     """A fixed, seeded choice of samples (sampler step, layer, head), the same at every evaluation of a run.
 
     Raises:
-        ValueError: a count below 1, or an unknown `layer_weighting`.
+        ValueError: a count below 1, an unknown `layer_weighting`, or a `budget` beside what it is to choose.
     """
 
-    sampler_steps: int | None = 4
+    sampler_steps: int | None = _ByDefault(4)
     """How many of the sampler's steps are looked at, one drawn from each of as many equal stretches; None = all. By teacher
     forcing and with a `loss_fn`: how many noise times, evenly spread (None: 10)."""
-    heads: int | None = 64
+    heads: int | None = _ByDefault(64)
     """About how many (layer, head) pairs are looked at; None = all. Where the model has more, a pilot ranks them all by
     attention information and keeps the strongest half plus a weighted draw from the rest, at least one from each layer."""
     layers: tuple[str, ...] = ("*",)
@@ -34,6 +38,9 @@ class CapturePlan:
     """"equal": a map is divided by its mean before layers are averaged. "paper": it isn't, so coarse layers dominate."""
     seed: int = 0
     """Seed of the draws."""
+    budget: float | None = None
+    """What looking may cost at most, as a share of the forwards of an evaluation; 0.01 is 1 %. A pilot then measures what
+    each layer and head costs and tells, and chooses layers, heads and noise times by that, once a run (`within_budget`)."""
 
     def __post_init__(self) -> None:
         for name in ("sampler_steps", "heads", "time_groups"):
@@ -50,6 +57,19 @@ class CapturePlan:
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"CapturePlan({name}=…): expected a tuple of patterns, got one string")
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.budget is not None:
+            self._check_budget(self.budget)
+
+    def _check_budget(self, budget: Any) -> None:
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+            raise ValueError(
+                f"CapturePlan(budget={budget!r}): expected a share of the evaluation's forwards, above 0 and at most 1, or None"
+            )
+        for name in ("sampler_steps", "heads"):
+            if not isinstance(getattr(self, name), _ByDefault):
+                raise _contradiction(budget, name, getattr(self, name))
+        if self.layers != ("*",):
+            raise _contradiction(budget, "layers", self.layers)
 
     @classmethod
     def full(cls, **changes: Any) -> CapturePlan:
@@ -79,10 +99,18 @@ class CapturePlan:
         return any(fnmatch(layer, p) for p in self.layers) and not any(fnmatch(layer, p) for p in self.exclude)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain values, for JSON; without a budget where there is none, as it was before there were budgets."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: int(v) if isinstance(v, _ByDefault) else v for k, v in plain.items() if (k, v) != ("budget", None)}
 
 
+def _contradiction(budget: float, name: str, value: Any) -> ValueError:
+    return ValueError(
+        f"CapturePlan(budget={budget!r}, {name}={value!r}): a budget chooses the {_CHOSEN[name]} itself; give one of the two"
+    )
+
+
+_CHOSEN = {"sampler_steps": "noise times", "heads": "heads", "layers": "layers (exclude=(…) leaves some out)"}
 _OR_NONE = {"sampler_steps": ", or None for all", "heads": ", or None for all", "time_groups": ""}
 
 HeadChoice = Mapping[str, Mapping[int, float]]
@@ -104,15 +132,38 @@ def choose_heads(information: Mapping[str, Sequence[float]], plan: CapturePlan) 
     if plan.heads is None or len(ranked) <= plan.heads:
         return None
     strongest = {(layer, h) for _, layer, h in ranked[: plan.heads // 2]}
-    rng = random.Random(f"heads {plan.seed}")
-    rest = {
-        layer: [h for h in range(len(heads)) if (layer, h) not in strongest] for layer, heads in information.items()
-    }
-    share = (plan.heads - len(strongest)) / max(1, sum(map(len, rest.values())))
+    rest = len(ranked) - len(strongest)
+    share = (plan.heads - len(strongest)) / max(1, rest)
+    kept = {layer: [h for h in range(len(heads)) if (layer, h) in strongest] for layer, heads in information.items()}
+    return draw_heads(
+        {layer: len(heads) for layer, heads in information.items()},
+        kept,
+        {la: max(1, round(share * (len(heads) - len(kept[la])))) for la, heads in information.items()},
+        plan.seed,
+    )
+
+
+def draw_heads(
+    heads: Mapping[str, int], kept: Mapping[str, Sequence[int]], counts: Mapping[str, int], seed: int
+) -> dict[str, dict[int, float]]:
+    """Heads that are certain, and a draw from the others of their layer.
+
+    Args:
+        heads: layer → how many it has.
+        kept: layer → its heads that are looked at for certain, each with weight 1; only these layers are looked at.
+        counts: layer → how many of its m others are drawn, without replacement, at most m; n drawn have weight m / n.
+    """
+    rng = random.Random(f"heads {seed}")
     choice: dict[str, dict[int, float]] = {}
-    for layer, remainder in rest.items():
-        drawn = rng.sample(remainder, min(len(remainder), max(1, round(share * len(remainder)))))
-        weights = {h: 1.0 for h in range(len(information[layer])) if (layer, h) in strongest}
-        weights.update({h: len(remainder) / len(drawn) for h in drawn})
+    for layer, certain in kept.items():
+        others = [h for h in range(heads[layer]) if h not in set(certain)]
+        drawn = rng.sample(others, min(len(others), counts[layer]))
+        weights = {**dict.fromkeys(certain, 1.0), **{h: len(others) / len(drawn) for h in drawn}}
         choice[layer] = dict(sorted(weights.items()))
     return choice
+
+
+def drawn_anew(choice: HeadChoice, heads: Mapping[str, int], seed: int) -> dict[str, dict[int, float]]:
+    """Another draw of the same design: the heads that are certain stay, of the others as many are drawn as before."""
+    kept = {la: [h for h, weight in each.items() if weight == 1] for la, each in choice.items()}
+    return draw_heads(heads, kept, {la: len(each) - len(kept[la]) for la, each in choice.items()}, seed)

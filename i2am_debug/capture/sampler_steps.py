@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,13 @@ class StepCounter:
     a step is a change of noise time.
     """
 
-    def __init__(self, plan: CapturePlan, scheduler: Any) -> None:
-        self._plan, self._scheduler = plan, scheduler
+    def __init__(self, plan: CapturePlan, scheduler: Any, some: Sequence[int] | None = None) -> None:
+        self._plan, self._scheduler, self._some = plan, scheduler, some
         self._last: float | None = None
         self._times: tuple[torch.Tensor, list[float]] | None = None  # the scheduler's, and their numbers
         self.step, self.forward, self.forwards = -1, 0, 0
         self.total: int | None = None
-        self.chosen: tuple[int, ...] | None = None
+        self.chosen: tuple[int, ...] | None = None if some is None else tuple(some)
 
     def advance(self, arguments: Mapping[str, Any]) -> bool:
         """Counts one forward call with these arguments; whether the plan looks at it."""
@@ -34,7 +34,9 @@ class StepCounter:
         time = None if timestep is None else self._read(timestep)
         if self.forwards == 0 and self._scheduler is not None:
             self.total = _remaining_steps(self._scheduler, time)
-            self.chosen = None if self.total is None else self._plan.draw_steps(self.total)
+            if self.total is not None:
+                drawn = self._plan.draw_steps(self.total)
+                self.chosen = drawn if self._some is None else tuple(drawn[n] for n in self._some if n < len(drawn))
         self.forward += 1
         if time is None or time != self._last:
             self.step, self.forward = self.step + 1, 0

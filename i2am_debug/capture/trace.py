@@ -7,7 +7,7 @@ This module does not know what the tokens mean (the family does), how products a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ def trace(
     mask: Any = None,
     reference_mask: Any = None,
     heads: HeadChoice | None = None,
+    steps: Sequence[int] | None = None,
 ) -> Trace:
     """Looks at the attention of one pipeline call, or of a denoiser called by hand::
 
@@ -53,6 +54,7 @@ def trace(
         reference_mask: (H, W) array, or one for each image; the region of the reference that ought to be drawn on: the
             object, or what an edit keeps. Needed for the R2G variant `object_mass`.
         heads: a choice made by a pilot (`choose_heads`); default all.
+        steps: of the steps that the plan would look at, in order, the numbers of those looked at; default all.
 
     Raises:
         UnsupportedModel: no family knows where the reference sits in this model.
@@ -64,6 +66,7 @@ def trace(
         mask=mask,
         reference_mask=reference_mask,
         heads=heads,
+        steps=steps,
     )
 
 
@@ -79,6 +82,8 @@ class Trace(AbstractContextManager["Trace"]):
         mask: Any,
         reference_mask: Any,
         heads: HeadChoice | None,
+        steps: Sequence[int] | None = None,
+        every_head: bool = False,
     ) -> None:
         self.denoiser = find_denoiser(pipeline)
         self.family = family or find_family(pipeline, self.denoiser)
@@ -88,7 +93,8 @@ class Trace(AbstractContextManager["Trace"]):
         self._region, self._object = Regions(mask, "mask"), Regions(reference_mask, "reference_mask")
         self._heads = heads
         self._accumulators: dict[int, Accumulator] = {}
-        self._steps = StepCounter(plan, self._scheduler)
+        self._steps = StepCounter(plan, self._scheduler, steps)
+        self._every_head = every_head
         self._buffers = Buffers()
         self._read: dict[Any, Any] = {}  # off the numbers in tensors: a look at them keeps a device waiting
         self._products = 0
@@ -138,7 +144,7 @@ class Trace(AbstractContextManager["Trace"]):
         if reference not in self._accumulators:
             raise IndexError(f"reference {reference}: these were seen: {sorted(self._accumulators)}")
         with torch.autocast("cpu", enabled=False):  # the sums come to the CPU, where the caller's autocast may be on
-            return self._accumulators[reference].maps(image, self._steps.total)
+            return self._accumulators[reference].maps(image, self._steps.total, self._every_head)
 
     @property
     def references(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from .. import __version__
-from ..capture.plan import CapturePlan, HeadChoice, choose_heads
+from ..capture.plan import CapturePlan, HeadChoice
 from ..capture.trace import Trace, find_denoiser, trace
 from ..errors import UnsupportedModel
 from ..families.family import Family
@@ -26,6 +26,7 @@ from ..families.registry import find_family
 from ..figures.observation import Observation
 from ..figures.record import Evaluation, heads_in_short
 from ..figures.registry import own_figures
+from ..figures.sampling_error import Sampled
 from ..figures.scores import IMACSSettings
 from ..figures.scoring import score
 from ..figures.values import Figure
@@ -43,12 +44,12 @@ from .calls import (
 from .fingerprint import of_code, of_family, of_pipeline
 from .loss_function import LossFunction
 from .memory import one_pair_at_a_time
+from .pilot import Choice, choose
 from .probes import PAIRS as PROBED_PAIRS
 from .references import blank_colour
 from .truth import Encode
 from .ways import Way, WayName, choose_way
 
-_PILOT_PAIRS = 4
 _CODE_OF: dict[WayName, tuple[str, ...]] = {
     "loss_fn": ("loss_fn",),
     "teacher_forcing": ("call", "encode"),
@@ -75,8 +76,8 @@ class Evaluator:
     batch_size: int = 1
     pictures: int = 4
     seed: int = 0
-    heads: HeadChoice | None = None
-    """Chosen by `prepare`, or stored with the baseline."""
+    choice: Choice | None = None
+    """What is looked at, chosen by `prepare` or stored with the baseline; None: not chosen yet, or all of it."""
 
     in_step: bool = field(default=False, init=False)
     """Every pair must take as many forwards as any other: the processes that share the pairs may share the model too."""
@@ -86,6 +87,8 @@ class Evaluator:
     """The way that is taken, once `check` or `prepare` has chosen it."""
     at_most: int | None = field(default=None, init=False)
     """So many pairs at once fit in memory, where `batch_size` turned out not to."""
+    make_trace: Callable[..., Trace] | None = field(default=None, init=False)
+    """In place of `trace`, while a pilot measures."""
     _asked_at_once: int = field(default=1, init=False)
     _sizes: list[Any] = field(default_factory=list, init=False)
     _names: list[str] = field(default_factory=list, init=False)
@@ -212,25 +215,27 @@ class Evaluator:
         if not hasattr(self, "_regions") and (edits_its_reference(pipeline) or self.kept_threshold is not None):
             self.pairs = self.pairs.with_kept_regions(self.kept_threshold)
 
+    @property
+    def heads(self) -> HeadChoice | None:
+        """The (layer, head) pairs that are looked at; None: all."""
+        return None if self.choice is None else self.choice.heads
+
+    def look_as(self, evaluation: Evaluation) -> None:
+        """At what was looked at in this one, a baseline, from now on."""
+        self.choice = Choice.of(evaluation)
+
     def prepare(self, pipeline: Any) -> None:
-        """Chooses, once, the way and the heads to look at, these from the first pairs where the model has more than the plan
-        allows."""
+        """Chooses, once, the way and what to look at; by a pilot where the model has more heads than the plan allows, or the
+        plan has a budget."""
         self.way_for(pipeline)
-        if self.heads is not None or self.plan.heads is None:
-            return
+        if self.choice is None and self._needs_pilot(pipeline):
+            self.choice = choose(self, pipeline)
+
+    def _needs_pilot(self, pipeline: Any) -> bool:
+        if self.plan.budget is not None:
+            return True
         total = self._heads_of(pipeline)
-        if total is not None and total <= self.plan.heads:
-            return
-        observations = [
-            observation for batch in self.batches[:_PILOT_PAIRS] for observation in self.observe(pipeline, batch)
-        ]
-        found: dict[str, list[Any]] = {}  # a layer may read a further reference only
-        for maps in (
-            maps for observation in observations for maps in (observation.maps, *observation.further.values())
-        ):
-            for layer, bits in maps.information.items():
-                found.setdefault(layer, []).append(bits)
-        self.heads = choose_heads({la: np.mean(bits, axis=0).tolist() for la, bits in found.items()}, self.plan)
+        return self.plan.heads is not None and (total is None or total > self.plan.heads)
 
     def observe(self, pipeline: Any, batch: Sequence[int]) -> list[Observation]:
         """Runs the pairs of one batch, capturing. Changes no state but the pipeline scheduler's."""
@@ -261,7 +266,8 @@ class Evaluator:
         started = time.monotonic()
         layers = observations[0].maps.layers
         pairs = [self.pairs[observation.index] for observation in observations]
-        scored = score(observations, pairs, settings=self.imacs, population=self._population, baseline=baseline or {})
+        scored = score(observations, pairs, settings=self.imacs, sampled=self._sampled, baseline=baseline or {})
+        choice = self.choice or Choice()
         return Evaluation(
             global_step=global_step,
             pairs=tuple(pair.name for pair in pairs),
@@ -271,7 +277,11 @@ class Evaluator:
             copying_layer=scored.copying_layer,
             reference_lines=scored.reference_lines,
             fingerprint=self.fingerprint(pipeline, layers),
-            heads=self.heads,
+            sampling=scored.sampling,
+            heads=choice.heads,
+            times=choice.times,
+            chosen=choice.words,
+            spread=choice.spread,
             declared={figure.tag: figure for figure in own_figures()},
             seconds=time.monotonic() - started,
         )
@@ -296,6 +306,7 @@ class Evaluator:
             **of_pipeline(pipeline),
             "plan": self.plan.to_dict(),
             "heads": heads_in_short(self.heads),
+            **({} if self.choice is None or self.choice.times is None else {"times": list(self.choice.times)}),
             "imacs": self.imacs.to_dict(),
             **of_family(family),
             "layers": list(layers),
@@ -304,13 +315,17 @@ class Evaluator:
 
     def trace(self, pipeline: Any, pairs: Sequence[ValidationPair], family: Family | None = None) -> Trace:
         """A trace of a pipeline or a denoiser that looks at what the plan says, at the regions of these pairs."""
-        return trace(
+        choice, plan = self.choice or Choice(), self.plan
+        if plan.budget is not None and choice.heads is not None:
+            plan = replace(plan, budget=None, layers=tuple(choice.heads))
+        return (self.make_trace or trace)(
             pipeline,
-            plan=self.plan,
+            plan=plan,
             family=family or self.family,
             mask=[p.region for p in pairs],
             reference_mask=_all_or_none([p.reference_region for p in pairs]),
-            heads=self.heads,
+            heads=choice.heads,
+            steps=choice.times,
         )
 
     def family_of(self, pipeline: Any) -> Family:
@@ -327,7 +342,16 @@ class Evaluator:
         known = [c for c in counts if c is not None]
         return sum(known) if len(known) == len(counts) else None
 
-    def _population(self, observation: Observation) -> int:
+    def _sampled(self, observation: Observation) -> Sampled:
+        choice = self.choice or Choice()
+        return Sampled(
+            steps=self.steps_stood_for(observation),
+            heads=choice.draws_heads,
+            times=choice.times is not None,
+            spread=choice.spread,
+        )
+
+    def steps_stood_for(self, observation: Observation) -> int:
         """How many steps the looked-at ones stand for; noise times of the teacher-forced way are a sample of very many."""
         return observation.maps.total_steps if self._takes("sampling") else 10**6
 

@@ -16,6 +16,8 @@ from .margin import Margin
 from .stored_form import entry, finite_or_none, listed, one_of, plain, text, truth, whole_number, wrong
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .pair_view import PairView
 
 COPYING_LAYER = "copying_layer/"
@@ -72,8 +74,10 @@ class DeclaredFigure:
     """Its value for a pair; raises `UndefinedFigure` where there is none. None: it exists by layer only."""
     compute_of_layer: Callable[[PairView, str], float] | None = None
     """Its value in one layer, stored as "layer/<layer>/<tag>"; None: it is of no layer."""
-    standard_error: Callable[[PairView], float] | None = None
-    """Of the value, from looking at some of the sampler steps only."""
+    without_each_step: Callable[[PairView], np.ndarray] | None = None
+    """(S,) its value with each of S looked-at sampler steps left out, in order, for its standard error; None: it has none."""
+    without_each_step_of_layer: Callable[[PairView, str], np.ndarray] | None = None
+    """The same of its value in a layer; asked for the copying layer only."""
     reference_lines: Callable[[PairView], Mapping[str, float]] | None = None
     """Line → what a map without a model scores on this pair, to read a chart by."""
     lines_of: str | None = None

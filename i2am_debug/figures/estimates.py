@@ -23,6 +23,8 @@ class Estimate:
     high: float | None
     pairs: int
     """How many pairs have a value."""
+    sampling: float | None = None
+    """Half the 95 % interval from looking at some heads and noise times only, beside that over pairs; None: not known."""
 
     @classmethod
     def from_json(cls, row: Any, where: str) -> Estimate:
@@ -33,13 +35,15 @@ class Estimate:
         """
         ends = {key: entry(row, key, finite_or_none, where) for key in ("low", "high")}
         pairs = entry(row, "pairs", whole_number, where)
-        return cls(mean=entry(row, "mean", number, where), pairs=pairs, **ends)
+        sampling = finite_or_none(row.get("sampling"), f"{where}/sampling")
+        return cls(mean=entry(row, "mean", number, where), pairs=pairs, sampling=sampling, **ends)
 
     def __str__(self) -> str:
         digits = _decimals(self.mean)
+        part = f" ± {self.sampling:.2g}" if self.sampling else ""  # 0: all there is was looked at
         if self.low is None or self.high is None:
-            return f"{self.mean:{digits}} (one pair)"
-        return f"{self.mean:{digits}} [{self.low:{digits}}, {self.high:{digits}}]"
+            return f"{self.mean:{digits}}{part} (one pair)"
+        return f"{self.mean:{digits}} [{self.low:{digits}}, {self.high:{digits}}]{part}"
 
 
 def estimates(columns: Mapping[str, np.ndarray]) -> dict[str, Estimate]:

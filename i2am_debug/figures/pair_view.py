@@ -6,7 +6,7 @@ need not know what may be missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..pairs.pair import ValidationPair
 from .distances import js_distance
 from .observation import Observation
 from .places import share_at_own_place
-from .scores import IMACSSettings, energy, imacs_chance, jackknife_error, reference_lines, score_imacs
+from .scores import IMACSSettings, energy, imacs_chance, left_out, reference_lines, score_imacs
 from .values import Figure, Undefined, reference_tag
 
 NOT_FINITE = "the attention is not finite"
@@ -38,8 +38,6 @@ class PairView:
     copying_layer: str | Undefined
     """Of this reference: the layer with the highest attention information, mean over pairs."""
     settings: IMACSSettings
-    population: int
-    """How many sampler steps those that were looked at stand for."""
     baseline: Mapping[str, np.ndarray]
     """"0/r2g", "0/g2r", "0/reference_1/r2g", …: unified maps to measure distance from; empty without a baseline."""
 
@@ -106,9 +104,9 @@ class PairView:
         """How many standard deviations the map's IMACS lies above that of masks that know nothing of it."""
         return imacs_chance(map, mask, self.settings).z(self.imacs(map, mask))
 
-    def imacs_error(self, maps: DirectionMaps, mask: np.ndarray) -> float:
-        """Standard error of the unified map's IMACS."""
-        return self.jackknife(lambda map: self.imacs(map, mask), maps.by_step)
+    def imacs_without_each(self, by_step: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(S,) IMACS of the mean of (S, h, w) maps, with each of them left out."""
+        return left_out(lambda map: self.imacs(map, mask), list(by_step))
 
     def imacs_lines(self, maps: DirectionMaps, mask: np.ndarray) -> dict[str, float]:
         """What maps without a model score on this mask."""
@@ -118,6 +116,10 @@ class PairView:
         """Share of the map's mass inside the mask."""
         return energy(map, mask)
 
+    def energy_without_each(self, by_step: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The same of their energy."""
+        return left_out(lambda map: self.energy(map, mask), list(by_step))
+
     def information(self, layer: str | None = None) -> float:
         """Attention information in bits, of a layer, by default of the copying layer."""
         if self.maps.undefined_g2r is not None:
@@ -125,9 +127,10 @@ class PairView:
         bits = self.maps.layer_information[layer or self._copying_layer]
         return _given(bits if np.isfinite(bits) else None, NOT_FINITE)
 
-    def information_error(self) -> float:
-        """Standard error of the copying layer's information."""
-        return self.jackknife(float, list(self.maps.information_by_step[self._copying_layer]))
+    def information_without_each(self, layer: str | None = None) -> np.ndarray:
+        """(S,) `information` with each of the sampler steps looked at left out."""
+        self.information(layer)
+        return left_out(float, list(self.maps.information_by_step[layer or self._copying_layer]))
 
     def reference_mass(self) -> float:
         """Mean over layers."""
@@ -160,10 +163,6 @@ class PairView:
         own = "" if self.reference == 0 else f"{reference_tag(self.reference)}/"
         before = _given(self.baseline.get(f"{self.observation.index}/{own}{direction}"), "no baseline")
         return js_distance(unified_form(getattr(self.maps, direction).unified), before)
-
-    def jackknife(self, score: Callable[[Any], float], samples: Sequence[Any]) -> float:
-        """`scores.jackknife_error` over the sampler steps looked at."""
-        return jackknife_error(score, list(samples), self.population)
 
     @property
     def _copying_layer(self) -> str:

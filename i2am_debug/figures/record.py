@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from .declaration import DeclaredFigure
 from .estimates import Estimate, estimates
 from .margin import Margin
+from .sampling_error import SamplingError, Spread
 from .stored_form import entry, finite_or_none, listed, mapped, number, optional, plain, text, whole_number, wrong
 from .values import OF_FURTHER, Figure, Undefined, as_figure, figure_from_json, figure_to_json, name_from_json
 
@@ -36,7 +37,7 @@ class Evaluation:
     pairs: tuple[str, ...]
     figures: Mapping[str, tuple[Figure, ...]]
     errors: Mapping[str, tuple[Figure, ...]]
-    """Standard errors from looking at some of the sampler steps only, for the figures that have one."""
+    """Standard errors from looking at some of the heads and sampler steps only, for the figures that have one."""
     layers: tuple[str, ...]
     copying_layer: str | Undefined
     """The layer with the highest attention information (mean over pairs) in this evaluation."""
@@ -48,6 +49,14 @@ class Evaluation:
     """All that the figures depend on beside the model. Evaluations that differ here are not comparable."""
     heads: Mapping[str, Mapping[int, float]] | None = None
     """The (layer, head) pairs that a pilot chose, with weights; None where all were looked at."""
+    times: tuple[int, ...] | None = None
+    """Numbers of the plan's noise times that a budget chose; None where all were looked at."""
+    chosen: str = ""
+    """What a budget chose and why, in words."""
+    spread: Mapping[str, Spread] = field(default_factory=dict)
+    """Tag → how much the pilot saw a figure move with other heads and noise times."""
+    sampling: Mapping[str, SamplingError | Undefined] = field(default_factory=dict)
+    """Tag → standard error of the mean over pairs from looking at some of the heads and sampler steps only."""
     margins: Mapping[str, float | str] = field(default_factory=dict)
     """Of a calibrated baseline: figure → how far it may fall (`margin.Margin`)."""
     declared: Mapping[str, DeclaredFigure] = field(default_factory=dict, compare=False)
@@ -82,12 +91,17 @@ class Evaluation:
     def estimate(self, tag: str) -> Estimate | Undefined:
         """The mean of a figure with its interval; undefined as `mean` is."""
         mean = self.mean(tag)
-        return mean if isinstance(mean, Undefined) else estimates({tag: self.values(tag)})[tag]
+        return mean if isinstance(mean, Undefined) else self._estimates([tag])[tag]
 
     def estimates(self) -> dict[str, Estimate | Undefined]:
         """`estimate` of every figure."""
-        known = estimates({tag: self.values(tag) for tag in self.figures})
+        known = self._estimates(self.figures)
         return {tag: known[tag] if tag in known else Undefined(self._why(tag)) for tag in self.figures}
+
+    def _estimates(self, tags: Iterable[str]) -> dict[str, Estimate]:
+        reach = {tag: found.reach for tag, found in self.sampling.items() if isinstance(found, SamplingError)}
+        known = estimates({tag: self.values(tag) for tag in tags})
+        return {tag: replace(one, sampling=reach[tag]) if tag in reach else one for tag, one in known.items()}
 
     def reasons(self, tag: str, among: Sequence[bool] | None = None) -> tuple[str, ...]:
         """Why pairs have no value of a figure, each reason once; `among`: of which pairs, one truth value a pair."""
@@ -121,6 +135,13 @@ class Evaluation:
             "heads": None
             if self.heads is None
             else {layer: {str(h): w for h, w in heads.items()} for layer, heads in self.heads.items()},
+            **({} if self.times is None else {"times": list(self.times)}),
+            **({"chosen": self.chosen} if self.chosen else {}),
+            "spread": {tag: one.to_json() for tag, one in self.spread.items()},
+            "sampling": {
+                tag: figure_to_json(one) if isinstance(one, Undefined) else one.to_json()
+                for tag, one in self.sampling.items()
+            },
             "margins": dict(self.margins),
             "seconds": self.seconds,
             **({"declared": [figure.to_json() for figure in self.declared.values()]} if self.declared else {}),
@@ -149,6 +170,10 @@ class Evaluation:
             reference_lines={tag: {k: v for k, v in own.items() if v is not None} for tag, own in lines.items()},
             fingerprint=entry(row, "fingerprint", mapped(plain)),
             heads=entry(row, "heads", optional(mapped(_weights))),
+            times=optional(listed(whole_number))(row.get("times"), "times"),
+            chosen=text(row.get("chosen", ""), "chosen"),
+            spread=mapped(Spread.from_json)(row.get("spread", {}), "spread"),
+            sampling=mapped(_sampling)(row.get("sampling", {}), "sampling"),
             margins=mapped(_margin)(row.get("margins", {}), "margins"),
             declared={figure.tag: figure for figure in declared},
             seconds=entry(row, "seconds", number),
@@ -177,6 +202,12 @@ def _weights(value: Any, where: str) -> dict[int, float]:
         if not (head.isascii() and head.isdecimal() and len(head) < 10):
             raise wrong(head, where, "the number of a head")
     return {int(head): weight for head, weight in found.items()}
+
+
+def _sampling(value: Any, where: str) -> SamplingError | Undefined:
+    if isinstance(value, Mapping):
+        return Undefined(entry(value, "undefined", text, where))
+    return SamplingError.from_json(value, where)
 
 
 def _margin(value: Any, where: str) -> float | str:

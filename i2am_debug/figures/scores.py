@@ -191,23 +191,17 @@ def pointing(map: Any, mask: Any) -> bool:
     return bool(_coverage(mask, m).flatten()[m.argmax()] >= 0.5)
 
 
-def jackknife_error(score: Callable[[np.ndarray], float], samples: Sequence[np.ndarray], total: int) -> float:
-    """Standard error of `score(mean of samples)` by leaving each sample out in turn.
-
-    Args:
-        samples: the n maps or values drawn, out of `total`; with n = total nothing is left to chance and the error is 0.
+def left_out(score: Callable[[Any], float], samples: Sequence[Any]) -> np.ndarray:
+    """(n,) `score(mean of samples)` with each of the n samples, maps or values, left out in turn.
 
     Raises:
-        UndefinedFigure: fewer than two samples, or the score is undefined without one of them.
+        UndefinedFigure: the score is undefined without one of them.
     """
     n = len(samples)
-    if n == total:
-        return 0.0
     if n < 2:
-        raise UndefinedFigure("one sampler step looked at")
+        return np.full(n, np.nan)
     whole = np.sum(samples, axis=0)
-    values = np.array([score((whole - s) / (n - 1)) for s in samples])
-    return float(np.sqrt((n - 1) / n * ((values - values.mean()) ** 2).sum() * (1 - n / total)))
+    return np.array([score((whole - s) / (n - 1)) for s in samples])
 
 
 def _prepared(map: torch.Tensor, inside: torch.Tensor, settings: IMACSSettings) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import NotComparable
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.load_pipeline import load_pipeline
+from ..evaluation.pilot import Choice
 from ..figures.record import Evaluation, cure, differences
 from ..pairs.collection import ValidationPairs
 
@@ -40,7 +41,7 @@ def evaluate_repeatedly(
         pairs=ValidationPairs.from_folder(pairs, allow_outside=allow_outside),
         way="sampling" if way == "sampling" or (way is None and steps is not None) else None,
         num_inference_steps=steps,
-        heads=None if baseline is None else baseline.heads,
+        choice=None if baseline is None else Choice.of(baseline),
     )
     evaluator.check(loaded)
     out = []

@@ -9,6 +9,9 @@ from xml.etree import ElementTree
 
 from ..alerts.judge import Finding
 from ..figures.record import FORMAT
+from ..figures.registry import of_copying_layer
+from ..figures.sampling_error import SamplingError
+from ..figures.values import Undefined
 from .check import Verdict, is_regression
 
 _COLUMNS = ("", "figure", "before", "now", "worse by", "allowed", "p", "against", "rule")
@@ -25,6 +28,7 @@ def as_text(verdict: Verdict) -> str:
         widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
         lines += ["", *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table)]
         lines += ["", "  means over pairs with their 95 % intervals; p: one-sided paired sign-flip test"]
+        lines += [f"  {line}" for line in _sampling_in_words(verdict)]
     happened = [f"{f.figure} {f.words}" for f in verdict.regressions if f.words]
     for title, told in (
         ("", happened),
@@ -51,6 +55,7 @@ def as_json(verdict: Verdict) -> str:
         "evaluation": None if verdict.evaluation_file is None else str(verdict.evaluation_file),
         "baseline": str(verdict.baseline_file),
         "fail_on": verdict.fail_on,
+        "sampling": _sampling(verdict),
         "findings": [f.to_json() for f in verdict.findings],
         "problems": list(verdict.problems),
         "diagnosis": None if verdict.diagnosis is None else verdict.diagnosis.to_json(),
@@ -97,6 +102,7 @@ def as_markdown(verdict: Verdict, pictures: Mapping[str, str] | None = None) -> 
         lines += [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
         lines += [f"| {' | '.join(_marked(row))} |" for row in rows]
         lines += ["", "Means over pairs with their 95 % intervals; p: one-sided paired sign-flip test.", ""]
+        lines += [text for line in _sampling_in_words(verdict) for text in (_cell(line), "")]
     lines += [line for f in verdict.regressions if f.words for line in (f"{_code(f.figure)} {_cell(f.words)}", "")]
     if verdict.problems:
         lines += ["**Not comparable**", "", *(f"- {_cell(problem)}" for problem in verdict.problems), ""]
@@ -165,6 +171,27 @@ def _row(finding: Finding, verdict: Verdict) -> tuple[str, ...]:
         finding.against,
         finding.rule,
     )
+
+
+def _sampling(verdict: Verdict) -> dict[str, float]:
+    """Figure that was judged → half its 95 % interval from looking at some of the heads and noise times only."""
+    evaluation = verdict.evaluation
+    if evaluation is None:
+        return {}
+    watched = evaluation.watched_layer or evaluation.copying_layer
+    found = {}
+    for figure in dict.fromkeys(f.figure for f in verdict.findings):
+        tag = of_copying_layer(figure, watched)
+        error = None if isinstance(tag, Undefined) else evaluation.sampling.get(tag)
+        if isinstance(error, SamplingError) and error.error > 0:
+            found[figure] = error.reach
+    return found
+
+
+def _sampling_in_words(verdict: Verdict) -> list[str]:
+    """One line, or none where all was looked at."""
+    told = ", ".join(f"{figure} ± {reach:.2g}" for figure, reach in _sampling(verdict).items())
+    return [f"from a look at all heads and noise times: {told}; both evaluations share most of it"] if told else []
 
 
 def _marked(row: tuple[str, ...]) -> list[str]:

@@ -53,6 +53,7 @@ def what_was_found(
         f"first look at {len(observations)} pairs took {seconds:.3g} s and {memory / 2**20:.0f} MiB; {cost}",
         f"way: {_WAYS[way.name]}{noise_times}" + (f"; not by teacher forcing: {way.instead}" if way.instead else ""),
         f"family: {evaluation.fingerprint['family']}, {len(evaluation.layers)} layers, {heads} heads ({of_all})",
+        *([f"plan: {evaluation.chosen}"] if evaluation.chosen else []),
         f"tokens: generated {_grid(maps.r2g.unified)}, reference {reference}",
         f"regions: {_counted(evaluation.fingerprint.get('regions', ()))}",
         f"copying layer: {copying if isinstance(copying, Undefined) else f'{copying}, {_bits(evaluation)} bit'}",

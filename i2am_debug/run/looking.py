@@ -6,8 +6,9 @@ Knows nothing of what becomes of what was seen.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -15,12 +16,15 @@ from tqdm.auto import tqdm
 from ..errors import ProcessFailed
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.memory import free_memory, ran_out_of_memory
+from ..evaluation.pilot import Choice
 from ..figures.observation import Observation
 from ..figures.values import Figure
 from ..loop import Processes
 from .stages import Failure, Stage, at
 
 logger = logging.getLogger("i2am_debug")
+
+T = TypeVar("T")
 
 _WITH_FEWER = {
     "teacher_forcing": "each pair keeps its noise, so its figures stay comparable",
@@ -61,19 +65,30 @@ class Looking:
         Raises:
             torch.OutOfMemoryError: not even one pair at a time fits in memory.
         """
-        heads = self._evaluator.heads
+        before = self._evaluator.choice
+
+        def choose() -> Choice | None:
+            self._evaluator.choice = before  # one process may have chosen already, from larger batches
+            with self._processes.in_lockstep(pipeline), at(Stage.PREPARE):
+                self._evaluator.prepare(pipeline)
+            return self._evaluator.choice
+
+        # The main process's, since what is measured differs from process to process.
+        self._evaluator.choice = self._until_it_fits(choose)[0]
+        return self._until_it_fits(lambda: self._share(pipeline))
+
+    def _until_it_fits(self, work: Callable[[], T]) -> list[T]:
+        """What it gives on each process, with fewer pairs at once after one of them has run out of memory."""
         while self._evaluator.pairs_at_once > 1:
-            shares = self._processes.gather(lambda: self._share_or_cut_short(pipeline))
-            whole = [share for share in shares if isinstance(share, Looked)]
-            cut_short = [share for share in shares if isinstance(share, _CutShort)]
+            found = self._processes.gather(lambda: _or_cut_short(work))
+            cut_short = [one for one in found if isinstance(one, _CutShort)]
             if not cut_short:
-                return whole
+                return found  # type: ignore[return-value]
             reason = next((one.out_of_memory for one in cut_short if one.out_of_memory), "")
             if not reason:
                 raise ProcessFailed(cut_short[0].by_another)
-            self._evaluator.heads = heads  # one process may have chosen already, from larger batches
             self._look_at_fewer(reason)
-        return self._processes.gather(lambda: self._share(pipeline))
+        return self._processes.gather(work)
 
     def probe(self, pipeline: Any) -> list[Looked]:
         """All processes' shares of the probes; one that can't be tried costs no figures."""
@@ -96,23 +111,11 @@ class Looking:
                 _WITH_FEWER[way.name] if way else "",
             )
 
-    def _share_or_cut_short(self, pipeline: Any) -> Looked | _CutShort:
-        try:
-            return self._share(pipeline)
-        except ProcessFailed as error:
-            return _CutShort(by_another=str(error))
-        except RuntimeError as error:
-            if not ran_out_of_memory(error):
-                raise
-            return _CutShort(out_of_memory=str(error).partition("\n")[0] or type(error).__name__)
-
     def _share(self, pipeline: Any) -> Looked:
         """This process's share of the pairs and pictures; every process runs the same number of forwards."""
         evaluator, processes, looked = self._evaluator, self._processes, Looked()
         with tqdm(desc="i2am", leave=False, disable=not self._bar) as bar:
             with processes.in_lockstep(pipeline):
-                with at(Stage.PREPARE):
-                    evaluator.prepare(pipeline)
                 batches, apart = processes.share(evaluator.batches), processes.share(evaluator.sampled_apart)
                 bar.total = len(batches) + len(apart)
                 for batch in batches:
@@ -141,3 +144,14 @@ class Looking:
             except Exception as error:
                 looked.failures.append(Failure.of(error, Stage.PROBE))
         return looked
+
+
+def _or_cut_short(work: Callable[[], T]) -> T | _CutShort:
+    try:
+        return work()
+    except ProcessFailed as error:
+        return _CutShort(by_another=str(error))
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        return _CutShort(out_of_memory=str(error).partition("\n")[0] or type(error).__name__)

@@ -42,6 +42,8 @@ class Stored:
     """The evaluation's file."""
     means: Mapping[str, Any]
     """Of every figure, as they stand in the line: [mean, low, high, pairs] or {"undefined": reason}."""
+    sampling: Mapping[str, Any]
+    """Of the means that have one: `Estimate.sampling`, as it stands in the line."""
     copying_layer: str | Undefined
     comparable_id: str
     """As `Evaluation.comparable_id`."""
@@ -79,7 +81,8 @@ class Stored:
             mean = figure_from_json(found if isinstance(found, Mapping) else found[0], tag)
             if isinstance(mean, Undefined):
                 return mean
-            return Estimate.from_json(dict(zip(("mean", "low", "high", "pairs"), found, strict=True)), tag)
+            row = dict(zip(("mean", "low", "high", "pairs"), found, strict=True))
+            return Estimate.from_json({**row, "sampling": self.sampling.get(tag)}, tag)
         except ValueError as error:
             raise StoreError(f"the line of step {self.global_step} beside {self.path}: {error}") from None
 
@@ -194,6 +197,8 @@ class RunStore:
 
 
 def _index_line(evaluation: Evaluation, path: Path) -> dict[str, Any]:
+    estimates = evaluation.estimates()
+    sampling = {tag: _digits(e.sampling) for tag, e in estimates.items() if isinstance(e, Estimate) and e.sampling}
     return {
         "format": FORMAT,
         "global_step": evaluation.global_step,
@@ -206,8 +211,9 @@ def _index_line(evaluation: Evaluation, path: Path) -> dict[str, Any]:
         # mean, low, high, pairs; short of the digits that no chart shows
         "means": {
             tag: figure_to_json(e) if isinstance(e, Undefined) else [e.mean, *map(_digits, (e.low, e.high)), e.pairs]
-            for tag, e in evaluation.estimates().items()
+            for tag, e in estimates.items()
         },
+        **({"sampling": sampling} if sampling else {}),
     }
 
 
@@ -220,6 +226,7 @@ def _stored(row: Mapping[str, Any], folder: Path) -> Stored:
         global_step=entry(row, "global_step", whole_number),
         path=folder / entry(row, "file", _file_name),
         means=entry(row, "means", mapped(_mean)),
+        sampling=mapped(lambda value, _: value)(row.get("sampling", {}), "sampling"),
         copying_layer=entry(row, "copying_layer", name_from_json),
         comparable_id=entry(row, "comparable_id", text),
     )

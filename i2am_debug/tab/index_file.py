@@ -42,6 +42,7 @@ class Row(NamedTuple):
     copying_layer: str | None
     comparable_id: str
     means: Mapping[str, Any]
+    sampling: Mapping[str, Any]
     is_baseline: bool
     declared: tuple[DeclaredFigure, ...]
     """Of figures that this package does not know."""
@@ -77,7 +78,9 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         is_baseline = isinstance(distance, dict) and distance.get("undefined") == _NO_BASELINE
         declared = tuple(map(DeclaredFigure.from_json, line.get("declared", ())[:DECLARED]))
         step, comparable = int(line["global_step"]), str(line["comparable_id"])
-        return Row(step, _name(watched), _name(copying), comparable, kept, is_baseline, declared)
+        sampling = line.get("sampling")
+        reach = sampling if isinstance(sampling, dict) else {}
+        return Row(step, _name(watched), _name(copying), comparable, kept, reach, is_baseline, declared)
 
     found = _counting(file, name, parse)
     rows = [found[step] for step in sorted(found)]
@@ -92,7 +95,10 @@ def timeline(file: BinaryIO, name: str, kind: str | None) -> dict[str, Any]:
         raise Refusal(404, f"{name} has {len(columns)} figures at {len(rows)} steps, more than the tab shows at once.")
     try:
         figures = {
-            shown: _column([row.means.get(tag) for row, tag in zip(rows, own, strict=True)])
+            shown: {
+                **_column([row.means.get(tag) for row, tag in zip(rows, own, strict=True)]),
+                **_reaches([row.sampling.get(tag) for row, tag in zip(rows, own, strict=True)]),
+            }
             for shown, own in columns.items()
         }
     except _NOT_OURS as error:
@@ -161,6 +167,12 @@ def _column(means: list[Any]) -> dict[str, Any]:
         for key, value in zip(("mean", "low", "high"), values, strict=True):
             out[key].append(value)
     return out
+
+
+def _reaches(found: list[Any]) -> dict[str, Any]:
+    """Half the intervals from looking at a part only, where there are any."""
+    reaches = [number(value) for value in found]
+    return {"sampling": reaches} if any(reaches) else {}
 
 
 def _counting(file: BinaryIO, name: str, parse: Callable[[Mapping[str, Any]], T]) -> dict[int, T]:

@@ -200,7 +200,6 @@ def view(evaluator: Evaluator, observation) -> PairView:
         reference=0,
         copying_layer="any",
         settings=IMACSSettings(),
-        population=1,
         baseline={},
     )
 

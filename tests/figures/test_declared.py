@@ -23,8 +23,9 @@ from i2am_debug.figures.__main__ import as_markdown
 from i2am_debug.figures.declaration import COPYING_LAYER, Need
 from i2am_debug.figures.declared import FIGURES, PROBES
 from i2am_debug.figures.pair_view import PairView
+from i2am_debug.figures.sampling_error import Sampled
 from i2am_debug.figures.scores import IMACSSettings
-from i2am_debug.figures.scoring import errors_of, figures_of, further_figures_of, score
+from i2am_debug.figures.scoring import figures_of, further_figures_of, left_out_of, score
 from i2am_debug.gate.check import check
 from i2am_debug.store.run_store import RunStore
 from i2am_debug.tab import index_file
@@ -59,7 +60,6 @@ def full() -> PairView:
         reference=0,
         copying_layer=max(maps.layer_information, key=lambda layer: maps.layer_information[layer]),
         settings=IMACSSettings(),
-        population=1000,
         baseline={f"0/{name}": getattr(maps, name).unified for name in ("r2g", "g2r")},
     )
 
@@ -118,7 +118,9 @@ def test_every_figure_has_a_value_where_nothing_is_missing(full: PairView) -> No
         assert (low is None or found[figure.tag] >= low) and (high is None or found[figure.tag] <= high), figure.tag
     of_layers = {tag.rpartition("/")[2] for tag in found if tag.startswith("layer/")}
     assert of_layers == {figure.tag for figure in FIGURES if figure.compute_of_layer}
-    assert set(errors_of(full)) == {"imacs_g", "imacs_r", "imacs_r_hole", "attention_information"}
+    whole = {"imacs_g", "imacs_r", "imacs_r_hole", "imacs_g_centred", "imacs_g_object_mass", "energy_r_hole"}
+    of_layer = {f"layer/{full.copying_layer}/{tag}" for tag in ("imacs_r_hole", "attention_information")}
+    assert set(left_out_of(full)) == {*whole, "attention_information", *of_layer}
 
 
 @pytest.mark.parametrize("need", Need)
@@ -288,7 +290,11 @@ def test_its_own_reason_and_its_own_error_are_recorded(own: DeclaredFigure, full
     assert not isinstance(found["imacs_g"], Undefined)
     registry._REGISTERED[:] = [dataclasses.replace(own, compute=lambda view: "much", reference_lines=broken)]
     scored = score(
-        [full.observation], [full.pair], settings=full.settings, population=lambda _: 9, baseline=full.baseline
+        [full.observation],
+        [full.pair],
+        settings=full.settings,
+        sampled=lambda _: Sampled(steps=9),
+        baseline=full.baseline,
     )
     assert scored.figures["sharpness"][0] == Undefined(
         "its own function raised ValueError: could not convert string to float: 'much'"

@@ -127,7 +127,6 @@ def view(tiny_pipeline: Any) -> PairView:
         reference=0,
         copying_layer=max(maps.layer_information, key=lambda layer: maps.layer_information[layer]),
         settings=IMACSSettings(),
-        population=2,
         baseline={},
     )
 

@@ -224,6 +224,8 @@ def test_an_id_is_of_the_fingerprint_alone_and_survives_json() -> None:
         (Estimate(mean=0.0, low=-0.01, high=0.02, pairs=8), "0.000 [-0.010, 0.020]"),
         (Estimate(mean=2.5e-7, low=1e-7, high=4e-7, pairs=8), "2.5e-07 [1e-07, 4e-07]"),
         (Estimate(mean=0.5, low=None, high=None, pairs=1), "0.500 (one pair)"),
+        (Estimate(mean=0.5, low=0.25, high=0.75, pairs=8, sampling=0.0312), "0.500 [0.250, 0.750] ± 0.031"),
+        (Estimate(mean=0.5, low=0.25, high=0.75, pairs=8, sampling=0.0), "0.500 [0.250, 0.750]"),
     ],
 )
 def test_an_estimate_in_words(estimate: Estimate, text: str) -> None:

@@ -19,7 +19,7 @@ from i2am_debug.figures.scores import (
     energy,
     imacs,
     imacs_chance,
-    jackknife_error,
+    left_out,
     pointing,
     reference_lines,
     score_imacs,
@@ -356,20 +356,11 @@ def test_pointing_asks_where_the_maximum_lies() -> None:
     assert pointing(map, box((4, 4), (2, 3), (3, 4))) is False  # a quarter of it
 
 
-@pytest.mark.parametrize(("n", "total"), [(2, 20), (5, 20), (19, 20)])
-def test_the_jackknife_of_a_mean_is_the_textbook_standard_error(n: int, total: int) -> None:
-    values = np.random.default_rng(n).normal(size=n)
-    expected = values.std(ddof=1) / np.sqrt(n) * np.sqrt(1 - n / total)
-    assert jackknife_error(float, list(values), total) == pytest.approx(expected, rel=1e-9)
-    maps = [v * GOOD_MAP for v in values]
-    found = jackknife_error(lambda m: float(m.sum() / GOOD_MAP.sum()), maps, total)
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_jackknife_of_everything_is_0_and_of_one_sample_undefined() -> None:
-    assert jackknife_error(float, [1.0, 2.0, 5.0], 3) == 0
-    with pytest.raises(UndefinedFigure, match="one sampler step"):
-        jackknife_error(float, [1.0], 3)
+def test_a_score_with_each_sample_left_out() -> None:
+    maps = np.random.default_rng(3).random((4, 2, 3))
+    expected = [float(np.delete(maps, i, axis=0).mean(0).max()) for i in range(4)]
+    np.testing.assert_allclose(left_out(lambda map: float(map.max()), list(maps)), expected)
+    assert np.isnan(left_out(float, [1.0])).all()
 
 
 def test_reference_lines_stand_in_the_order_that_makes_sense() -> None:

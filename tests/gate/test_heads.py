@@ -84,7 +84,7 @@ def test_the_models_choose_other_heads_by_themselves_and_the_same_with_a_baselin
 def test_in_a_run_other_heads_are_refused_before_training(runs: dict[str, Path], tmp_path: Path) -> None:
     baseline = file_of(runs["first"])
     callback = run(tmp_path, many_heads(1), baseline=baseline)
-    callback.monitor.evaluator.heads = None  # as it was before a run took its baseline's
+    callback.monitor.evaluator.choice = None  # as it was before a run took its baseline's
     with pytest.raises(
         I2AMError, match=r"baseline= is not comparable with this run, they differ in heads \(.*heads=None"
     ):
@@ -95,8 +95,10 @@ def test_in_a_run_other_heads_are_refused_before_training(runs: dict[str, Path],
 def test_a_choice_that_changes_within_a_run_alerts_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     callback = run(tmp_path, many_heads(0))
     callback.evaluate(0)
-    layer, heads = next(iter(callback.monitor.evaluator.heads.items()))
-    callback.monitor.evaluator.heads = {**callback.monitor.evaluator.heads, layer: dict.fromkeys(list(heads)[:1], 5.0)}
+    choice = callback.monitor.evaluator.choice
+    layer, heads = next(iter(choice.heads.items()))
+    changed = {**choice.heads, layer: dict.fromkeys(list(heads)[:1], 5.0)}
+    callback.monitor.evaluator.choice = replace(choice, heads=changed)
     with caplog.at_level(logging.WARNING, "i2am_debug"):
         callback.evaluate(10)
     callback.accelerator.end_training()

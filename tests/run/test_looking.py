@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from training import Run
 from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.evaluation.memory import one_pair_at_a_time, ran_out_of_memory
 from i2am_debug.figures.record import Evaluation, differences
+from i2am_debug.run.looking import Looking
 
 PAIRS = validation_pairs(5, seed=11)
 TAGS = ("loss", "reference_gap", "imacs_g", "attention_information")
@@ -180,3 +183,20 @@ def test_devices_say_in_different_words_that_memory_is_out(error, expected):
     assert ran_out_of_memory(error) is expected
     with pytest.raises(torch.OutOfMemoryError if expected else type(error)), one_pair_at_a_time():
         raise error
+
+
+def test_what_is_looked_at_is_chosen_by_the_main_process_for_all() -> None:
+    evaluator = SimpleNamespace(pairs_at_once=1, choice=None, batches=[], sampled_apart=[])
+    evaluator.prepare = lambda pipeline: setattr(evaluator, "choice", "what this process measured")
+    gathered: list[Any] = []
+
+    def gather(work: Callable[[], Any]) -> list[Any]:
+        gathered.append(work())
+        return ["what the main process measured", gathered[-1]]
+
+    processes = SimpleNamespace(
+        is_main=False, gather=gather, share=lambda work: work, in_lockstep=lambda pipeline: nullcontext()
+    )
+    Looking(evaluator, processes, progress_bar=False).look(None)
+    assert gathered[0] == "what this process measured"
+    assert evaluator.choice == "what the main process measured"

@@ -359,7 +359,8 @@ function curve(run, figure, x, y, colour) {
   if (known.length > 120) return found;
   const dots = known.map(({step, i}) => {
     const band = `[${number(figure.low[i])}, ${number(figure.high[i])}]`;
-    const text = `${run.name}, step ${step}: ${number(figure.mean[i])} ${band}`;
+    const part = figure.sampling?.[i] ? ` ± ${number(figure.sampling[i])} of heads and noise times not looked at` : '';
+    const text = `${run.name}, step ${step}: ${number(figure.mean[i])} ${band}${part}`;
     const place = {cx: x.at(step), cy: y.at(figure.mean[i]), r: 3.5};
     return svg('circle', {class: 'dot', ...place, fill: colour}, svg('title', {}, text));
   });
