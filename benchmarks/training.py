@@ -57,7 +57,7 @@ class Run:
                 **settings,
             )
             callback.on_train_begin(0)
-            callback.monitor.reporter.wait_for_drawing()
+            callback.monitor.reporter.wait()
             self._on_step_end, self._end = callback.on_step_end, callback.on_train_end
         self.steps: list[float] = []
         """CPU seconds of each training step."""

@@ -66,6 +66,11 @@ class RunTrackers:
         return self._shared.folder
 
     @property
+    def figures_in_order(self) -> bool:
+        """Whether there is any but TensorBoard's: MLflow's run is one of the thread that began it, DVCLive counts the steps."""
+        return bool(self._others)
+
+    @property
     def pictures_in_order(self) -> bool:
         """Whether a tracker takes pictures that drops what comes for a step once later ones have begun, as wandb does."""
         return any(hasattr(tracker, "log_images") for tracker in self._others)
