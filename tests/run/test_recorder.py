@@ -84,7 +84,7 @@ def test_an_alert_is_told_before_the_step_goes_on_and_a_checkpoint_waits_for_the
     (written,) = store.alerts()
     assert written == told[0] and not written.panels, "in the file that outlasts everything, panels are drawn later"
     assert evaluations(store) == [], "nothing else is written before the step goes on"
-    writing = {Stage.PACK, Stage.STORE, Stage.ALERT_PANELS, Stage.FIGURES, Stage.ALERT_TOLD, Stage.THIN, Stage.DRAW}
+    writing = {Stage.PACK, Stage.STORE, Stage.ALERT_PANELS, Stage.FIGURES, Stage.ALERT_TOLD, Stage.THIN, Stage.PAIRS}
     checkpoint, state = waits(callback.state_dict)
     gate.open.set()
     checkpoint.join(60)
