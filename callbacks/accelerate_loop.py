@@ -40,7 +40,7 @@ class I2AMCallback:
         settings: every further field of `settings.MonitorSettings`, which describes them: `loss_fn`, `call`, `plan`,
             `way`, `encode`, `size`, `kept_threshold`, `budget`, `baseline`, `rules`, `on_alert`, `stop_on`, `fail_on`,
             `on_error`, `family`, `imacs`, `num_inference_steps`, `batch_size`, `pictures`, `panels`, `keep_matrices`,
-            `seed`, `disable_progress_bar`.
+            `seed`, `disable_progress_bar`, `synchronous`.
 
     Raises:
         ValueError: a setting is out of range. Whatever else is wrong is raised by `on_train_begin`.

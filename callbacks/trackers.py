@@ -66,6 +66,11 @@ class RunTrackers:
         return self._shared.folder
 
     @property
+    def figures_in_order(self) -> bool:
+        """Whether there is any but TensorBoard's: MLflow's run is one of the thread that began it, DVCLive counts the steps."""
+        return bool(self._others)
+
+    @property
     def pictures_in_order(self) -> bool:
         """Whether a tracker takes pictures that drops what comes for a step once later ones have begun, as wandb does."""
         return any(hasattr(tracker, "log_images") for tracker in self._others)
@@ -104,11 +109,10 @@ class RunTrackers:
 
     def picture(self, tag: str, picture: Image.Image, global_step: int) -> None:
         """Writes one picture under its tag; of trackers beside TensorBoard to those that take pictures."""
-        array = np.asarray(picture)
-        self._pictures.write(PREFIX + tag, array, global_step)
+        self._pictures.write(PREFIX + tag, picture, global_step)
         for tracker in self._others:
             if hasattr(tracker, "log_images"):
-                tracker.log_images({PREFIX + tag: [array]}, step=global_step)
+                tracker.log_images({PREFIX + tag: [np.asarray(picture)]}, step=global_step)
 
     def alert(self, alert: Alert | None, global_step: int) -> None:
         """1 and the words of an alert, or 0; wandb's own alert too, which reaches a person by mail or chat."""

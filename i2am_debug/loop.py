@@ -67,11 +67,19 @@ class Trackers(Protocol):
         ...
 
     @property
+    def figures_in_order(self) -> bool:
+        """Whether figures and words have to be handed over by the training's own thread, before the run's steps go on."""
+        ...
+
+    @property
     def pictures_in_order(self) -> bool:
         """Whether a picture has to be handed over before the run's steps go on."""
         ...
 
-    def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None: ...
+    def scalars(self, evaluation: Evaluation, copying_layer: str | Undefined) -> None:
+        """Writes the figures; called from a thread of its own, unless `figures_in_order`, as is `alert`."""
+        ...
+
     def alert(self, alert: Alert | None, global_step: int) -> None: ...
     def picture(self, tag: str, picture: Image.Image, global_step: int) -> None:
         """Writes one picture; called from a thread of its own, unless `pictures_in_order`."""

@@ -29,6 +29,7 @@ from .loop import Processes, Trackers
 from .report.found import what_was_found
 from .run import stages
 from .run.looking import Looked, Looking
+from .run.recorder import Written
 from .run.reporter import Reporter
 from .run.stages import Failure, Stage, at, where
 from .settings import MonitorSettings
@@ -77,7 +78,8 @@ class Monitor:
         self._last_step: int | None = None
         self._evaluated = False  # since this program started
         self._lost: list[int] = []  # steps whose evaluation failed
-        self._failing: set[str] = set()  # stages that failed last time, which need no second warning
+        # Stages that failed last time, which need no second warning; in writing (True), which ends later, and before it.
+        self._failing: dict[bool, set[str]] = {}
         if settings.baseline is not None:
             self.reporter.baseline, self.reporter.baseline_maps = read_evaluation(settings.baseline)
             self.evaluator.look_as(self.reporter.baseline)
@@ -102,17 +104,25 @@ class Monitor:
 
     def step(self, global_step: int) -> None:
         """Evaluates when it is time (`every_n_steps` or `budget`); once a step, however often it is called."""
+        if self.settings.on_error == "warn":  # what raises waits for the next evaluation, where all processes do
+            self._tell_of_written(self.reporter.written())
         if global_step != self._last_step:
             self._evaluate_or_warn(global_step, lambda: self._spacing.due(global_step, self._processes.from_main))
 
     def end(self, global_step: int) -> None:
-        """Evaluates the final weights unless just done, finishes the drawing, and closes what was opened."""
+        """Evaluates the final weights unless just done, finishes the writing, and closes what was opened."""
         if global_step != self._last_step:
             self._evaluate_or_warn(global_step)
         failures: list[Failure] = []
+        written: list[Written] = []
+
+        def close() -> None:
+            of_end, of_evaluations = self._processes.from_main(lambda: (self.reporter.end(), self.reporter.written()))
+            failures.extend(of_end), written.extend(of_evaluations)
+
         # A script that ends now frees its process group while gloo's thread may still hold our last gather's tensors;
         # both then wait for the interpreter's lock for ever (torch 2.13, CPU). A barrier gives that thread time.
-        for last in (lambda: failures.extend(self._processes.from_main(self.reporter.end)), self._processes.wait):
+        for last in (close, self._processes.wait):
             try:
                 last()
             except Exception as error:  # the other processes must not wait for ever, nor the script's last save be lost
@@ -120,10 +130,11 @@ class Monitor:
         if self._lost and self._processes.is_main:
             steps = ", ".join(map(str, self._lost[:8])) + (", …" if len(self._lost) > 8 else "")
             logger.warning("i2am: %d evaluations failed and were skipped: at steps %s", len(self._lost), steps)
+        self._tell_of_written(written)
         self._tell_of(failures, f"at the end, step {global_step},")
 
     def evaluate(self, global_step: int) -> Evaluation:
-        """Evaluates now, writes, compares and draws; returns the figures on every process.
+        """Evaluates now, writes, compares and draws, all before it returns the figures on every process.
 
         Raises:
             IMACSRegression: an alert as severe as `fail_on`, on every process.
@@ -133,8 +144,8 @@ class Monitor:
         outcome = self._look_and_report(global_step)
         self._spacing.evaluated(global_step, time.monotonic() - started)
         self._act_on(outcome.alerts)
-        drawn = self._processes.from_main(self.reporter.wait_for_drawing)
-        if failures := [*outcome.failures, *drawn]:
+        written = self._processes.from_main(self.reporter.wait)
+        if failures := [*outcome.failures, *(failure for one in written for failure in one.failures)]:
             raise _not_everything(f"of the evaluation at step {global_step}", failures)
         return outcome.evaluation
 
@@ -195,6 +206,7 @@ class Monitor:
             logger.info("i2am: %.3g s of looking: %s", took, self._spacing.in_words(took))
         if outcome is not None:
             self._act_on(outcome.alerts)  # outside the try: an on_alert that raises, and fail_on, mean to end training
+            self._tell_of_written(self._processes.from_main(self.reporter.written))
             self._tell_of(outcome.failures, f"of the evaluation at step {global_step}")
 
     def _look_and_report(self, global_step: int) -> _Outcome:
@@ -277,7 +289,10 @@ class Monitor:
         memory: int,
     ) -> _Outcome:
         """On the main process."""
-        is_first, self._evaluated = not self._evaluated, True
+        if not self._evaluated:  # before the observations are another thread's
+            seconds = time.monotonic() - started
+            self._tell_what_was_found(evaluation, observations, seconds, peak_memory() - memory)
+        self._evaluated = True
         failures = self.reporter.report(evaluation, observations)
         if self.reporter.baseline is evaluation and self._lost:
             logger.warning(
@@ -286,9 +301,6 @@ class Monitor:
                 evaluation.global_step,
                 self._lost[0],
             )
-        if is_first:
-            seconds = time.monotonic() - started
-            self._tell_what_was_found(evaluation, observations, seconds, peak_memory() - memory)
         return _Outcome(evaluation, self.reporter.undelivered.waiting("on_alert"), [*failed, *failures])
 
     def _tell_what_was_found(
@@ -344,12 +356,19 @@ class Monitor:
             if unlike:
                 raise I2AMError(f"baseline= is not comparable with this run, they differ in {in_words(unlike)}")
 
-    def _tell_of(self, failures: Sequence[Failure], of_what: str = "at the beginning") -> None:
+    def _tell_of_written(self, written: Sequence[Written]) -> None:
+        """Of evaluations whose writing has ended."""
+        for one in written:
+            self._tell_of(one.failures, f"of the evaluation at step {one.global_step}", is_written=True)
+
+    def _tell_of(
+        self, failures: Sequence[Failure], of_what: str = "at the beginning", *, is_written: bool = False
+    ) -> None:
         """What could not be done, as an error or once as a warning; again when it went well in between."""
         if failures and self.settings.on_error == "raise":
             raise _not_everything(of_what, failures)
-        news = [failure for failure in failures if failure.stage not in self._failing]
-        self._failing = {failure.stage for failure in failures}
+        news = [failure for failure in failures if failure.stage not in self._failing.get(is_written, ())]
+        self._failing[is_written] = {failure.stage for failure in failures}
         if news and self._processes.is_main:
             logger.warning("i2am: %s; training goes on", _not_everything(of_what, news))
 

@@ -62,7 +62,8 @@ class MonitorSettings:
     rules: Rules = field(default_factory=Rules)
     """What counts as an alert; `Rules.from_toml(path)` reads them from a file."""
     on_alert: Callable[[Alert], Any] | None = None
-    """Called with each alert on the main process; what it raises ends the training."""
+    """Called with each alert on the main process, before the step goes on; what it raises ends the training. The alert's panels
+    are not drawn yet then, unless `synchronous`; their place is `alerts/step_…/` beside `alerts.jsonl`."""
     stop_on: Severity | None = "critical"
     """Alerts as severe as this, or more, make `should_stop` true; None for none."""
     fail_on: Severity | None = None
@@ -90,6 +91,9 @@ class MonitorSettings:
     seed: int = 0
     """Of the noise and all draws."""
     disable_progress_bar: bool = False
+    synchronous: bool = False
+    """Whether an evaluation is packed, written and drawn before the step goes on, rather than by a thread of its own: for
+    tests, and scripts that read at once what was written."""
 
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():
@@ -107,6 +111,8 @@ class MonitorSettings:
             )
         if self.on_error not in ("warn", "raise"):
             raise ValueError(f'on_error={self.on_error!r}: expected "warn" or "raise"')
+        if not isinstance(self.synchronous, bool):
+            raise ValueError(f"synchronous={self.synchronous!r}: expected True or False")
         if self.way not in (*WAYS, None):
             raise ValueError(f"way={self.way!r}: expected {', '.join(map(repr, WAYS))} or None")
         if self.way == "loss_fn" and self.loss_fn is None:

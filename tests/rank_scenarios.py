@@ -327,7 +327,9 @@ SCENARIOS: dict[str, Callable[[Run, Path, int], I2AMCallback]] = {
     "more forwards": more_forwards,
     "trial fails": trial_fails,
     "trial fails inside": trial_fails_inside,
-    "main's write raises": evaluated(broken(RunStore, "write", OSError(28, "planted: no space"), is_main)),
+    "main's write raises": evaluated(
+        broken(RunStore, "write", OSError(28, "planted: no space"), is_main), synchronous=True
+    ),
     "tracker's close raises": tracker_close_raises,
     "begun twice": begun_twice,
     "resumed": resumed,

@@ -78,6 +78,7 @@ class Run:
             "panels": 1,
             "on_error": "raise",
             "disable_progress_bar": True,
+            "synchronous": True,
         }
         return I2AMCallback(self.accelerator, **{**arguments, **changes})
 

@@ -35,7 +35,16 @@ from .found import Found
 FAULTS = ("exception", "out of memory", "interrupt", "full disk", "read-only folder", "files deleted")
 _AT_THE_BEGINNING, _AT_THE_END = (Stage.OPEN,), (Stage.CLOSE,)
 _OF_A_PAIR = (Stage.LOOK, Stage.PICTURE, Stage.ALERT_PANELS, Stage.DRAW)
-_IN_BACKGROUND = (Stage.PAIRS, Stage.DRAW)
+_IN_BACKGROUND = (
+    Stage.PACK,
+    Stage.STORE,
+    Stage.ALERT_PANELS,
+    Stage.FIGURES,
+    Stage.ALERT_TOLD,
+    Stage.PAIRS,
+    Stage.THIN,
+    Stage.DRAW,
+)
 
 
 @dataclass
@@ -112,6 +121,7 @@ class _Training:
             rules=Rules(rules=(loud, risen)),
             on_alert=self.told.append,
             on_error="warn",
+            synchronous=False,
         )
 
     def run(self, around: Callable[[int], Any] | None = None) -> None:
@@ -131,7 +141,7 @@ class _Training:
                     callback.on_train_end(2)
                 elif step > 0:
                     callback.on_step_end(step)
-                callback.monitor.reporter.drawing.wait()  # so that a fault in the background is one of this step
+                callback.monitor.reporter.recorder.wait()  # so that a fault in the background is one of this step
         self.should_stop = callback is not None and callback.should_stop
         self.loop.accelerator.end_training()
 

@@ -117,6 +117,7 @@ def _trained(set_up: SetUp, folder: Path, way: str | None, outcome: str | None) 
             plan=CapturePlan(sampler_steps=2),
             pictures=0,
             on_error="warn",
+            synchronous=False,
             logdir=own,
         )
 

@@ -113,6 +113,7 @@ def _train(folder: Path) -> None:
         panels=1,
         keep_matrices=1,
         rules=_EAGER,
+        synchronous=False,
     )
     run.accelerator.register_for_checkpointing(callback)
     checkpoints = sorted(folder.glob("checkpoint_*"))

@@ -161,6 +161,7 @@ _MONITOR: dict[str, Callable[[World], list[dict[str, Any]]]] = {
     "keep_matrices": _alone("keep_matrices", 1),
     "seed": _alone("seed", 1, 2),
     "disable_progress_bar": _alone("disable_progress_bar", False),
+    "synchronous": _alone("synchronous", True),
 }
 
 _PLAN: dict[str, Callable[[World], Sequence[Any]]] = {

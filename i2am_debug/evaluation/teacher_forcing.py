@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -180,7 +181,7 @@ class _ForcedCall:
         self._latents: torch.Tensor | None = None
         self._read: torch.Tensor | None = None
 
-    @property
+    @cached_property
     def blank_colour(self) -> Colour:
         """Of the picture that is no reference to this model."""
         return blank_colour(self._pipeline, self._evaluator.family_of(self._pipeline))

@@ -28,6 +28,7 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+@lru_cache(maxsize=4096)  # most words of a picture stand on the next evaluation's too
 def shorten(text: str, face: ImageFont.FreeTypeFont, width: float) -> str:
     """The text, its middle replaced by "…" if it is wider than `width`: names often differ at either end."""
     text = "".join(map(_shown, normalize("NFC", " ".join(text.split()))))

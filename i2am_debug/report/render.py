@@ -13,9 +13,10 @@ from math import prod
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw
 
 from .lettering import font, shorten, wrap
+from .outline import outline
 
 LONGEST = 1024  # pixels: TensorBoard and a pull request show it without scaling it down
 SMALLEST_TEXT = 12  # pixels
@@ -29,6 +30,9 @@ _PAPER, _INK, _GREY = (251, 251, 252), (28, 32, 38), (96, 104, 116)
 _LINE, _NEUTRAL, _GROUND = (212, 216, 222), (238, 240, 243), (72, 72, 72)
 _MARGIN, _GAP, _NARROWEST, _LARGEST_TILE, _SMALLEST_TILE = 28, 22, 760, 480, 40
 _TITLE_LINE, _NOTE_LINE = 20, 17
+# Of each channel, compressed: the heat colours then stand out on a white picture as well as on a black one.
+_DARK_GREYS = [round(value * 0.45 + 28) for value in range(256)] * 3
+_OPACITY = [round(255 * 0.92 * (value / 255) ** 0.9) for value in range(256)]
 _OWN_SCALE = "Each map is scaled to its own maximum, at least to 2 × uniform (uniform = attention spread evenly)."
 
 
@@ -250,8 +254,7 @@ def _overlay(picture: Image.Image, map: Map, mask: Mask, top: float, size: Size)
     smooth = Image.fromarray(strength * 255).resize(size, Image.Resampling.BICUBIC).convert("L")
     colour = _scaled(picture, size)
     muted = Image.blend(colour.convert("L").convert("RGB"), colour, 0.2)
-    # Compressed to dark greys: the heat colours then stand out on a white picture as well as on a black one.
-    drawn = _blend(muted.point([round(value * 0.45 + 28) for value in range(256)] * 3), smooth)
+    drawn = _blend(muted.point(_DARK_GREYS), smooth)
     return drawn if mask is None else _outlined(drawn, mask, size)
 
 
@@ -285,14 +288,8 @@ def _bars(strength: np.ndarray, size: Size) -> Image.Image:
 
 
 def _outlined(picture: Image.Image, mask: np.ndarray, size: Size) -> Image.Image:
-    """A white line with a dark rim along the mask's border, so that it shows on any ground."""
-    inside = Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
-    # A border of nothing, so that a mask that touches the picture's edge is closed there.
-    inside, image = ImageOps.expand(inside, 4), _scaled(picture, size)
-    for colour, grown, shrunk in (((16, 18, 22), 3, 7), ((255, 255, 255), 1, 5)):
-        outer = inside.filter(ImageFilter.MaxFilter(grown)) if grown > 1 else inside  # Pillow 12.3 dies of a size of 1
-        inner = inside.filter(ImageFilter.MinFilter(shrunk))
-        image.paste(colour, mask=ImageOps.crop(ImageChops.subtract(outer, inner), 4))
+    image = _scaled(picture, size)
+    outline(image, mask)
     return image
 
 
@@ -300,8 +297,7 @@ def _blend(ground: Image.Image, strength: Image.Image) -> Image.Image:
     """Heat colours over `ground` (RGB), the stronger (L) the more opaque."""
     heat = strength.copy()
     heat.putpalette(_colours())
-    opacity = strength.point([round(255 * 0.92 * (value / 255) ** 0.9) for value in range(256)])
-    return Image.composite(heat.convert("RGB"), ground, opacity)
+    return Image.composite(heat.convert("RGB"), ground, strength.point(_OPACITY))
 
 
 def get_ready_to_draw() -> None:

@@ -1,12 +1,16 @@
-"""Work that nobody has to wait for, done by one thread in order, a bounded number of pieces at a time. Knows no evaluation."""
+"""Work that no training step has to wait for, done by one thread in order, a bounded number of pieces at a time.
+
+Knows no evaluation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-AHEAD = 2
-"""Pieces of work that are done or wait at a time; a further one waits for the oldest, so that memory stays bounded."""
+AHEAD = 4
+"""Pieces of work that are done or wait at a time, two evaluations' worth; a further one waits for the oldest, so that memory
+stays bounded."""
 
 
 class Background:
@@ -15,10 +19,9 @@ class Background:
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._working: list[Future[None]] = []
-        self._failed: list[BaseException] = []
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Takes on a piece of work; its errors come from `failures`."""
+        """Takes on a piece of work, which tells of its errors itself."""
         while len(self._working) >= AHEAD:
             self._await_oldest()
         self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="i2am")
@@ -29,13 +32,6 @@ class Background:
         while self._working:
             self._await_oldest()
 
-    def failures(self) -> list[BaseException]:
-        """What went wrong in work that is done, each once."""
-        while self._working and self._working[0].done():
-            self._await_oldest()
-        failed, self._failed = self._failed, []
-        return failed
-
     def close(self) -> None:
         """Until all is done; frees the thread. Further work starts another one."""
         self.wait()
@@ -44,7 +40,5 @@ class Background:
             self._pool = None
 
     def _await_oldest(self) -> None:
-        error = self._working[0].exception()  # an interrupt while waiting loses nothing
+        self._working[0].exception()  # an interrupt while waiting loses nothing
         del self._working[0]
-        if error is not None:
-            self._failed.append(error)

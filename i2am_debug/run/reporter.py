@@ -1,4 +1,5 @@
-"""What becomes of an evaluation: stored, judged, told, drawn, on the main process of a run. Knows no model, no training loop.
+"""What becomes of an evaluation on the main process of a run: judged and told here, before the training's next step, and handed
+on to be written. Knows no model, no training loop.
 
 Each part is on its own: a tracker, a picture, a full disk or a broken file keeps no alert from anybody.
 """
@@ -9,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from ..alerts.alert import Alert, can_be_diagnosed, what_broke
 from ..alerts.alert_state import AlertState
@@ -22,30 +23,20 @@ from ..figures.values import Undefined
 from ..loop import Trackers
 from ..pairs.collection import ValidationPairs
 from ..report.log import log_line
-from ..report.pictures import alert_panels, pictures_of
-from ..report.render import get_ready_to_draw
 from ..settings import MonitorSettings
-from ..store.packing import pack_observations, unified_maps
+from ..store.packing import unified_maps
 from ..store.run_store import RunStore
-from .background import Background
 from .follow_up import FollowUp
 from .history import History
-from .kept_rows import KeptRows
-from .room import require_room
-from .stages import Failure, Stage, at
+from .recorder import Judged, Recorder, Written
+from .stages import Attempts, Failure, Stage
 from .undelivered import Undelivered
 
 logger = logging.getLogger("i2am_debug")
 
-T = TypeVar("T")
-_A_PICTURE, _FIGURES = (
-    2**20,
-    2**19,
-)  # bytes, generously: what must be free for each picture, and for an evaluation's figures
-
 
 class Reporter:
-    """Stores, judges and tells of the evaluations of one run.
+    """Judges and tells of the evaluations of one run, and has them written.
 
     Args:
         pairs: gives the pairs that evaluations look at.
@@ -65,28 +56,27 @@ class Reporter:
         self.newest: Evaluation | None = None
         self.alert_state = AlertState(settings.rules)
         self.undelivered = Undelivered()
-        self.drawing = Background()
+        self.recorder = Recorder(settings, lambda: self.undelivered)
         self._trackers: Trackers | None = None
         self._store: RunStore | None = None
         self.resumed_at: int | None = None
         """Whatever the folder holds beyond this step is of an abandoned attempt; done away with when the folder is opened."""
         self._history: History | None = None
-        self._rows = KeptRows(settings.keep_matrices)
         self._said: set[str] = set()
         self._judged: Evaluation | None = None  # the last one
         self._alert: Alert | None = None  # its
         self._follow_up = FollowUp()
-        self._failures: list[Failure] = []  # of the evaluation that is being reported
+        self._attempts = Attempts()  # of the evaluation that is being reported
 
     # -- a run begins, goes on and ends ------------------------------------------------------------------------------
 
     def begin(self, global_step: int) -> list[Failure]:
         """Opens and tidies the run's folder: what it holds beyond this step is of an abandoned attempt."""
-        self._failures = []
+        self._attempts = Attempts()
         self.resumed_at = global_step if self.resumed_at is None else self.resumed_at
         if self._open() is not None:
-            self._tell_pending()
-        return self._failures
+            self._tell_everywhere()
+        return self._attempts.failures
 
     def watched_layer(self, evaluation: Evaluation) -> str | None:
         """The baseline's copying layer, or that of an evaluation that becomes the baseline."""
@@ -105,17 +95,26 @@ class Reporter:
 
     def stored(self) -> list[Evaluation]:
         """The run's evaluations on disk, by step."""
+        self.recorder.wait()
         return [] if self._store is None else [stored.evaluation for stored in self._store.evaluations()]
 
     def end(self) -> list[Failure]:
-        """Finishes the drawing, tells what is still to be told, and closes what was opened."""
-        self._failures = []
-        self.drawing.close()
-        self._note_drawing()
+        """Finishes the writing, tells what is still to be told, and closes what was opened."""
+        self._attempts = Attempts()
+        self.recorder.close()
         if self._trackers is not None:
-            self._tell_pending()
-            self._attempt(Stage.CLOSE, self._trackers.close)
-        return self._failures
+            self._tell_everywhere()
+            self._attempts.attempt(Stage.CLOSE, self._trackers.close)
+        return self._attempts.failures
+
+    def written(self) -> list[Written]:
+        """The evaluations whose writing has ended since this was last asked, and what of each could not be done."""
+        return self.recorder.written()
+
+    def wait(self) -> list[Written]:
+        """As `written`, once everything is."""
+        self.recorder.wait()
+        return self.recorder.written()
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
 
@@ -124,23 +123,20 @@ class Reporter:
 
         An alert is in `undelivered` from then on.
         """
-        self._failures = []
+        self._attempts = Attempts()
         opened = self._open()
         is_baseline = self.baseline is None
         if is_baseline:
             self.baseline, self.baseline_maps = evaluation, unified_maps(observations)
         store, self._judged = opened[1] if opened else None, evaluation
         self.alert_state.fired = ()  # what is not judged, as where nothing can be compared, fires nothing
-        self._alert = self._attempt(Stage.JUDGE, lambda: self._judge(evaluation, store))
+        self._alert = self._attempts.attempt(Stage.JUDGE, lambda: self._judge(evaluation, store))
         return is_baseline or self._alert is not None or self._is_followed
 
     def report(self, evaluation: Evaluation, observations: Sequence[Observation]) -> list[Failure]:
-        """Stores and tells of the evaluation that was judged last; what of both could not be done."""
-        self._note_drawing()
+        """Tells of the evaluation that was judged last, and has it written; what could not be done of judging and telling."""
         opened = self._open()
-        store = opened[1] if opened else None
-        stored = store is not None and self._write(store, evaluation, observations)
-        self.newest, alert = evaluation, self._alert
+        self.newest, alert, renewed = evaluation, self._alert, None
         assert self.baseline is not None
         if self.baseline is self._judged:
             self.baseline = evaluation  # once more, with its probes
@@ -148,90 +144,66 @@ class Reporter:
         logger.info(log_line(evaluation, copying))
         if alert is not None:
             alert = self._with_diagnosis(alert, evaluation)
-            if store is not None and stored:
-                alert = self._with_panels(alert, evaluation, observations, store)
             self.undelivered.complete(alert)
             if can_be_diagnosed(alert.findings):
                 self._follow_up.begin(alert)
             logger.log(getattr(logging, alert.severity.upper()), "i2am ALERT: %s", alert.text)
         elif self._is_followed:
-            self._renew_diagnosis(evaluation, store)
+            renewed = self._renewed_diagnosis(evaluation)
         if opened is not None:
-            trackers, store = opened
-            self._attempt(Stage.FIGURES, lambda: trackers.scalars(evaluation, copying))
-            self._tell_pending()
-            if alert is None:
-                self._attempt(Stage.ALERT_TOLD, lambda: trackers.alert(None, evaluation.global_step))
-            if stored:
-                self._attempt(Stage.THIN, lambda: self._thin(store, evaluation))
-                self._draw(trackers, store, evaluation, observations)
-        return self._failures
+            self._tell_the_file()  # a line, with which an alert outlasts whatever kills this process
+            judged = Judged(
+                evaluation=evaluation,
+                observations=observations,
+                pairs=self._pairs(),
+                copying_layer=copying,
+                alert=alert,
+                renewed=renewed,
+                protected=frozenset({self.baseline.global_step} | ({alert.global_step} if alert else set())),
+                best=None if self._history is None or self._history.best is None else self._history.best[1],
+            )
+            self.recorder.record(*opened, judged)
+        return self._attempts.failures
 
     def _with_diagnosis(self, alert: Alert, evaluation: Evaluation) -> Alert:
         baseline = self.baseline
         assert baseline is not None
         if not can_be_diagnosed(alert.findings):
             return alert
-        return replace(alert, diagnosis=self._attempt(Stage.DIAGNOSE, lambda: diagnose(baseline, evaluation)))
+        return replace(alert, diagnosis=self._attempts.attempt(Stage.DIAGNOSE, lambda: diagnose(baseline, evaluation)))
 
     @property
     def _is_followed(self) -> bool:
         """Whether an alert came just before, and what it tells of still fires."""
         return self._alert is None and self._follow_up.left > 0 and can_be_diagnosed(self.alert_state.fired)
 
-    def _renew_diagnosis(self, evaluation: Evaluation, store: RunStore | None) -> None:
-        """Tells of the last alert anew what broke: in the log, and in `alerts.jsonl`, where its later line counts."""
+    def _renewed_diagnosis(self, evaluation: Evaluation) -> Alert | None:
+        """The last alert, if what broke is known anew, which the log is told."""
         told = self._follow_up.once_more()
         alert = self._with_diagnosis(told, evaluation)
         if alert.diagnosis is None:
-            return
+            return None
         if told.diagnosis is not None:
             alert = replace(alert, diagnosis=alert.diagnosis.after(told.diagnosis))
         self._follow_up.alert = alert
-        self.undelivered.complete(alert)
-        if store is not None:
-            self._attempt(Stage.ALERT_FILE, lambda: store.write_alert(alert))
         is_other = told.diagnosis is None or told.diagnosis.kind != alert.diagnosis.kind
         text = "; ".join(what_broke(alert.findings, alert.diagnosis))
         level = logging.WARNING if is_other else logging.INFO
         logger.log(level, "i2am: of the alert at step %d, once more: %s", alert.global_step, text)
-
-    def wait_for_drawing(self) -> list[Failure]:
-        """Until everything is drawn and written; what could not be."""
-        self._failures = []
-        self.drawing.wait()
-        self._note_drawing()
-        return self._failures
+        return alert
 
     def _open(self) -> tuple[Trackers, RunStore] | None:
         if self._trackers is None or self._store is None:
-            self._trackers = self._attempt(Stage.OPEN, self._open_trackers)
+            self._trackers = self._attempts.attempt(Stage.OPEN, self._open_trackers)
             if self._trackers is None:
                 return None
             self._store = RunStore(self._trackers.folder)
-            self._attempt(Stage.OPEN, self._store.tidy)
+            self._attempts.attempt(Stage.OPEN, self._store.tidy)
         if self.resumed_at is not None:
             step, store = self.resumed_at, self._store
-            self._attempt(Stage.OPEN, lambda: store.resume(step))
+            self._attempts.attempt(Stage.OPEN, lambda: store.resume(step))
             self.resumed_at = None
         return self._trackers, self._store
-
-    def _write(self, store: RunStore, evaluation: Evaluation, observations: Sequence[Observation]) -> bool:
-        packed = self._attempt(Stage.PACK, lambda: pack_observations(observations, evaluation.watched_layer))
-        if packed is None:
-            return False
-        arrays, grids = packed
-        size = sum(array.nbytes for array in arrays.values()) + _FIGURES
-
-        def write() -> bool:
-            require_room(store.folder, size)
-            store.write(evaluation, arrays, grids)
-            return True
-
-        if self._attempt(Stage.STORE, write):
-            self._rows.add(evaluation.global_step)
-            return True
-        return False
 
     def _judge(self, evaluation: Evaluation, store: RunStore | None) -> Alert | None:
         """An alert for what has newly fallen."""
@@ -250,123 +222,39 @@ class Reporter:
         alert = self.alert_state.judge(baseline, self._history.comparable_with(evaluation))
         if alert is not None:
             self.undelivered.add(alert)  # at once: an interrupt from here on loses it nowhere
-            self._rows.protect(alert.global_step)
         return alert
 
     def _take_up(self, store: RunStore | None, baseline: Evaluation) -> History:
         """What the run has on disk."""
+        self.recorder.wait()
+        rows = self.recorder.rows
         history, broken = History(lambda: judged_figures(self._settings.rules, baseline)), []
         on_disk = [] if store is None else store.readable_evaluations()
         for one in on_disk:
             try:
                 history.add(one.evaluation)
-                self._rows.add(one.global_step)
+                rows.add(one.global_step)
             except StoreError as error:
                 broken.append(str(error))
-        self._rows.protect(baseline.global_step)
+        rows.protect(baseline.global_step)
         for step in [] if store is None else store.alerted_steps():
-            self._rows.protect(step)
+            rows.protect(step)
         if broken:
             self.say_once("%s earlier evaluations are left out of judging: %s", len(broken), broken[0])
         return history
 
-    def _with_panels(
-        self, alert: Alert, evaluation: Evaluation, observations: Sequence[Observation], store: RunStore
-    ) -> Alert:
-        """With the panels of the pairs most to blame as files, which outlast TensorBoard's last ten pictures."""
+    def _tell_the_file(self) -> None:
+        assert self._store is not None
+        store = self._store
+        self.undelivered.deliver(
+            "alerts.jsonl", lambda alert: self._attempts.done(Stage.ALERT_FILE, lambda: store.write_alert(alert))
+        )
 
-        def draw() -> dict[str, str]:
-            require_room(store.folder, len(alert.pairs) * _A_PICTURE)
-            drawn = alert_panels(alert, evaluation, observations, self._pairs())
-            return {
-                evaluation.pairs[number]: store.write_panel(alert.global_step, number, panel)
-                for number, panel in drawn.items()
-            }
-
-        return replace(alert, panels=self._attempt(Stage.ALERT_PANELS, draw, alert.pairs) or {})
-
-    def _tell_pending(self) -> None:
+    def _tell_everywhere(self) -> None:
         """Alerts that have not gone there: to the file that outlasts everything first, then to the trackers."""
-        assert self._store is not None and self._trackers is not None
-        store, trackers = self._store, self._trackers
-
-        def written(alert: Alert) -> bool:
-            return self._done(Stage.ALERT_FILE, lambda: store.write_alert(alert))
-
-        def shown(alert: Alert) -> bool:
-            return self._done(Stage.ALERT_TOLD, lambda: trackers.alert(alert, alert.global_step))
-
-        self.undelivered.deliver("alerts.jsonl", written)
-        self.undelivered.deliver("trackers", shown)
-
-    def _thin(self, store: RunStore, evaluation: Evaluation) -> None:
-        best = None if self._history is None or self._history.best is None else self._history.best[1]
-        for step in self._rows.superfluous(spared=best):
-            store.drop_rows(step)
-            self._rows.dropped(step)
-
-    # -- pictures ----------------------------------------------------------------------------------------------------
-
-    def _draw(
-        self, trackers: Trackers, store: RunStore, evaluation: Evaluation, observations: Sequence[Observation]
-    ) -> None:
-        """Draws in the background, unless a tracker takes nothing once the run's steps have gone on."""
-        settings, pairs = self._settings, self._pairs()
-        count = min(settings.panels, len(pairs)) + 4 * min(settings.pictures, len(pairs))
-
-        def draw() -> None:
-            with at(Stage.PAIRS):
-                store.write_pairs(evaluation, pairs)
-            with at(Stage.DRAW):
-                pictures = pictures_of(
-                    evaluation, observations, pairs, panels=settings.panels, strips=settings.pictures
-                )
-            failed = None
-            for tag, (name, picture) in pictures.items():
-                try:
-                    with at(Stage.DRAW, (name,)):
-                        trackers.picture(tag, picture(), evaluation.global_step)
-                except Exception as error:  # the others can be drawn all the same
-                    failed = failed or error
-            with at(Stage.DRAW):
-                trackers.flush()
-            if failed is not None:
-                raise failed
-
-        def begin() -> None:
-            require_room(store.folder, count * _A_PICTURE)
-            if trackers.pictures_in_order:
-                draw()
-            else:
-                get_ready_to_draw()
-                self.drawing.submit(draw)
-
-        self._attempt(Stage.DRAW, begin)
-
-    def _note_drawing(self) -> None:
-        for error in self.drawing.failures():
-            self._fail(error, Stage.DRAW)
-
-    # -- what goes wrong ---------------------------------------------------------------------------------------------
-
-    def _attempt(self, stage: Stage, work: Callable[[], T], pairs: Sequence[str] = ()) -> T | None:
-        """What `work` returns; None, and a failure noted, when it raises."""
-        try:
-            with at(stage, pairs):
-                return work()
-        except Exception as error:
-            self._fail(error, stage)
-            return None
-
-    def _done(self, stage: Stage, work: Callable[[], object]) -> bool:
-        before = len(self._failures)
-        self._attempt(stage, work)
-        return len(self._failures) == before
-
-    def _fail(self, error: BaseException, stage: Stage) -> None:
-        failure = Failure.of(error, stage)
-        logger.debug("i2am: %s", failure.text, exc_info=error)
-        self._failures.append(failure)
+        assert self._trackers is not None
+        self._tell_the_file()
+        self.recorder.tell_trackers(self._attempts, self._trackers)
 
     def say_once(self, text: str, *values: Any) -> None:
         """A warning that a run needs to hear once."""
@@ -378,7 +266,9 @@ class Reporter:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: plain values, and the baseline's maps as arrays."""
-        self.drawing.wait()
+        self.recorder.wait()
+        if self._follow_up.alert is not None:
+            self._follow_up.alert = self.recorder.with_panels(self._follow_up.alert)
         return {
             "baseline": None if self.baseline is None else json.dumps(self.baseline.to_json()),
             "baseline_maps": dict(self.baseline_maps),
@@ -389,6 +279,7 @@ class Reporter:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` gave, or as much of it as an older version did."""
+        self.recorder.wait()
         if state.get("baseline") is not None:
             self.baseline = Evaluation.from_json(json.loads(state["baseline"]))
         self.baseline_maps = dict(state.get("baseline_maps", {}))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
+
+logger = logging.getLogger("i2am_debug")
+
+T = TypeVar("T")
 
 
 class Stage(Enum):
@@ -67,3 +73,31 @@ class Failure:
     def of(cls, error: BaseException, stage: Stage) -> Failure:
         """What went wrong at a stage, or at one inside it that the error names."""
         return cls(stage.value, f"{where(error) or stage.value}: {type(error).__name__}: {error}")
+
+
+class Attempts:
+    """Does parts of a whole, each on its own: one that fails is noted and keeps no other from being done."""
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+
+    def attempt(self, stage: Stage, work: Callable[[], T], pairs: Sequence[str] = ()) -> T | None:
+        """What `work` returns; None, and a failure noted, when it raises."""
+        try:
+            with at(stage, pairs):
+                return work()
+        except Exception as error:
+            self.note(error, stage)
+            return None
+
+    def done(self, stage: Stage, work: Callable[[], object]) -> bool:
+        """Whether it went well."""
+        before = len(self.failures)
+        self.attempt(stage, work)
+        return len(self.failures) == before
+
+    def note(self, error: BaseException, stage: Stage) -> None:
+        """Something that went wrong at a stage."""
+        failure = Failure.of(error, stage)
+        logger.debug("i2am: %s", failure.text, exc_info=error)
+        self.failures.append(failure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..errors import StoreError
 
 PLUGIN_NAME = "i2am_debug"
 
+_APPENDING = threading.Lock()  # the training's thread and the one that writes may both have a line for `alerts.jsonl`
 
 NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 """What using plain values of another form ends in, where they were not read by `figures.stored_form`."""
@@ -34,7 +36,7 @@ def replace_file(path: Path, write: Callable[[str], Any]) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    with open(path, "ab+") as file:
+    with _APPENDING, open(path, "ab+") as file:
         if file.tell() and not _ends_with_newline(file):
             file.write(b"\n")  # a torn line stays a line of its own
         file.write(json.dumps(row).encode() + b"\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks import growth_with_size, importing, real_models, real_sizes, tra
 from i2am_debug import CapturePlan
 from i2am_debug.families.flux_kontext import FluxKontext
 from i2am_debug.families.ip_adapter import IPAdapter
+from i2am_debug.run.recorder import Recorder
 
 ROOT = Path(__file__).parents[2]
 HEADS, SIDE, TEXT = 2, 8, 5
@@ -195,10 +197,25 @@ def test_two_fine_tunes_go_on_in_turn(tmp_path, monkeypatch):
     found = training.measured("inpainting", 2, 3, **small)
     assert len(found["ratios"]) == len(found["steps"]) == len(found["evaluation_s"]) == 2
     assert min(found["evaluation_s"]) > 20 * found["call_between_s"], (
-        "evaluated at the end of each round, and only there"
+        "evaluated in the middle of each round, and only there"
     )
     assert "the step after an evaluation" in training.in_words("inpainting", found)
-    monkeypatch.setattr(training, "measured", lambda *_, **__: {**found, "ratios": [1.5, 1.01], "steps": [1.0, 1.0]})
+    monkeypatch.setattr(training, "measured", lambda *_, **__: {**found, "ratios": [1.5, 1.01], "thread": [1.0, 1.0]})
     assert training.main(["--json", str(tmp_path / "found.json")]) == 1
     written = json.loads((tmp_path / "found.json").read_text())
-    assert written["ratio"] == pytest.approx(1.255) and written["reached"]["steps"] and not written["reached"]["in all"]
+    assert written["ratio"] == pytest.approx(1.255) and written["reached"]["the training thread"]
+    assert not written["reached"]["in all"]
+
+
+def test_what_another_thread_does_for_an_evaluation_counts_in_its_round(monkeypatch):
+    def work(self, writing, real=Recorder._draw):
+        began = time.thread_time()
+        while time.thread_time() - began < 3.0:
+            pass
+        real(self, writing)
+
+    small = {"plan": CapturePlan(sampler_steps=1), "pictures": 0, "panels": 0, "every_n_steps": 3}
+    monkeypatch.setattr(Recorder, "_draw", work)
+    found = training.measured("inpainting", 1, 3, **small)
+    added = 3.0 / (3 * found["step_s"])
+    assert found["ratios"][0] > 1 + 0.7 * added and found["thread"][0] < found["ratios"][0] - 0.7 * added

@@ -52,7 +52,12 @@ def test_training_with_the_callback_is_bit_identical(tmp_path, way):
     watched.unet.mid_block.eval()  # deliberately in evaluation mode: must stay so, and must be so in both runs
     watched.unet.mid_block.train()
     callback = watched.callback(
-        with_loss=way == "loss_fn", way=way, pairs=validation_pairs(2, seed=11), every_n_steps=2, pictures=1
+        with_loss=way == "loss_fn",
+        way=way,
+        pairs=validation_pairs(2, seed=11),
+        every_n_steps=2,
+        pictures=1,
+        synchronous=False,
     )
     callback.on_train_begin(0)
     watched.train(6, callback)
