@@ -118,7 +118,8 @@ class Monitor:
 
         def close() -> None:
             of_end, of_evaluations = self._processes.from_main(lambda: (self.reporter.end(), self.reporter.written()))
-            failures.extend(of_end), written.extend(of_evaluations)
+            failures.extend(of_end)
+            written.extend(of_evaluations)
 
         # A script that ends now frees its process group while gloo's thread may still hold our last gather's tensors;
         # both then wait for the interpreter's lock for ever (torch 2.13, CPU). A barrier gives that thread time.

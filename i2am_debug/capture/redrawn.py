@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,15 +19,16 @@ def with_heads(maps: AttributionMaps, heads: HeadChoice, plan: CapturePlan) -> A
     Args:
         maps: of all heads, read with `every_head`; what is by step, time or head stays as it was.
     """
-    assert maps.every_head is not None
+    every_head = maps.every_head
+    assert every_head is not None
 
     def direction(name: str, found: DirectionMaps | None) -> DirectionMaps | None:
-        return None if found is None else _direction(found, maps.every_head[name], heads, plan)  # type: ignore[index]
+        return None if found is None else _direction(found, every_head[name], heads, plan)
 
     return replace(
         maps,
-        r2g=_direction(maps.r2g, maps.every_head["r2g"], heads, plan),
-        r2g_centred=_direction(maps.r2g_centred, maps.every_head["r2g_centred"], heads, plan),
+        r2g=_direction(maps.r2g, every_head["r2g"], heads, plan),
+        r2g_centred=_direction(maps.r2g_centred, every_head["r2g_centred"], heads, plan),
         _g2r=direction("g2r", maps._g2r),
         _g2r_region=direction("g2r_region", maps._g2r_region),
         _r2g_object_mass=direction("r2g_object_mass", maps._r2g_object_mass),
@@ -34,8 +36,10 @@ def with_heads(maps: AttributionMaps, heads: HeadChoice, plan: CapturePlan) -> A
     )
 
 
-def _direction(found: DirectionMaps, apart: object, heads: HeadChoice, plan: CapturePlan) -> DirectionMaps:
-    by_layer = {la: torch.from_numpy(_mean(apart[la], each)) for la, each in heads.items()}  # type: ignore[index]
+def _direction(
+    found: DirectionMaps, apart: Mapping[str, np.ndarray], heads: HeadChoice, plan: CapturePlan
+) -> DirectionMaps:
+    by_layer = {la: torch.from_numpy(_mean(apart[la], each)) for la, each in heads.items()}
     common = max((tuple(map.shape) for map in by_layer.values()), key=lambda grid: grid[0] * grid[1])
     together = torch.zeros(common)
     for layer, own in by_layer.items():
@@ -48,7 +52,7 @@ def _direction(found: DirectionMaps, apart: object, heads: HeadChoice, plan: Cap
     )
 
 
-def _mean(of_heads: np.ndarray, weights: dict[int, float]) -> np.ndarray:  # type: ignore[type-arg]
+def _mean(of_heads: np.ndarray, weights: Mapping[int, float]) -> np.ndarray:
     """The weighted mean of those heads' values, (N, …)."""
     share = np.fromiter(weights.values(), np.float32) / sum(weights.values())
     return np.tensordot(share, np.asarray(of_heads[list(weights)], dtype=np.float32), 1)

@@ -158,8 +158,10 @@ def _sampling(
             out[tag] = Undefined("; ".join(reasons) or "not all pairs were looked at at as many sampler steps")
             continue
         found = sampled.variance(tag, np.mean(known, axis=0), len(known))
-        is_known = not isinstance(found, Undefined) and math.isfinite(found.variance)
-        out[tag] = SamplingError.of(found) if is_known else Undefined(getattr(found, "reason", NOT_FINITE))
+        if isinstance(found, Undefined):
+            out[tag] = found
+        else:
+            out[tag] = SamplingError.of(found) if math.isfinite(found.variance) else Undefined(NOT_FINITE)
     return out
 
 

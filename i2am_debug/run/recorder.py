@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..alerts.alert import Alert
 from ..figures.observation import Observation
@@ -143,7 +144,7 @@ class Recorder:
             if again is not None:  # its later line counts
                 complete = self.with_panels(again)
                 self._undelivered().complete(complete)
-                writing.attempt(Stage.ALERT_FILE, lambda complete=complete: store.write_alert(complete))
+                writing.attempt(Stage.ALERT_FILE, partial(store.write_alert, complete))
         writing.attempt(Stage.FIGURES, lambda: trackers.scalars(evaluation, judged.copying_layer))
         self.tell_trackers(writing, trackers, up_to=evaluation.global_step)
         if alert is None:

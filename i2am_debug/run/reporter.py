@@ -180,14 +180,14 @@ class Reporter:
     def _renewed_diagnosis(self, evaluation: Evaluation) -> Alert | None:
         """The last alert, if what broke is known anew, which the log is told."""
         told = self._follow_up.once_more()
-        alert = self._with_diagnosis(told, evaluation)
-        if alert.diagnosis is None:
+        diagnosis = self._with_diagnosis(told, evaluation).diagnosis
+        if diagnosis is None:
             return None
         if told.diagnosis is not None:
-            alert = replace(alert, diagnosis=alert.diagnosis.after(told.diagnosis))
-        self._follow_up.alert = alert
-        is_other = told.diagnosis is None or told.diagnosis.kind != alert.diagnosis.kind
-        text = "; ".join(what_broke(alert.findings, alert.diagnosis))
+            diagnosis = diagnosis.after(told.diagnosis)
+        self._follow_up.alert = alert = replace(told, diagnosis=diagnosis)
+        is_other = told.diagnosis is None or told.diagnosis.kind != diagnosis.kind
+        text = "; ".join(what_broke(alert.findings, diagnosis))
         level = logging.WARNING if is_other else logging.INFO
         logger.log(level, "i2am: of the alert at step %d, once more: %s", alert.global_step, text)
         return alert
