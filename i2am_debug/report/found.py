@@ -10,7 +10,7 @@ import numpy as np
 
 from ..evaluation.ways import Way
 from ..figures.declaration import Need
-from ..figures.declared import ATTENTION_INFORMATION
+from ..figures.declared import ATTENTION_INFORMATION, PROBES
 from ..figures.observation import Observation
 from ..figures.record import Evaluation
 from ..figures.registry import all_figures
@@ -26,7 +26,7 @@ _WAYS = {
 def what_was_found(
     evaluation: Evaluation, observations: Sequence[Observation], way: Way, *, seconds: float, memory: int, cost: str
 ) -> str:
-    """Some lines: way, family, layers, heads, grids, regions, figures and why others don't exist, time and memory.
+    """Some lines: way, family, layers, heads, grids, regions, figures and why others don't exist, probes, time and memory.
 
     Args:
         seconds: all that the evaluation took, drawing included.
@@ -41,7 +41,8 @@ def what_was_found(
     of_all = "all" if evaluation.heads is None else "the strongest and a sample of the others"
     reference = "undefined: " + maps.undefined_g2r if maps.undefined_g2r else _grid(maps.g2r.unified)
     # A first evaluation has no baseline to be compared with; that needs no saying.
-    known = [f for f in all_figures() if f.compute is not None and Need.BASELINE not in f.needs]
+    known = [f for f in all_figures() if f.compute is not None and not {Need.BASELINE, Need.PROBES} & set(f.needs)]
+    probes = [f.title.removeprefix("loss with ") for f in PROBES if not isinstance(evaluation.mean(f.tag), Undefined)]
     missing: dict[str, list[str]] = {}
     for figure in known:
         mean = evaluation.mean(figure.tag)
@@ -58,6 +59,7 @@ def what_was_found(
         f"regions: {_counted(evaluation.fingerprint.get('regions', ()))}",
         f"copying layer: {copying if isinstance(copying, Undefined) else f'{copying}, {_bits(evaluation)} bit'}",
         f"figures: {'; '.join(there)}",
+        f"probes, the loss with: {'; '.join(probes) or 'none could be tried'}",
         *(f"undefined, {reason}: {'; '.join(titles)}" for reason, titles in missing.items()),
     ]
     return "\n  ".join(lines)
