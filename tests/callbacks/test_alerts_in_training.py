@@ -67,7 +67,8 @@ def test_a_less_severe_alert_does_not_fail(tmp_path):
 def test_an_alert_on_disk_has_figures_pairs_and_panels(tmp_path):
     start(tmp_path)
     folder = tmp_path / "run/plugins/i2am_debug"
-    (row,) = map(json.loads, (folder / "alerts.jsonl").read_text().splitlines())
+    at_once, row = map(json.loads, (folder / "alerts.jsonl").read_text().splitlines())
+    assert at_once == {**row, "panels": {}}, "the line that nothing waits for, then that with the panels, which counts"
     assert row["severity"] == "critical" and row["findings"][0]["now"]["pairs"] == 3
     assert set(row["panels"]) == set(row["findings"][0]["pairs"]) and len(row["panels"]) == 3
     for path in row["panels"].values():

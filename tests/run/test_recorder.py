@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,11 +67,13 @@ def evaluations(store: RunStore) -> list[int]:
     return [one.global_step for one in store.evaluations()]
 
 
-def waits(work: Any) -> tuple[threading.Thread, list[Any]]:
-    """A thread that is still at it after a while, and where its result will be."""
+def waits(work: Any, until: Any = lambda thread: True) -> tuple[threading.Thread, list[Any]]:
+    """A thread that, having come to where it is to wait, is still at it after a while, and where its result will be."""
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(work()))
     thread.start()
+    while not until(thread) and thread.is_alive():
+        time.sleep(0.01)
     thread.join(1.0)
     assert thread.is_alive() and not found
     return thread, found
@@ -95,15 +98,16 @@ def test_an_alert_is_told_before_the_step_goes_on_and_a_checkpoint_waits_for_the
 
 
 def test_two_evaluations_wait_in_order_and_a_third_for_the_oldest(tmp_path, gate):
+    others = set(threading.enumerate())
     callback, store = callback_of(Run(tmp_path)), RunStore(tmp_path / "run")
     callback.on_step_end(1), callback.on_step_end(2)
-    third, _ = waits(lambda: callback.on_step_end(3))
+    third, _ = waits(lambda: callback.on_step_end(3), until=lambda thread: Stage.PUT_BACK in gate.stages_of(thread))
     gate.open.set()
     third.join(60)
     callback.on_train_end(3)
     lines = [line for line in store.index.read_text().splitlines() if "global_step" in line]
     assert evaluations(store) == [1, 2, 3] and len(lines) == 3
-    assert not [one for one in threading.enumerate() if one.name.startswith("i2am")]
+    assert not [one for one in set(threading.enumerate()) - others if one.name.startswith("i2am")]
 
 
 @pytest.mark.parametrize("stage", [Stage.PACK, Stage.STORE, Stage.FIGURES, Stage.DRAW])
