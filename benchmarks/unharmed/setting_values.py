@@ -172,6 +172,7 @@ _PLAN: dict[str, Callable[[World], Sequence[Any]]] = {
     "time_groups": lambda world: [1, 2],
     "layer_weighting": lambda world: ["paper"],
     "seed": lambda world: [1, 2],
+    "budget": lambda world: [0.5],
 }
 
 _IMACS: dict[str, Sequence[Any]] = {
@@ -243,7 +244,8 @@ def _of_plan(world: World) -> Iterator[Change]:
     own = world.given["plan"]
     for one in fields(CapturePlan):
         for value in _listed("CapturePlan", one.name, _PLAN)(world):
-            plan = replace(own, **{one.name: value})
+            # A budget stands alone: what it chooses can't be given too.
+            plan = CapturePlan(budget=value) if one.name == "budget" else replace(own, **{one.name: value})
             yield Change(setting=f"plan.{one.name}", value=_short(value), given={"plan": plan})
 
 

@@ -45,14 +45,15 @@ class _LayerSums:
     shares: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     count: int = 0
 
-    def read(self, image: int, steps: Sequence[int]) -> _Read:
-        """A step may look at a layer twice (two forwards); their mean counts."""
+    def of_heads(self, name: str, image: int) -> torch.Tensor:
+        """(N, tokens), mean over steps, on the CPU."""
         assert self.per_head is not None
-        each = torch.stack([self.per_step[step][image] for step in steps]).cpu()
-        forwards = torch.tensor([self.forwards[step] for step in steps])
-        of_heads = (self.per_head[image] / self.count).cpu()
-        mean = shares(self.weights, of_heads.device) @ of_heads
-        return _Read(heads=of_heads, steps=each / forwards[:, None], mean=mean.numpy())
+        return (self.per_head[image, :, self.places[name]] / self.count).cpu()
+
+    def of_steps(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
+        """(steps, tokens), mean over heads, on the CPU; a step may look at a layer twice (two forwards), their mean counts."""
+        each = [self.per_step[s][image, self.places[name]] / self.forwards[s] for s in steps]
+        return torch.stack(each).cpu()
 
     @property
     def reference_tokens(self) -> int:
@@ -62,18 +63,6 @@ class _LayerSums:
     @property
     def row_grids(self) -> tuple[Grid, Grid]:
         return self.generated_grid, self.reference_grid or (1, self.reference_tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """One image's maps of one layer, all kinds in the last dimension, on the CPU."""
-
-    heads: torch.Tensor
-    """(N, tokens): mean over steps."""
-    steps: torch.Tensor
-    """(S, tokens): mean over heads."""
-    mean: np.ndarray
-    """(tokens,): mean over both."""
 
 
 class Accumulator:
@@ -190,14 +179,12 @@ class Accumulator:
         groups_TS = np.arange(count)[:, None] == np.array([s * count // total for s in steps])
         undefined = ONE_TOKEN if first.reference_tokens == 1 else None
         no_place = undefined or (NO_GRID if first.reference_grid is None else None)
-        read = {name: s.read(image, steps) for name, s in self._layers.items()}
-        information = {name: s.places["information"] for name, s in self._layers.items()}
 
         def direction(name: str) -> DirectionMaps | None:
             why_not = {"g2r": undefined, "g2r_region": undefined, "r2g_object_mass": no_place}.get(name)
             if name not in first.places or why_not is not None:
                 return None
-            return self._direction(name, read, groups_TS)
+            return self._direction(name, image, steps, groups_TS)
 
         r2g, centred = direction("r2g"), direction("r2g_centred")
         assert r2g is not None and centred is not None
@@ -206,10 +193,10 @@ class Accumulator:
             r2g_centred=centred,
             rows=self._rows(image, steps, groups_TS),
             information={
-                name: self._spread(s, read[name].heads[:, information[name]][:, 0]) for name, s in self._layers.items()
+                name: self._spread(s, s.of_heads("information", image)[:, 0]) for name, s in self._layers.items()
             },
             information_by_step={
-                name: one.steps[:, information[name]][:, 0].double().numpy() for name, one in read.items()
+                name: s.of_steps("information", image, steps)[:, 0].double().numpy() for name, s in self._layers.items()
             },
             heads={name: tuple(s.heads) for name, s in self._layers.items()},
             steps=steps,
@@ -221,7 +208,7 @@ class Accumulator:
             _g2r=direction("g2r"),
             _g2r_region=direction("g2r_region"),
             _r2g_object_mass=direction("r2g_object_mass"),
-            every_head=self._apart(read) if every_head else None,
+            every_head=self._apart(image) if every_head else None,
             undefined_g2r=undefined,
             undefined_place=no_place,
         )
@@ -231,11 +218,11 @@ class Accumulator:
         means = {layer: float(total[image]) / count for layer, (total, count) in found.items()}
         return {layer: mean for layer, mean in means.items() if not math.isnan(mean)}
 
-    def _apart(self, read: Mapping[str, _Read]) -> dict[str, dict[str, np.ndarray]]:
+    def _apart(self, image: int) -> dict[str, dict[str, np.ndarray]]:
         """`AttributionMaps.every_head`; in half precision, since a large model has thousands of heads."""
         return {
             name: {
-                la: read[la].heads[:, s.places[name]].reshape(-1, *self._grid(s, name)).half().numpy()
+                la: s.of_heads(name, image).view(-1, *self._grid(s, name)).half().numpy()
                 for la, s in self._layers.items()
             }
             for name in next(iter(self._layers.values())).places
@@ -255,31 +242,31 @@ class Accumulator:
     def _grid(self, sums: _LayerSums, name: str) -> Grid:
         return sums.row_grids[0 if name.startswith("r2g") else 1]
 
-    def _direction(self, name: str, read: Mapping[str, _Read], groups_TS: np.ndarray) -> DirectionMaps:
-        grids = {layer: self._grid(s, name) for layer, s in self._layers.items()}
-        common = max(grids.values(), key=math.prod)
-        by_layer, by_layer_head, by_layer_step = {}, {}, {}
-        heads, steps = self._all_heads, groups_TS.shape[1]
-        for layer, sums in self._layers.items():
-            mean = read[layer].mean[sums.places[name]]
-            by_layer[layer] = (mean / max(mean.sum(), 1e-30)).reshape(grids[layer])
+    def _direction(self, name: str, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> DirectionMaps:
+        layers = self._layers
+        common = max((self._grid(s, name) for s in layers.values()), key=lambda g: g[0] * g[1])
+        by_layer, by_layer_head, by_layer_step, layer_weight, step_maps, head_maps = {}, {}, {}, {}, [], []
+        head_weight = torch.zeros(len(layers), self._all_heads)
+        for row, (layer, sums) in enumerate(layers.items()):
+            grid = self._grid(sums, name)
+            per_head = sums.of_heads(name, image)
+            share = shares(sums.weights, torch.device("cpu"))
+            by_layer[layer] = _sum_1((share @ per_head).view(grid)).numpy()
             if name in ("r2g", "g2r"):
-                of_heads = read[layer].heads[:, sums.places[name]].view(-1, *grids[layer])
-                by_layer_head[layer] = _sum_1(_pooled(of_heads)).numpy()
-            if name == "g2r_region" and steps <= _FEW:
-                of_steps = read[layer].steps[:, sums.places[name]]
-                by_layer_step[layer] = _sum_1(of_steps.reshape(-1, *grids[layer])).numpy()
-        weights = np.zeros(heads)
-        together = torch.zeros(heads + steps, math.prod(common))  # sums over layers of each head's, and of each step's
-        for grid in dict.fromkeys(grids.values()):  # one resizing for all layers of a grid
-            layers = [layer for layer, own in grids.items() if own == grid]
-            each = [part[:, self._layers[n].places[name]] for n in layers for part in (read[n].heads, read[n].steps)]
-            on_common = self._on(common, torch.cat(each), grid).flatten(1)
-            counted = self._counted(layers, heads, steps)
-            together += torch.from_numpy(counted) @ on_common
-            weights += counted[:heads].sum(1)
-        by_head, by_step = together.view(-1, *common).split((heads, steps))
-        by_head[torch.from_numpy(weights == 0)] = torch.nan
+                by_layer_head[layer] = _sum_1(_pooled(per_head.view(-1, *grid))).numpy()
+            layer_weight[layer] = sum(sums.weights)
+            of_steps = sums.of_steps(name, image, steps)
+            step_maps.append(self._on(common, of_steps, grid))
+            if name == "g2r_region" and len(steps) <= _FEW:
+                by_layer_step[layer] = _sum_1(of_steps.view(-1, *grid)).numpy()
+            spread = torch.zeros(self._all_heads, *common)
+            spread[sums.heads] = self._on(common, per_head, grid)
+            head_maps.append(spread)
+            head_weight[row, sums.heads] = torch.tensor(sums.weights)
+        weights = torch.tensor(list(layer_weight.values()))
+        by_step = torch.einsum("lshw,l->shw", torch.stack(step_maps), weights / weights.sum())
+        by_head = torch.einsum("lnhw,ln->nhw", torch.stack(head_maps), head_weight)
+        by_head[head_weight.sum(0) == 0] = torch.nan
         by_time = torch.stack(
             [
                 by_step[torch.from_numpy(of_group)].mean(0) if of_group.any() else torch.full(common, torch.nan)
@@ -296,19 +283,6 @@ class Accumulator:
             by_layer_step=by_layer_step,
         )
 
-    def _counted(self, layers: Sequence[str], heads: int, steps: int) -> np.ndarray:
-        """How much each head's and each step's map of these layers, one layer after the other, counts in the sum of each of
-        the model's heads, and of each step."""
-        own = [self._layers[layer] for layer in layers]
-        out = np.zeros((heads + steps, sum(len(s.heads) + steps for s in own)), dtype=np.float32)
-        start = 0
-        for sums in own:
-            count = len(sums.heads)
-            out[sums.heads, start + np.arange(count)] = sums.weights
-            out[heads + np.arange(steps), start + count + np.arange(steps)] = sum(sums.weights)
-            start += count + steps
-        return out
-
     def _on(self, common: Grid, maps: torch.Tensor, grid: Grid) -> torch.Tensor:
         """(n, tokens) maps of one layer on the common grid (n, h, w), weighted as the plan says."""
         if self._plan.layer_weighting == "equal":
@@ -316,46 +290,38 @@ class Accumulator:
         return resize(maps.view(-1, *grid), common)
 
     def _rows(self, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> SpecificRows:
+        layers = self._layers
         grids = {
-            name: (pooled_grid(s.row_grids[0], SIDE), pooled_grid(s.row_grids[1], SIDE))
-            for name, s in self._layers.items()
+            name: (pooled_grid(s.row_grids[0], SIDE), pooled_grid(s.row_grids[1], SIDE)) for name, s in layers.items()
         }
         fine, small = _finest(list(grids.values())), _finest(list(self._step_rows))
-        by_layer: dict[str, tuple[Grid, np.ndarray]] = {}
-        sums: dict[tuple[Grid, Grid], torch.Tensor] = {}  # over layers: what is pooled alike is resized together
-        for name, own in grids.items():
-            rows, on_reference = self._rows_of(name, image), (own[0], fine[1])
-            found = _resize_rows(rows, own, on_reference)
-            by_layer[name] = own[0], _sum_1(found, dim=-1)[0].numpy()
-            wanted = on_reference if own == on_reference else fine
-            rows = found if own == on_reference else _resize_rows(rows, own, fine)
-            weight = sum(self._layers[name].weights)
-            sums[wanted] = sums[wanted].add_(rows, alpha=weight) if wanted in sums else rows * weight
-        unified = sum(_resize_rows(rows, own, fine) for own, rows in sums.items())
-        time_rows = torch.full((len(groups_TS), *map(math.prod, small)), torch.nan)
-        time_rows[groups_TS.any(1)] = 0
-        head_rows = torch.full((self._all_heads, *map(math.prod, small)), torch.nan)
-        head_rows[sorted(set().union(*self._heads_seen.values()))] = 0
+        by_layer, unified, weight = {}, 0, 0.0
+        for name, sums in layers.items():
+            sum_over_steps = self._layer_rows[name][image : image + 1]
+            patches = row_pooling(*sums.row_grids, sum_over_steps.device)
+            rows = (in_order(sum_over_steps, patches)[0] / sums.count).cpu()
+            on_reference = _resize_rows(rows, grids[name], (grids[name][0], fine[1]))
+            by_layer[name] = (grids[name][0], _sum_1(on_reference, dim=-1).numpy())
+            layer_weight = sum(sums.weights)
+            unified = unified + layer_weight * _resize_rows(rows, grids[name], fine)
+            weight += layer_weight
+        time_rows: list[Any] = [0] * len(groups_TS)
+        head_rows: list[Any] = [0] * self._all_heads
         for own, by_step in self._step_rows.items():
-            rows = _resize_rows(torch.stack([by_step[step][image] for step in steps]).cpu(), own, small)
-            time_rows.index_add_(0, torch.from_numpy(groups_TS.argmax(0)), rows)
+            for step, group in zip(steps, groups_TS.argmax(0), strict=True):
+                time_rows[group] = time_rows[group] + _resize_rows(by_step[step][image].cpu(), own, small)
         for own, of_heads in self._head_rows.items():
-            heads = torch.tensor(sorted(self._heads_seen[own]))
-            head_rows.index_add_(0, heads, _resize_rows(of_heads[image].cpu()[heads], own, small))
+            for head in self._heads_seen[own]:
+                head_rows[head] = head_rows[head] + _resize_rows(of_heads[image, head].cpu(), own, small)
         return SpecificRows(
             generated_grid=fine[0],
             reference_grid=fine[1],
-            unified=_sum_1(unified, dim=-1)[0].numpy(),
+            unified=_sum_1(unified / weight, dim=-1).numpy(),
             by_layer=by_layer,
             small_grids=small,
-            by_time=_sum_1(time_rows, dim=-1).numpy(),
-            by_head=_sum_1(head_rows, dim=-1).numpy(),
+            by_time=_stack_rows(time_rows, small),
+            by_head=_stack_rows(head_rows, small),
         )
-
-    def _rows_of(self, layer: str, image: int) -> torch.Tensor:
-        """(1, g, r): mean over steps and heads, on the CPU."""
-        sums, over_steps = self._layers[layer], self._layer_rows[layer][image : image + 1]
-        return (in_order(over_steps, row_pooling(*sums.row_grids, over_steps.device)) / sums.count).cpu()
 
 
 def _finest(pairs: list[tuple[Grid, Grid]]) -> tuple[Grid, Grid]:
@@ -372,18 +338,18 @@ def resize(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def _resize_rows(rows: torch.Tensor, own: tuple[Grid, Grid], wanted: tuple[Grid, Grid]) -> torch.Tensor:
-    """(n, g, r) rows between grids; bilinear, so that a row stays a distribution without ringing."""
+    """(g, r) rows between grids; bilinear, so that a row stays a distribution without ringing."""
     if own == wanted:
         return rows
     ((gh, gw), (rh, rw)), (to_generated, to_reference) = own, wanted
-    n, x = len(rows), rows
+    x = rows
     if own[1] != to_reference:
-        x = x.reshape(-1, rh, rw)
+        x = x.view(-1, rh, rw)
         x = _resizing(rh, to_reference[0], "bilinear") @ x @ _resizing(rw, to_reference[1], "bilinear").T
     if own[0] != to_generated:
-        x = _resizing(gh, to_generated[0], "bilinear") @ x.reshape(n, gh, -1)
-        x = _resizing(gw, to_generated[1], "bilinear") @ x.view(n, to_generated[0], gw, -1)
-    return _sum_1(x.reshape(n, math.prod(to_generated), -1), dim=-1) * rows.sum(-1).mean(-1)[:, None, None]
+        x = _resizing(gh, to_generated[0], "bilinear") @ x.reshape(gh, -1)
+        x = _resizing(gw, to_generated[1], "bilinear") @ x.view(to_generated[0], gw, -1)
+    return _sum_1(x.reshape(math.prod(to_generated), -1), dim=-1) * rows.sum(-1).mean()
 
 
 @lru_cache(maxsize=256)
@@ -395,9 +361,13 @@ def _resizing(length: int, wanted: int, mode: str) -> torch.Tensor:
 
 def _pooled(maps: torch.Tensor) -> torch.Tensor:
     """(n, h, w) maps as means over patches, at most 16 a side."""
-    h, w = maps.shape[-2:]
-    pooled = pooled_grid((h, w), HEAD_SIDE)
-    return maps.float() if pooled == (h, w) else F.adaptive_avg_pool2d(maps.float(), pooled)
+    return F.adaptive_avg_pool2d(maps.float(), pooled_grid(tuple(maps.shape[-2:]), HEAD_SIDE))
+
+
+def _stack_rows(rows: list[Any], grids: Any) -> np.ndarray:
+    (gh, gw), (rh, rw) = grids
+    missing = torch.full((gh * gw, rh * rw), torch.nan)
+    return torch.stack([missing if isinstance(r, int) else _sum_1(r, dim=-1) for r in rows]).numpy()
 
 
 def _sum_1(maps: torch.Tensor, dim: Any = (-2, -1)) -> torch.Tensor:

@@ -79,9 +79,7 @@ IMACS_R_HOLE = DeclaredFigure(
     compute=lambda v: v.imacs(v.maps.g2r_region.unified, v.reference_region),
     compute_of_layer=_layer_imacs_r_hole,
     without_each_step=lambda v: v.imacs_without_each(v.maps.g2r_region.by_step, v.reference_region),
-    without_each_step_of_layer=lambda v, la: v.imacs_without_each(
-        v.maps.g2r_region.by_layer_step[la], v.reference_region
-    ),
+    without_each_step_of_layer=lambda v, layer: v.layer_imacs_r_hole_without_each(layer),
     lines_of="imacs_r",
     chart="IMACS_r",
 )

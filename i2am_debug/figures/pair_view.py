@@ -108,6 +108,13 @@ class PairView:
         """(S,) IMACS of the mean of (S, h, w) maps, with each of them left out."""
         return left_out(lambda map: self.imacs(map, mask), list(by_step))
 
+    def layer_imacs_r_hole_without_each(self, layer: str) -> np.ndarray:
+        """The same of a layer's IMACS_r of the hole."""
+        by_step = _given(
+            self.maps.g2r_region.by_layer_step.get(layer), "a layer's maps are kept step by step of a few steps only"
+        )
+        return self.imacs_without_each(by_step, self.reference_region)
+
     def imacs_lines(self, maps: DirectionMaps, mask: np.ndarray) -> dict[str, float]:
         """What maps without a model score on this mask."""
         return reference_lines(mask, maps.unified.shape, self.settings)

@@ -45,7 +45,7 @@ def run(folder: Path, pipeline: Any, **settings: Any) -> I2AMCallback:
     accelerator: Accelerator = new_accelerator(folder)
     accelerator.prepare(pipeline.unet)
     given = {"pairs": validation_pairs(PAIRS, seed=11), "every_n_steps": 10, "plan": CapturePlan(sampler_steps=1)}
-    quiet = {"pictures": 0, "panels": 0, "on_error": "raise", "disable_progress_bar": True}
+    quiet = {"pictures": 0, "panels": 0, "on_error": "raise", "disable_progress_bar": True, "synchronous": True}
     return I2AMCallback(accelerator, pipeline=pipeline, **{**given, **quiet, **settings})
 
 
