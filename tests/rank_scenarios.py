@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType, gather_object, set_seed
 from i2am_debug.callbacks import I2AMCallback, checkpoints
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training import untrained_pipeline
+from training import few_probes, untrained_pipeline
 
 from i2am_debug import CapturePlan
 from i2am_debug.demo.inpainting.model import denoising_loss
@@ -391,8 +391,8 @@ def play(kind: str, folder: Path, names: list[str]) -> dict[str, Any]:
 
 def figures(folder: Path, kind: str, pairs: int) -> dict[str, Any]:
     """Of one evaluation of untrained weights: the same on however many processes."""
-    run = Run(kind)
-    return run.callback(folder, pairs=validation_pairs(pairs, seed=11)).evaluate(0).to_json()
+    with few_probes():
+        return Run(kind).callback(folder, pairs=validation_pairs(pairs, seed=11)).evaluate(0).to_json()
 
 
 if __name__ == "__main__":
@@ -400,7 +400,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     results: dict[str, Any] = {"played": {}, "figures": {}}
     for kind, names in asked.get("play", {}).items():
-        results["played"][kind] = play(kind, out, list(SCENARIOS) if names == "all" else names)
+        with few_probes():
+            results["played"][kind] = play(kind, out, list(SCENARIOS) if names == "all" else names)
     for kind, counts in asked.get("figures", {}).items():
         for count in counts:
             found = figures(out / f"figures_{kind}_{count}", kind, count)

@@ -21,10 +21,17 @@ from i2am_debug.figures.values import Undefined
 
 SCRIPT = Path(__file__).parents[1] / "rank_scenarios.py"
 KINDS = ("ddp", "fsdp2", "plugin")  # the plugin last: it can't be turned off again in a process
-OF_THE_MODEL = ["in the middle", "before a forward", "more forwards", "out of memory inside", "inside the encoder"]
-OF_THE_MODEL += ["out of memory in a collective", "inside at the first pair", "main only by budget"]
-FEWER = [name for name in SCENARIOS if name not in OF_THE_MODEL]  # what whole models do no otherwise than sharded ones
-ON_TWO = {"ddp": FEWER, "fsdp2": list(SCENARIOS), "plugin": ["healthy", "inside at the second pair", "more forwards"]}
+# Whole models do no otherwise than sharded ones but in what touches the model, and that is the same for all of them.
+WHOLE = [
+    "healthy",
+    "by a loss",
+    "resumed",
+    "factory raises",
+    "inside at the second pair",
+    "main's write raises",
+    "main only",
+]
+ON_TWO = {"ddp": WHOLE, "fsdp2": list(SCENARIOS), "plugin": ["healthy", "inside at the second pair", "more forwards"]}
 ON_FOUR = {"fsdp2": ["inside at the first pair", "before a forward", "trial fails inside", "main only"]}
 CASES = [
     (processes, kind, name)

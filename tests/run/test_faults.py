@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training import few_probes
 
 from benchmarks.unharmed import faults
 from benchmarks.unharmed.faults import FAULTS, Case
@@ -16,7 +17,8 @@ from i2am_debug.run.undelivered import Undelivered
 
 @pytest.fixture(scope="module")
 def found():
-    return faults.measure(long=False)
+    with few_probes():
+        return faults.measure(long=False)
 
 
 def test_whatever_fails_wherever_it_fails_harms_nothing(found):
