@@ -37,6 +37,7 @@ _TELLING = (
 )
 _LIKED = 3
 _NO_LESS = 0.05
+_NOTHING = 0.02
 _LEAST = 0.05
 """Kinds that are less likely are not named."""
 _FEWEST = 4
@@ -99,7 +100,8 @@ class Diagnosis:
     @property
     def evidence(self) -> list[str]:
         """The changes that tell most, in words."""
-        told = [in_words(name, self.changes[name]) for name in _TELLING if name in self.changes]
+        telling = {name: self.changes[name] for name in _TELLING if name in self.changes}
+        told = [in_words(n, v) for n, v in telling.items() if n == GAP_LEFT or abs(v) >= _NOTHING]
         harms = {n.removeprefix(HARM).removesuffix(BESIDE): v for n, v in self.changes.items() if n.endswith(BESIDE)}
         least = [name for name in sorted(harms, key=harms.__getitem__)[:_LIKED] if harms[name] < -_NO_LESS]
         if least:

@@ -334,6 +334,7 @@ DIAGNOSIS = Diagnosis(
     changes={
         "loss": math.log(2.5),
         "IMACS_g": -0.1,
+        "kept place": -0.01,  # nothing
         "harm of the reference mirrored, beside the gap": 0.2,
         "harm of the hole inverted, beside the gap": -0.5,
         "harm of a blank reference, beside the gap": -0.1,

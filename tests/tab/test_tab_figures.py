@@ -47,6 +47,7 @@ def write_with_own_figure(folder: Path, figure: DeclaredFigure) -> Path:
             figure.tag: values,
             f"layer/up/{figure.tag}": values,
             "layer/down/imacs_r_hole": column(0.3, count=4),
+            "probe/mirrored": column(0.05, count=4),
         }
         figures["drift/js_r2g"] = (Undefined("no baseline"),) * 4 if step == 0 else column(0.1, count=4)
         evaluations.append(evaluation(step, figures, count=4, declared={figure.tag: figure}))
@@ -157,3 +158,22 @@ def test_a_figure_that_only_the_run_knows_is_shown_as_text(browser: Any, address
     assert tab.page.evaluate("parent.hacked ?? window.hacked ?? null") is None
     tab.screenshot("figure_of_a_runs_own")
     assert unexpected(tab) == []
+
+
+@pytest.mark.browser
+def test_probes_stand_apart(browser: Any, address: str) -> None:
+    tab = opened(browser, address, "p.i2am_debug.run=own&p.i2am_debug.figure=blur")
+    tab.is_at(10)
+    tags = "where => [...document.querySelectorAll(`${where} .small`)].map((chart) => chart.dataset.tag)"
+    assert tab.page.evaluate(tags, ".probes") == ["probe/mirrored"]
+    assert "probe/mirrored" not in tab.page.evaluate(tags, ".timeline > .small-charts")
+    assert not tab.page.locator(".probes .small").is_visible()
+    tab.page.locator(".probes summary").click()
+    tab.page.locator(".probes .small").click()
+    tab.page.wait_for_function(
+        "document.querySelector('.timeline h2').innerText === 'loss with the reference mirrored'"
+    )
+    assert unexpected(tab) == []
+    old = opened(browser, address, "p.i2am_debug.run=old")
+    old.is_at(24)
+    assert not old.page.locator(".probes").is_visible(), "a run without them has no such place"

@@ -4,6 +4,7 @@ import {number, own} from './dom.js';
 
 const LAYER = 'layer/';
 const COPYING_LAYER = 'copying_layer/';
+const PROBE = 'probe/';
 const REFERENCE = /^reference_([1-9]\d{0,2})\//;
 
 let declared = {}; // tag → title, meaning, unit, worse, …; of the run that is shown
@@ -24,6 +25,9 @@ function declarationOf(tag) {
 export const isOfLayer = (tag) => tag.startsWith(LAYER);
 export const kindOf = (tag) => tag.slice(tag.lastIndexOf('/') + 1);
 export const layerNameOf = (tag) => tag.slice(LAYER.length, -kindOf(tag).length - 1);
+
+// Losses with something of a pair wrong: there only now and then, and many.
+export const isProbe = (tag) => tag.startsWith(PROBE);
 
 // What a person calls it.
 export function titleOf(tag) {

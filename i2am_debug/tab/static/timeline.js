@@ -2,7 +2,7 @@
 
 import {RUN_COLOURS} from './colour.js';
 import {arrange, el, field, number, own, setOptions, svg} from './dom.js';
-import {hintOf, isOfLayer, kindOf, layerKinds, layerNameOf, linesOf as linesBeside, titleOf} from './figures.js';
+import {hintOf, isOfLayer, isProbe, kindOf, layerKinds, layerNameOf, linesOf as linesBeside, titleOf} from './figures.js';
 import {shortLayer} from './levels.js';
 import {change, state} from './state.js';
 
@@ -27,10 +27,12 @@ export function makeTimeline(opened) {
   const kind = el('select', {onchange: () => chooseKind(kind.value)});
   const kindField = field('Score of each layer', kind);
   const more = el('details', {class: 'by-layer'}, el('summary', {}, 'Scores of single layers'), kindField, layers);
+  const probes = el('div', {class: 'small-charts'});
+  const tried = el('details', {class: 'probes'}, el('summary', {}, 'Probes: losses with something of a pair wrong'), probes);
   more.addEventListener('toggle', () => more.open && !data?.runs[0].layers && opened());
   const lines = el('label', {class: 'check'}, fitLines, 'Fit reference lines');
   const head = el('div', {class: 'section-head'}, title, tagName, lines);
-  const element = el('section', {class: 'timeline', 'aria-label': 'Timeline'}, head, key, plot, now, small, more);
+  const element = el('section', {class: 'timeline', 'aria-label': 'Timeline'}, head, key, plot, now, small, tried, more);
   chart.addEventListener('click', (event) => {
     if (!data) return;
     const at = event.clientX - chart.getBoundingClientRect().left;
@@ -63,7 +65,11 @@ export function makeTimeline(opened) {
     data = loaded;
     drawKey();
     draw();
-    drawSmall(small, data.runs[0].index.figures);
+    const entries = Object.entries(data.runs[0].index.figures);
+    drawSmall(small, Object.fromEntries(entries.filter(([tag]) => !isProbe(tag))));
+    drawSmall(probes, Object.fromEntries(entries.filter(([tag]) => isProbe(tag))));
+    tried.hidden = !probes.children.length;
+    tried.open = tried.open || isProbe(data.figure);
     more.open = more.open || isOfLayer(data.figure);
     setOptions(kind, layerKinds(), data.kind);
     drawSmall(layers, data.runs[0].layers?.figures ?? {});
