@@ -145,7 +145,7 @@ def what_broke(fired: Sequence[Finding], diagnosis: Diagnosis | None) -> list[st
         + ", ".join(f"{name} {_percent(share)}" for name, share in diagnosis.likely),
         *(f"{'Look first at' if number == 0 else 'Then at'}: {text}" for number, text in enumerate(first)),
         f"It rests on: {'; '.join(diagnosis.evidence)}",
-        *([_page(diagnosis.kind)] if diagnosis.kind in CAUSES else []),
+        _page(diagnosis.kind) if diagnosis.kind in CAUSES else "How each kind shows itself: docs/what-broke.md",
     ]
 
 

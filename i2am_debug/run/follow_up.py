@@ -8,8 +8,9 @@ from typing import Any
 
 from ..alerts.alert import Alert
 
-TIMES = 2
-"""Evaluations after an alert at which its cause is looked for again."""
+TIMES = 1
+"""Evaluations after an alert at which its cause is looked for again: those that signatures were measured at. What has gone on
+for longer is like none of them."""
 
 
 @dataclass

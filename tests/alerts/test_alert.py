@@ -353,6 +353,11 @@ def test_a_diagnosis_gives_the_headline_the_causes_and_what_to_look_at() -> None
     told = f"loss +150%; these harm less than they did, beyond the fall of the gap: {less}"
     assert f"It rests on: {told}" in alert.text
     assert "docs/what-broke.md#mask\n" in alert.text
+    unclear = replace(alert, diagnosis=replace(DIAGNOSIS, likelihoods=((UNKNOWN, 0.8), ("mask", 0.2))))
+    assert (
+        "How each kind shows itself: docs/what-broke.md\n" in unclear.text
+        and "Look first at: the masks" in unclear.text
+    )
 
 
 def test_a_diagnosis_that_is_unsure_makes_no_headline() -> None:
@@ -362,7 +367,7 @@ def test_a_diagnosis_that_is_unsure_makes_no_headline() -> None:
         assert headline([finding("reference_gap")], diagnosis) == LESS
     of_a_group = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("target", 0.4), (UNKNOWN, 0.15)))
     assert headline([finding("reference_gap")], of_a_group) == "something beside the reference broke"
-    assert "docs/what-broke" not in "".join(what_broke([finding("reference_gap")], unknown))
+    assert "docs/what-broke.md#" not in "".join(what_broke([finding("reference_gap")], unknown))
 
 
 def test_what_changed_nothing_that_the_model_achieves_is_told_so_whatever_it_looks_like() -> None:
