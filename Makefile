@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 	@echo 'TensorBoard in this checkout: $(BIN)/tensorboard --logdir runs/demo'
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -n auto --dist loadscope $(ARGS)
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
 bench: $(COSTS:%=bench-%)
 
