@@ -654,7 +654,7 @@ def test_fifty_seven_layers_of_twenty_four_heads_scroll_in_their_matrix(tab: Tab
 @pytest.mark.parametrize("width", [360, 1440])
 def test_no_state_makes_the_page_wider_than_the_window(browser: Any, address: str, width: int) -> None:
     tab = Tab(browser, address, link(run="good"), viewport={"width": width, "height": 900})
-    tab.page.locator("summary").click()  # the scores of single layers
+    tab.page.locator(".by-layer summary").click()  # the scores of single layers
     names = tab.page.locator("select.run option").evaluate_all("all => all.map((e) => e.value)")
     assert {"deep", "many", LONG_RUN} <= set(names)
     tab.page.get_by_role("button", name="Compare").click()
@@ -760,7 +760,7 @@ def test_stepping_goes_on_from_what_is_shown_where_a_run_lacks_the_chosen_step(t
 
 
 def test_the_scores_of_single_layers_are_those_of_the_shown_run(tab: Tab) -> None:
-    tab.page.locator("summary").click()
+    tab.page.locator(".by-layer summary").click()
     tab.page.locator(".by-layer .small").first.wait_for()
     assert tab.page.locator(".by-layer .small-name").all_inner_texts() == ["up"]
     choose(tab.page, "deep")
