@@ -40,3 +40,12 @@ def browser() -> Iterator[Any]:
         pytest.fail(reason) if os.environ.get("I2AM_REQUIRE_BROWSER") else pytest.skip(reason)
     with chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def few_probes() -> Iterator[None]:
+    """Two probes in place of all of them, for a module that is about something else."""
+    from training import few_probes
+
+    with few_probes():
+        yield

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-PARTS = ("identity", "faults", "kills", "mutations", "growth", "settings")
+PARTS = ("identity", "faults", "kills", "ranks", "mutations", "growth", "settings")
 
 sys.path[:0] = ["tests", "tests/families", "tests/capture"]  # where the training loops and tiny pipelines are
 

@@ -22,6 +22,8 @@ from i2am_debug.guard.state_guard import StateGuard
 from i2am_debug.store.evaluation_file import read_evaluation
 from i2am_debug.store.run_store import RunStore
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 # An untrained model wanders, so these alert for certain.
 EAGER = Rules(
     rules=tuple(
@@ -90,7 +92,10 @@ def test_the_guard_restores_what_an_evaluation_may_touch():
     assert len(pipeline.scheduler.timesteps) == 7 and torch.is_grad_enabled()
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, caplog):
+    """Registered, as older scripts do: harmless, and the log says that the call can go."""
+    caplog.set_level(logging.INFO, "i2am_debug")
+
     def run(folder):
         one = Run(folder)
         callback = one.callback(every_n_steps=4, rules=EAGER)
@@ -101,6 +106,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
     callback.on_train_begin(0)
     whole.train(8, callback)
     whole.accelerator.save_state(str(tmp_path / "checkpoint"))
+    assert "accelerator.register_for_checkpointing(callback) can go" in caplog.text
+    assert (tmp_path / "checkpoint" / "custom_checkpoint_0.pkl").is_file()
     draws = whole.draws.get_state()
     whole.train(8, callback)
     callback.on_train_end(16)

@@ -14,6 +14,8 @@ from i2am_debug.run import stages
 from i2am_debug.run.stages import Stage
 from i2am_debug.store.run_store import RunStore
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 LOUD = Rules(rules=(Rule(name="loud", kind="ceiling", figure="loss", limit=0.0, severity="critical"),))
 
 

@@ -27,6 +27,8 @@ from i2am_debug.figures.pilot_spread import figures_of_heads
 from i2am_debug.figures.record import differences
 from i2am_debug.figures.sampling_error import NO_PILOT, SamplingError
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 PAIRS, HEADS = 3, 8
 
 

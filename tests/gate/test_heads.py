@@ -28,6 +28,8 @@ from i2am_debug.gate.exit_codes import ExitCode
 from i2am_debug.gate.repeated_evaluation import evaluate_repeatedly
 from i2am_debug.store.evaluation_file import read_evaluation, write_evaluation
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 PAIRS = 8  # as many as a verdict needs
 CURE = "start the run with baseline=FILE, or both with a plan that has heads=None"
 

@@ -16,6 +16,8 @@ from i2am_debug.guard import tensors
 from i2am_debug.guard.checksums import Checksums
 from i2am_debug.guard.state_guard import StateGuard
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 
 def ema_copied_in(pipeline):
     """The bytes change and no version counter moves."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import few_probes
 
 from benchmarks.unharmed import faults
 from benchmarks.unharmed.faults import FAULTS, Case
@@ -14,11 +13,12 @@ from i2am_debug.run.reporter import Reporter
 from i2am_debug.run.stages import Stage
 from i2am_debug.run.undelivered import Undelivered
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 
 @pytest.fixture(scope="module")
-def found():
-    with few_probes():
-        return faults.measure(long=False)
+def found(few_probes):
+    return faults.measure(long=False)
 
 
 def test_whatever_fails_wherever_it_fails_harms_nothing(found):

@@ -19,6 +19,8 @@ from i2am_debug.evaluation.memory import one_pair_at_a_time, ran_out_of_memory
 from i2am_debug.figures.record import Evaluation, differences
 from i2am_debug.run.looking import Looking
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 PAIRS = validation_pairs(5, seed=11)
 TAGS = ("loss", "reference_gap", "imacs_g", "attention_information")
 
