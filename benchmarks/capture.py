@@ -3,7 +3,7 @@
 37.5 million parameters, 16 cross-attention layers of 8 heads over 257 reference tokens, pictures of 256x256, a guidance batch
 of 2. Both ways run in turn in one process, one thread; a ratio is of the CPU time of one round. Looking includes both ways,
 regions, rows and the maps of every level read out at the end. Memory is the growth of a process's peak over what the model
-itself needed, each way in a process of its own because a peak never goes down.
+itself needs, each way in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import paired_ratios, peak_mib
+from benchmarks.measuring import grown_mib, paired_ratios
 
 SIDE, TOKENS, TEXT = 32, 257, 768
 
@@ -100,17 +100,9 @@ def looking(sampling: Sampling, way: str, heads: Any) -> Callable[[], Any]:
 
 
 def grown(way: str, heads: Any) -> float:
-    """MiB by which looking that way raises this process's peak over the model's own; run in a fresh one."""
-    from i2am_debug import trace
-    from i2am_debug.families.unet_cross_attention import UNetCrossAttention
-
+    """MiB by which looking that way raises a process's peak over the model's own; run in a fresh one."""
     sampling = Sampling(WAYS[way].steps)
-    with trace(sampling.pipeline, family=UNetCrossAttention()):
-        pass  # loads torch's compiler once, which is not what looking costs
-    sampling.plain()
-    before = peak_mib()
-    looking(sampling, way, heads)()
-    return peak_mib() - before
+    return grown_mib(sampling.plain, looking(sampling, way, heads))
 
 
 def grown_in_a_fresh_process(way: str, heads: Any) -> float:

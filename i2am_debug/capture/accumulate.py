@@ -27,6 +27,9 @@ from .product import shares
 from .rows import HEAD_SIDE, SIDE, RowSums, in_order, row_pooling
 
 _FEW = 8  # steps of which a layer's maps are kept one by one
+_LARGE = (
+    2**20
+)  # numbers in a layer's rows from which on they are summed in half precision: large models have 60 such layers
 
 
 @dataclass(kw_only=True)
@@ -113,10 +116,11 @@ class Accumulator:
         if step not in of_steps:
             of_steps[step] = torch.zeros(images, *small, device=device)
         if layer not in self._layer_rows:
-            self._layer_rows[layer] = torch.zeros(images, *wide, device=device)
+            dtype = torch.float16 if math.prod(wide) >= _LARGE else torch.float32
+            self._layer_rows[layer] = torch.zeros(images, *wide, device=device, dtype=dtype)
         mean = self._layer_rows[layer]
         if mean.shape not in self._product_rows:
-            self._product_rows[mean.shape] = torch.zeros_like(mean)
+            self._product_rows[mean.shape] = torch.zeros_like(mean, dtype=torch.float32)
         return RowSums(
             patches=patches,
             heads=heads,
@@ -299,7 +303,7 @@ class Accumulator:
         for name, sums in layers.items():
             sum_over_steps = self._layer_rows[name][image : image + 1]
             patches = row_pooling(*sums.row_grids, sum_over_steps.device)
-            rows = (in_order(sum_over_steps, patches)[0] / sums.count).cpu()
+            rows = in_order(sum_over_steps, patches)[0].cpu().float() / sums.count
             on_reference = _resize_rows(rows, grids[name], (grids[name][0], fine[1]))
             by_layer[name] = (grids[name][0], _sum_1(on_reference, dim=-1).numpy())
             layer_weight = sum(sums.weights)
