@@ -44,6 +44,7 @@ class _LayerSums:
     """Where each kind of map lies in the last dimension of the sums below."""
     per_head: torch.Tensor | None = None
     per_step: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Step → (B, tokens), mean over heads; (B, N, tokens) where the heads of a step are resized one by one."""
     forwards: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     shares: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     count: int = 0
@@ -55,7 +56,15 @@ class _LayerSums:
 
     def of_steps(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
         """(steps, tokens), mean over heads, on the CPU; a step may look at a layer twice (two forwards), their mean counts."""
-        each = [self.per_step[s][image, self.places[name]] / self.forwards[s] for s in steps]
+        each = self._each_step(name, image, steps)
+        return each if each.ndim == 2 else shares(self.weights, each.device) @ each
+
+    def of_groups(self, name: str, image: int, steps: Sequence[int], of_group: np.ndarray) -> torch.Tensor:
+        """(N, tokens), mean over the steps of a group, on the CPU; only where a step's heads are kept apart."""
+        return self._each_step(name, image, steps)[torch.from_numpy(of_group)].mean(0)
+
+    def _each_step(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
+        each = [self.per_step[s][image][..., self.places[name]] / self.forwards[s] for s in steps]
         return torch.stack(each).cpu()
 
     @property
@@ -81,6 +90,11 @@ class Accumulator:
         self._step_rows: dict[tuple[Grid, Grid], dict[int, torch.Tensor]] = defaultdict(dict)
         self._product_rows: dict[torch.Size, torch.Tensor] = {}
         self.images = 0
+
+    @property
+    def _resizes_heads(self) -> bool:
+        """The authors bring each head's map, a group of steps together, to the common grid, and clamp it there."""
+        return self._plan.layer_weighting == "paper"
 
     @property
     def empty(self) -> bool:
@@ -139,8 +153,7 @@ class Accumulator:
         found: Attribution,
     ) -> None:
         """Adds one product's attribution; `heads`: head looked at → how many of the model's heads it stands for."""
-        self.images = len(found.r2g_BNG)
-        weights = tuple(heads.values())
+        self.images, weights = len(found.r2g_BNG), tuple(heads.values())
         sums = self._layers.setdefault(
             layer,
             _LayerSums(generated_grid=grids[0], reference_grid=grids[1], heads=list(heads), weights=weights),
@@ -155,7 +168,7 @@ class Accumulator:
         if found.r2g_object_mass_BNG is not None:
             values["r2g_object_mass"] = found.r2g_object_mass_BNG
         all_maps = torch.cat(list(values.values()), -1)
-        in_step = shares(weights, all_maps.device) @ all_maps
+        in_step = all_maps.clone() if self._resizes_heads else shares(weights, all_maps.device) @ all_maps
         if sums.per_head is None:
             ends = list(itertools.accumulate(value.shape[-1] for value in values.values()))
             sums.places = {name: slice(a, b) for name, a, b in zip(values, [0, *ends], ends, strict=False)}
@@ -250,6 +263,7 @@ class Accumulator:
         layers = self._layers
         common = max((self._grid(s, name) for s in layers.values()), key=lambda g: g[0] * g[1])
         by_layer, by_layer_head, by_layer_step, layer_weight, step_maps, head_maps = {}, {}, {}, {}, [], []
+        group_maps: list[torch.Tensor] = []
         head_weight = torch.zeros(len(layers), self._all_heads)
         for row, (layer, sums) in enumerate(layers.items()):
             grid = self._grid(sums, name)
@@ -267,18 +281,26 @@ class Accumulator:
             spread[sums.heads] = self._on(common, per_head, grid)
             head_maps.append(spread)
             head_weight[row, sums.heads] = torch.tensor(sums.weights)
+            if self._resizes_heads:
+                of_groups = [sums.of_groups(name, image, steps, of_group) for of_group in groups_TS]
+                group_maps.append(torch.stack([(share @ self._on(common, g, grid).flatten(1)) for g in of_groups]))
         weights = torch.tensor(list(layer_weight.values()))
         by_step = torch.einsum("lshw,l->shw", torch.stack(step_maps), weights / weights.sum())
         by_head = torch.einsum("lnhw,ln->nhw", torch.stack(head_maps), head_weight)
         by_head[head_weight.sum(0) == 0] = torch.nan
-        by_time = torch.stack(
-            [
-                by_step[torch.from_numpy(of_group)].mean(0) if of_group.any() else torch.full(common, torch.nan)
-                for of_group in groups_TS
-            ]
-        )
+        if self._resizes_heads:
+            by_time = torch.einsum("ltx,l->tx", torch.stack(group_maps), weights / weights.sum()).view(-1, *common)
+            unified = torch.einsum("lnhw,ln->hw", torch.stack(head_maps), head_weight)
+        else:
+            unified = by_step.mean(0)
+            by_time = torch.stack(
+                [
+                    by_step[torch.from_numpy(of_group)].mean(0) if of_group.any() else torch.full(common, torch.nan)
+                    for of_group in groups_TS
+                ]
+            )
         return DirectionMaps(
-            unified=_sum_1(by_step.mean(0)).numpy(),
+            unified=_sum_1(unified).numpy(),
             by_time=_sum_1(by_time).numpy(),
             by_head=_sum_1(by_head).numpy(),
             by_layer=by_layer,

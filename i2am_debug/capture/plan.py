@@ -35,7 +35,8 @@ class CapturePlan:
     time_groups: int = 5
     """Groups of consecutive sampler steps for the time level, as many as there are steps at most; group 0 is the noisiest."""
     layer_weighting: Literal["equal", "paper"] = "equal"
-    """"equal": a map is divided by its mean before layers are averaged. "paper": it isn't, so coarse layers dominate."""
+    """"equal": a map is divided by its mean before layers are averaged. "paper": it isn't, so coarse layers dominate; and each
+    head's map is brought to the common grid by itself, as the authors do, for which every step's heads are kept."""
     seed: int = 0
     """Seed of the draws."""
     budget: float | None = None
