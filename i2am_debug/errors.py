@@ -76,5 +76,9 @@ class TrainingChanged(I2AMError, RuntimeError):
     """
 
 
+class TrainingStopped(I2AMError, RuntimeError):
+    """An alert at least as severe as `stop_on` ended an unmodified script, as its user asked for (`i2am-debug run`)."""
+
+
 class NoRoom(I2AMError, OSError):
     """A disk has too little room for what is to be written and for the training's own files."""

@@ -1,0 +1,166 @@
+"""A pipeline around the modules that a script trains, built of what the script itself loaded.
+
+What the script still keeps is used as it is; what it has freed, such as text encoders whose embeddings it cached, is loaded for
+the evaluation and freed again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from i2am_debug.errors import I2AMError
+
+from .adapter import adapter_in
+from .loaded_parts import LoadedParts
+from .trained import denoiser_in, unwrapped
+
+
+class ScriptPipeline:
+    """Builds the pipeline when called; always of one class, with its parts in the dtypes that they had first.
+
+    Args:
+        asked_for: the pipeline's class, by its name in diffusers or as "module:Class"; by default the one that the script
+            imports, else the one that its model's folder names.
+        model: the pipeline's folder or name on the hub; by default that which the denoiser was loaded from.
+    """
+
+    def __init__(
+        self, accelerator: Any, loaded: LoadedParts, *, asked_for: type | None = None, model: str | None = None
+    ) -> None:
+        self._accelerator, self._loaded, self._kind, self._model = accelerator, loaded, asked_for, model
+        self._where: dict[str, Any] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self.was_built = False
+        """Whether one was built since somebody said that none was."""
+
+    def is_of_the_training(self, pipeline: Any) -> bool:
+        """Whether it holds the denoiser that is being trained."""
+        found = denoiser_in(unwrapped(self._accelerator))
+        if found is None:
+            return False
+        held = getattr(pipeline, found[0], None)
+        return getattr(held, "_orig_mod", held) is found[1]
+
+    @contextmanager
+    def parts_held(self) -> Iterator[None]:
+        """A block in which the script's living parts are attributes of this object, where the guard looks for what the
+        building of a pipeline may change."""
+        parts = dict(enumerate(part for p in self._loaded if (part := p.module()) is not None))
+        held = {f"_part_{number}": module for number, module in parts.items()}
+        self.__dict__.update(held)
+        try:
+            yield
+        finally:
+            for name in held:
+                del self.__dict__[name]
+
+    def __call__(self) -> Any:
+        """Raises:
+        I2AMError: no denoiser is trained, or what the pipeline needs can't be known; says what to give.
+        """
+        self.was_built = True
+        slot, denoiser = self._denoiser()
+        folder = self._folder(denoiser)
+        adapter = adapter_in(unwrapped(self._accelerator))
+        given = {**self._loaded.living_in(folder), **self._trained(folder), slot: denoiser}
+        if adapter is not None:
+            given = {**given, **adapter.parts(self._loaded), slot: adapter.plain(denoiser)}
+        kind = self._kind = self._kind or self._found_kind(folder)
+        parameters = inspect.signature(kind.__init__).parameters
+        given = {name: part for name, part in given.items() if name in parameters}
+        try:
+            pipeline = kind.from_pretrained(folder, **given, **self._where, torch_dtype=_dtype(denoiser))
+        except (OSError, ValueError, TypeError) as error:
+            raise I2AMError(
+                f"no {kind.__name__} can be built from {folder!r} ({type(error).__name__}: {error}); give the folder or hub "
+                "name of a whole pipeline as --model, and its class as --pipeline"
+            ) from error
+        self._move(pipeline, keep=slot)
+        if adapter is not None:
+            adapter.load_into(pipeline)
+        return pipeline
+
+    def _denoiser(self) -> tuple[str, nn.Module]:
+        found = denoiser_in(unwrapped(self._accelerator))
+        if found is None:
+            names = ", ".join(type(model).__name__ for model in unwrapped(self._accelerator)) or "nothing"
+            raise I2AMError(
+                f"the script prepares {names} with its Accelerator, in which no transformer or unet is found; what is "
+                "looked at is a denoiser that is being trained. Use the callback in the script: docs/training-loops.md"
+            )
+        return found
+
+    def _folder(self, denoiser: nn.Module) -> str:
+        part = self._loaded.of(denoiser)
+        if part is not None:
+            self._where = dict(part.where) if self._model in (None, part.folder) else {}
+        if self._model is None:
+            self._model = part.folder if part is not None else None
+        if self._model is None:
+            raise I2AMError(
+                f"the script did not load its {type(denoiser).__name__} with from_pretrained, so that the other parts of a "
+                "pipeline are not known; give the pipeline's folder or hub name as --model"
+            )
+        return self._model
+
+    def _trained(self, folder: str) -> dict[str, nn.Module]:
+        """The trained modules beside the denoiser, such as text encoders, by the subfolder they were loaded from."""
+        parts = [(self._loaded.of(module), module) for module in unwrapped(self._accelerator)]
+        return {part.subfolder: module for part, module in parts if part is not None and part.folder == folder}
+
+    def _found_kind(self, folder: str) -> type:
+        script = vars(sys.modules["__main__"])
+        imported = {
+            value.__name__: value
+            for value in script.values()
+            if isinstance(value, type) and issubclass(value, DiffusionPipeline) and value is not DiffusionPipeline
+        }
+        if len(imported) > 1:
+            raise I2AMError(
+                f"the script imports {', '.join(sorted(imported))}; say with --pipeline which of them your pairs are for"
+            )
+        if imported:
+            return next(iter(imported.values()))
+        return kind_in(folder, self._where)
+
+    def _move(self, pipeline: Any, *, keep: str) -> None:
+        """To the training's device, and to the dtype that each part had at the first time: evaluations are compared."""
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module) and name != keep:
+                dtype = self._dtypes.setdefault(name, _dtype(part))
+                part.to(device=self._accelerator.device, dtype=dtype)
+
+
+def kind_in(folder: str, where: dict[str, Any]) -> type:
+    """The class that a pipeline's own folder names.
+
+    Raises:
+        I2AMError: the folder holds no pipeline.
+    """
+    import diffusers
+
+    try:
+        name = DiffusionPipeline.load_config(folder, **where)["_class_name"]
+        return getattr(diffusers, name)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise I2AMError(
+            f"the script imports no pipeline, and {folder!r} names none ({type(error).__name__}); give its class as "
+            "--pipeline, such as FluxKontextPipeline, and its folder or hub name as --model"
+        ) from error
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """That of its frozen weights: what is trained may be kept in another one."""
+    floating = [p for p in module.parameters() if p.is_floating_point()]
+    first = next((p for p in floating if not p.requires_grad), floating[0] if floating else None)
+    return torch.float32 if first is None else first.dtype
+
+
