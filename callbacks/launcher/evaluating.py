@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Evaluating(Attached):
             self.callback.on_step_end(self._steps.global_step)
         self._stop_if_asked()
 
-    def calls(self, pipeline: Any, call: Callable[[], Any]) -> Any:
+    def calls(self, pipeline: Any, arguments: Mapping[str, Any], call: Callable[[], Any]) -> Any:
         if self._when_it_validates and self._pipeline.is_of_the_training(pipeline):
             with self._undisturbed():
                 self.callback.on_validation(self._steps.global_step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,16 +77,17 @@ class ScriptPipeline:
         kind = self._kind = self._kind or self._found_kind(folder)
         parameters = inspect.signature(kind.__init__).parameters
         given = {name: part for name, part in given.items() if name in parameters}
-        try:
-            pipeline = kind.from_pretrained(folder, **given, **self._where, torch_dtype=_dtype(denoiser))
-        except (OSError, ValueError, TypeError) as error:
-            raise I2AMError(
-                f"no {kind.__name__} can be built from {folder!r} ({type(error).__name__}: {error}); give the folder or hub "
-                "name of a whole pipeline as --model, and its class as --pipeline"
-            ) from error
-        self._move(pipeline, keep=slot)
-        if adapter is not None:
-            adapter.load_into(pipeline)
+        with _quietly():
+            try:
+                pipeline = kind.from_pretrained(folder, **given, **self._where, torch_dtype=_dtype(denoiser))
+            except (OSError, ValueError, TypeError) as error:
+                raise I2AMError(
+                    f"no {kind.__name__} can be built from {folder!r} ({type(error).__name__}: {error}); give the folder or "
+                    "hub name of a whole pipeline as --model, and its class as --pipeline"
+                ) from error
+            self._move(pipeline, keep=slot)
+            if adapter is not None:
+                adapter.load_into(pipeline)
         return pipeline
 
     def _denoiser(self) -> tuple[str, nn.Module]:
@@ -136,7 +138,9 @@ class ScriptPipeline:
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name != keep:
                 dtype = self._dtypes.setdefault(name, _dtype(part))
-                part.to(device=self._accelerator.device, dtype=dtype)
+                part.to(self._accelerator.device)
+                if _dtype(part) != dtype:
+                    part.to(dtype)
 
 
 def kind_in(folder: str, where: dict[str, Any]) -> type:
@@ -155,6 +159,27 @@ def kind_in(folder: str, where: dict[str, Any]) -> type:
             f"the script imports no pipeline, and {folder!r} names none ({type(error).__name__}); give its class as "
             "--pipeline, such as FluxKontextPipeline, and its folder or hub name as --model"
         ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without a bar and a paragraph for each part that is loaded, at every evaluation."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    logs = (of_diffusers, of_transformers)
+    were = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    try:
+        for log in logs:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for log, verbosity, bar in were:
+            log.set_verbosity(verbosity)
+            (log.enable_progress_bar if bar else log.disable_progress_bar)()
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

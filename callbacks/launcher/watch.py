@@ -6,8 +6,9 @@ script, and the methods are put back when it ends.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
@@ -35,8 +36,8 @@ class Attached:
     def step_ended(self) -> None:
         """After a global step, when the script has left `accelerator.accumulate`."""
 
-    def calls(self, pipeline: Any, call: Callable[[], Any]) -> Any:
-        """The script's own call of a pipeline; returns what `call` does."""
+    def calls(self, pipeline: Any, arguments: Mapping[str, Any], call: Callable[[], Any]) -> Any:
+        """The script's own call of a pipeline, with its arguments by name; returns what `call` does."""
         return call()
 
     def training_ended(self) -> None:
@@ -161,8 +162,9 @@ class ScriptWatch(AbstractContextManager["ScriptWatch"]):
 
         if self._inside or self._ended:
             return call()
+        arguments = inspect.signature(original).bind_partial(pipeline, *args, **kwargs).arguments
         with self._telling():
-            return self._attached.calls(pipeline, call)
+            return self._attached.calls(pipeline, arguments, call)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
