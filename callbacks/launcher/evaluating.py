@@ -49,6 +49,7 @@ class Evaluating(Attached):
             self.callback.on_train_begin(self._steps.global_step)
         if self._when_it_validates:
             logger.info("i2am: the pairs are evaluated when the script validates, and at the end")
+        self._stop_if_asked()
 
     def stepped(self, optimizer: Any) -> bool:
         return self._steps.stepped(optimizer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,25 +70,29 @@ class ScriptPipeline:
         self.was_built = True
         slot, denoiser = self._denoiser()
         folder = self._folder(denoiser)
-        adapter = adapter_in(unwrapped(self._accelerator))
-        given = {**self._loaded.living_in(folder), **self._trained(folder), slot: denoiser}
-        if adapter is not None:
-            given = {**given, **adapter.parts(self._loaded), slot: adapter.plain(denoiser)}
         kind = self._kind = self._kind or self._found_kind(folder)
-        parameters = inspect.signature(kind.__init__).parameters
-        given = {name: part for name, part in given.items() if name in parameters}
+        adapter = adapter_in(unwrapped(self._accelerator))
+        trained = {**self._trained(folder), slot: denoiser}
         with _quietly():
-            try:
-                pipeline = kind.from_pretrained(folder, **given, **self._where, torch_dtype=_dtype(denoiser))
-            except (OSError, ValueError, TypeError) as error:
-                raise I2AMError(
-                    f"no {kind.__name__} can be built from {folder!r} ({type(error).__name__}: {error}); give the folder or "
-                    "hub name of a whole pipeline as --model, and its class as --pipeline"
-                ) from error
-            self._move(pipeline, keep=slot)
+            given = {**self._loaded.living_in(folder), **trained}
+            if adapter is not None:
+                given |= {**adapter.parts(self._loaded), slot: adapter.plain(denoiser)}
+            pipeline = self._built(kind, folder, given, _dtype(denoiser))
+            self._move(pipeline, keep=trained)
             if adapter is not None:
                 adapter.load_into(pipeline)
         return pipeline
+
+    def _built(self, kind: Any, folder: str, given: Mapping[str, Any], dtype: torch.dtype) -> Any:
+        takes = inspect.signature(kind.__init__).parameters
+        given = {name: part for name, part in given.items() if name in takes}
+        try:
+            return kind.from_pretrained(folder, **given, **self._where, torch_dtype=dtype)
+        except (OSError, ValueError, TypeError) as error:
+            raise I2AMError(
+                f"no {kind.__name__} can be built from {folder!r} ({type(error).__name__}: {error}); give the folder or hub "
+                "name of a whole pipeline as --model, and its class as --pipeline"
+            ) from error
 
     def _denoiser(self) -> tuple[str, nn.Module]:
         found = denoiser_in(unwrapped(self._accelerator))
@@ -133,10 +137,10 @@ class ScriptPipeline:
             return next(iter(imported.values()))
         return kind_in(folder, self._where)
 
-    def _move(self, pipeline: Any, *, keep: str) -> None:
+    def _move(self, pipeline: Any, *, keep: Container[str]) -> None:
         """To the training's device, and to the dtype that each part had at the first time: evaluations are compared."""
         for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module) and name != keep:
+            if isinstance(part, nn.Module) and name not in keep:
                 dtype = self._dtypes.setdefault(name, _dtype(part))
                 part.to(self._accelerator.device)
                 if _dtype(part) != dtype:
