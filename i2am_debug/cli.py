@@ -1,4 +1,4 @@
-"""The command line: `i2am-debug demo · run · explain · view · check · baseline · calibrate`. Imports torch only where needed."""
+"""`i2am-debug demo · run · explain · view · check · baseline · calibrate`. Imports torch only where needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import I2AMError
+from .errors import I2AMError, WrongSettings
 from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
 
@@ -167,13 +167,15 @@ def _demo(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if not args.script.is_file():
         return _usage_error(f"run: there is no script {args.script}")
-    from .callbacks.launcher.options import read_options
     from .callbacks.launcher.script import run_script
 
     words = ("pairs", "allow_outside", "every_n_steps", "budget", "logdir", "pipeline", "model")
     given = {name: getattr(args, name) for name in words}
     own = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
-    run_script(args.script, own, given, args.config)
+    try:
+        run_script(args.script, own, given, args.config)
+    except WrongSettings as error:
+        return _usage_error(f"run: {error}")
     return ExitCode.OK
 
 

@@ -37,7 +37,7 @@ class MonitorSettings:
     pairs: ValidationPairs
     """What to look at, or a list of pairs; 8 or more make a drop distinguishable from noise."""
     every_n_steps: int | Literal["asked"] | None = None
-    """How often, in global (optimizer) steps; this or `budget`. "asked": at the beginning, at the end and at `on_validation`."""
+    """How often, in global (optimizer) steps; this or `budget`. "asked": at the beginning, the end and `on_validation`."""
     budget: float | None = None
     """In place of `every_n_steps`: the share of the run's time that evaluations may take, such as 0.02; they are spaced from
     what the last ones took."""
@@ -151,7 +151,9 @@ class MonitorSettings:
         """Where in the run the evaluations lie."""
         if self.every_n_steps == "asked":
             return WhenAsked()
-        return Budget(self.budget) if self.every_n_steps is None and self.budget else EveryNSteps(self.every_n_steps or 1)
+        return (
+            Budget(self.budget) if self.every_n_steps is None and self.budget else EveryNSteps(self.every_n_steps or 1)
+        )
 
     def evaluator(self) -> Evaluator:
         """What looks at the pairs as these settings say."""

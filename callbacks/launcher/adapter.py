@@ -1,7 +1,7 @@
 """An IP-Adapter in the making, as the original's scripts hold it: a module of UNet, image projection and attention processors.
 
-Its processors want the picture's tokens behind the text's, which no pipeline of diffusers gives them. Here its weights are loaded
-the way a finished adapter's are, into a UNet of its own that shares the frozen weights.
+Its processors want the picture's tokens behind the text's, which no pipeline of diffusers gives them. Here its weights are
+loaded the way a finished adapter's are, into a UNet of its own that shares the frozen weights.
 """
 
 from __future__ import annotations

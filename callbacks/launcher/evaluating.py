@@ -78,7 +78,9 @@ class Evaluating(Attached):
             yield
         if self._pipeline.was_built:
             self._pipeline.was_built = False
-            clear_device_cache(garbage_collection=True)  # what was loaded for the evaluation is the training's memory again
+            clear_device_cache(
+                garbage_collection=True
+            )  # what was loaded for the evaluation is the training's memory again
 
     def _stop_if_asked(self) -> None:
         """A script has no place where it could be told to stop: it is ended where a step ends, with a checkpoint."""
@@ -98,8 +100,7 @@ class Evaluating(Attached):
         folder = Path(self._accelerator.project_dir or ".") / f"checkpoint-{step}"
         if not folder.exists():
             self._accelerator.save_state(str(folder))
-        with self._undisturbed():
-            self.callback.on_train_end(step)
+        self._accelerator.end_training()  # which asks for the last evaluation, and closes the trackers
         raise TrainingStopped(
             f"training was stopped at step {step} by an alert as severe as stop_on={self.callback.monitor.settings.stop_on!r}; "
             f"its state is in {folder}"

@@ -49,7 +49,9 @@ class Explaining(Attached):
         self._told: set[str] = set()
 
     def about_to_train(self) -> None:
-        logger.info("i2am: no pairs are given (--pairs): the script's own validation calls are looked at, which has no baseline")
+        logger.info(
+            "i2am: no pairs are given (--pairs): the script's own validation calls are looked at, which has no baseline"
+        )
 
     def stepped(self, optimizer: Any) -> bool:
         return self._steps.stepped(optimizer)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
 from i2am_debug.alerts.rules import Rules, tomllib
 from i2am_debug.capture.plan import CapturePlan
-from i2am_debug.errors import InvalidPair
+from i2am_debug.errors import InvalidPair, WrongSettings
 from i2am_debug.figures.scores import IMACSSettings
 from i2am_debug.pairs.collection import ValidationPairs
 from i2am_debug.settings import MonitorSettings, refuse_unknown
@@ -43,27 +45,26 @@ def read_options(given: Mapping[str, Any], config: Path | None = None) -> RunOpt
         given: by the names of the file's keys; None is as good as not given.
 
     Raises:
-        ValueError: a file, key or value is wrong; names it.
+        WrongSettings: a file, key or value is wrong; names it.
         InvalidPair: the pairs can't be used.
     """
-    table = {} if config is None else _table(config)
-    given = {name: value for name, value in given.items() if value is not None}
-    if {"every_n_steps", "budget"} & given.keys():
-        table = {name: value for name, value in table.items() if name not in ("every_n_steps", "budget")}
     where = "i2am-debug run" if config is None else f"{config}: [i2am]"
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        known = [*_OWN, *(one.name for one in fields(MonitorSettings))]
-        refuse_unknown(where, table, known)
+        table = {} if config is None else _from_its_folder(_table(config), config)
+        refuse_unknown(where, table, [*_OWN, *(one.name for one in fields(MonitorSettings))])
+        if {"every_n_steps", "budget"} & given.keys():  # they say the same in two ways
+            table = {name: value for name, value in table.items() if name not in ("every_n_steps", "budget")}
         with _importable(None if config is None else config.parent):
-            return _checked(where, {**_from_its_folder(table, config), **given})
+            return _checked({**table, **given})
     except InvalidPair:
         raise
     except (TypeError, ValueError) as error:
         text = str(error)
-        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
+        raise WrongSettings(text if text.startswith((where, str(config))) else f"{where}: {text}") from None
 
 
-def _checked(where: str, words: Mapping[str, Any]) -> RunOptions:
+def _checked(words: Mapping[str, Any]) -> RunOptions:
     read: dict[str, Any] = {}
     for name, value in words.items():
         try:
@@ -71,16 +72,18 @@ def _checked(where: str, words: Mapping[str, Any]) -> RunOptions:
         except InvalidPair:
             raise
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {name}: {error}") from None
+            raise ValueError(f"{name}: {error}") from None
     pairs, outside = read.pop("pairs", None), read.pop("allow_outside", False)
     if not isinstance(outside, bool):
         raise ValueError(f"allow_outside={outside!r}: expected true or false")
     own = {name: read.pop(name, None) for name in ("pipeline", "model", "logdir")}
+    if pairs is None and read:
+        raise ValueError(f"{next(iter(read))}: says how pairs are evaluated, and no pairs are given")
     if pairs is not None:
         pairs = pairs if isinstance(pairs, ValidationPairs) else _pairs(pairs, outside)
         if "every_n_steps" not in read and "budget" not in read:
             read["every_n_steps"] = "asked"
-        MonitorSettings.of(where, pairs=pairs, **read)
+        MonitorSettings(pairs=pairs, **read)
         read["pairs"] = pairs
     return RunOptions(settings=read, stops=read.get("stop_on") is not None, **own)
 
@@ -99,28 +102,25 @@ def _table(config: Path) -> dict[str, Any]:
     raise ValueError(f"{config} has no table [i2am]")
 
 
-def _from_its_folder(table: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
+def _from_its_folder(table: Mapping[str, Any], config: Path) -> dict[str, Any]:
     """Paths of a file are meant from where it lies."""
     read = dict(table)
     for name in ("pairs", "rules", "baseline", "logdir"):
-        if config is not None and isinstance(read.get(name), str) and not _is_a_name(read[name]):
+        if isinstance(read.get(name), str) and not _is_a_name(read[name]):
             read[name] = str(config.parent / read[name])
     return read
 
 
-class _importable:
+@contextmanager
+def _importable(folder: Path | None) -> Iterator[None]:
     """A block in which modules beside the config file can be imported, as those beside the script can."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = None if folder is None else str(folder.resolve())
-
-    def __enter__(self) -> None:
-        if self._folder is not None:
-            sys.path.insert(0, self._folder)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._folder is not None and self._folder in sys.path:
-            sys.path.remove(self._folder)
+    path = sys.path[:]
+    if folder is not None:
+        sys.path.insert(1, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def _is_a_name(text: str) -> bool:
@@ -148,9 +148,9 @@ def _function(value: Any) -> Callable[..., Any]:
 
 
 def _made(value: Any) -> Any:
-    """What "module:name" stands for; a class without arguments, or a function, makes it."""
+    """What "module:name" stands for, or what it returns: a class or function without arguments."""
     found = _named(value)
-    return found() if callable(found) and not hasattr(found, "layers") or isinstance(found, type) else found
+    return found() if isinstance(found, type) or isfunction(found) else found
 
 
 def _pipeline_class(value: Any) -> type:
@@ -163,7 +163,9 @@ def _pipeline_class(value: Any) -> type:
 
         found = getattr(diffusers, value, None)
     if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
-        raise ValueError(f"{value!r} is no pipeline class; expected one of diffusers, such as FluxKontextPipeline, or module:Class")
+        raise ValueError(
+            f"{value!r} is no pipeline class; expected one of diffusers, such as FluxKontextPipeline, or module:Class"
+        )
     return found
 
 

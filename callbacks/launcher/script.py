@@ -24,7 +24,7 @@ def run_script(script: Path, arguments: Sequence[str], given: Mapping[str, Any],
         given: the words of the command line, by the keys of the config file.
 
     Raises:
-        ValueError: a setting is wrong; raised before the script begins.
+        WrongSettings: raised before the script begins.
         I2AMError: the pairs, the pipeline or the model can't be looked at; raised before the first training step.
     """
     with _as_main(script, arguments), _log():

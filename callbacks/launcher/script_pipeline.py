@@ -85,7 +85,11 @@ class ScriptPipeline:
 
     def _built(self, kind: Any, folder: str, given: Mapping[str, Any], dtype: torch.dtype) -> Any:
         takes = inspect.signature(kind.__init__).parameters
-        given = {name: part for name, part in given.items() if name in takes}
+        unasked = {
+            "safety_checker": None,
+            "requires_safety_checker": False,
+        }  # it would blacken pictures that are only looked at
+        given = {name: part for name, part in {**unasked, **given}.items() if name in takes}
         try:
             return kind.from_pretrained(folder, **given, **self._where, torch_dtype=dtype)
         except (OSError, ValueError, TypeError) as error:
@@ -191,5 +195,3 @@ def _dtype(module: nn.Module) -> torch.dtype:
     floating = [p for p in module.parameters() if p.is_floating_point()]
     first = next((p for p in floating if not p.requires_grad), floating[0] if floating else None)
     return torch.float32 if first is None else first.dtype
-
-

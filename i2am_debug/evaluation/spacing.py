@@ -79,7 +79,9 @@ class WhenAsked:
         pass
 
     def in_words(self, seconds: float) -> str:
-        return "evaluations come with the script's own validations; every_n_steps=N or budget=0.02 places them otherwise"
+        return (
+            "evaluations come with the script's own validations; every_n_steps=N or budget=0.02 places them otherwise"
+        )
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -41,7 +41,14 @@ from i2am_debug.store.run_store import RunStore
 
 SCRIPTS = Path(__file__).parents[1] / "fixtures" / "scripts"
 KONTEXT, IP_ADAPTER = SCRIPTS / "train_kontext_lora.py", SCRIPTS / "train_ip_adapter.py"
-CONFIG = '[i2am]\non_error = "raise"\npictures = 1\npanels = 1\nsynchronous = true\ndisable_progress_bar = true\nplan = { sampler_steps = 2 }\n'
+CONFIG = """[i2am]
+on_error = "raise"
+pictures = 1
+panels = 1
+synchronous = true
+disable_progress_bar = true
+plan = { sampler_steps = 2 }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +185,9 @@ def test_the_pairs_are_evaluated_before_every_n_steps_and_at_the_end(both):
     assert stored_steps(run) == [0, 3, 4]
     own = events(run)
     assert [e.step for e in own.Scalars("i2am/loss")] == [0, 3, 4], "in the script's own TensorBoard run"
-    assert {e.step for e in own.Scalars("loss")} == {e.step for e in events(both.plain / "logs" / "own-run").Scalars("loss")}
+    assert {e.step for e in own.Scalars("loss")} == {
+        e.step for e in events(both.plain / "logs" / "own-run").Scalars("loss")
+    }
     losses = [e.value for e in own.Scalars("i2am/loss")]
     assert len(set(losses)) == 3, "each is of other weights"
     assert events(run / "i2am_pictures").Images("i2am/pair_00")
@@ -238,7 +247,10 @@ def test_without_pairs_the_scripts_own_validation_is_looked_at(given, both, tmp_
     assert_same_training(both.plain, tmp_path)
 
 
-LOUD = '[i2am.rules]\ndefaults = false\n[i2am.rules.loud]\nkind = "ceiling"\nfigure = "loss"\nlimit = 0.0\nseverity = "critical"\n'
+LOUD = """[i2am.rules]
+defaults = false
+loud = { kind = "ceiling", figure = "loss", limit = 0.0, severity = "critical" }
+"""
 
 
 def test_an_alert_ends_a_script_only_if_it_was_asked_to(given, tmp_path, capsys):
@@ -320,7 +332,14 @@ def test_what_is_not_known_is_asked_for_before_a_step_is_trained(given, tmp_path
 
 def test_what_was_asked_for_can_be_given(given, tmp_path):
     source = TRAIN.format(imported="FluxTransformer2DModel", model=MADE.format(folder=str(given / "kontext")))
-    options = ("--model", str(given / "kontext"), "--pipeline", "FluxKontextPipeline", "--logdir", str(tmp_path / "log"))
+    options = (
+        "--model",
+        str(given / "kontext"),
+        "--pipeline",
+        "FluxKontextPipeline",
+        "--logdir",
+        str(tmp_path / "log"),
+    )
     with pytest.raises(AssertionError, match="a training step"):
         watched(given, small_script(tmp_path, source), [], "--every-n-steps", "2", *options)
     assert stored_steps(tmp_path / "log") == [0], "the evaluation before it"
@@ -384,7 +403,9 @@ def test_patches_put_back_what_was_inherited_too():
     assert "own" not in vars(Child) and Child.of_class() is Child and Child().own() == 1
 
 
-@pytest.mark.parametrize(("name", "file", "expected"), [("checkpoint-500", None, 500), ("last", "7", 7), ("x-3", "4", 4)])
+@pytest.mark.parametrize(
+    ("name", "file", "expected"), [("checkpoint-500", None, 500), ("last", "7", 7), ("x-3", "4", 4)]
+)
 def test_the_step_of_a_checkpoint(tmp_path, name, file, expected):
     (tmp_path / name).mkdir()
     if file:
