@@ -20,6 +20,7 @@ from torch import nn
 from i2am_debug.errors import I2AMError
 
 from .adapter import adapter_in
+from .encoded_prompts import EncodedPrompts, text_encoders
 from .loaded_parts import LoadedParts
 from .trained import denoiser_in, unwrapped
 
@@ -39,6 +40,7 @@ class ScriptPipeline:
         self._accelerator, self._loaded, self._kind, self._model = accelerator, loaded, asked_for, model
         self._where: dict[str, Any] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._prompts = EncodedPrompts(accelerator.device)
         self.was_built = False
         """Whether one was built since somebody said that none was."""
 
@@ -75,12 +77,27 @@ class ScriptPipeline:
         trained = {**self._trained(folder), slot: denoiser}
         with _quietly():
             given = {**self._loaded.living_in(folder), **trained}
+            encoders = text_encoders(kind) - trained.keys()
+            if self._prompts.are_known:
+                given |= dict.fromkeys(encoders)
             if adapter is not None:
                 given |= {**adapter.parts(self._loaded), slot: adapter.plain(denoiser)}
             pipeline = self._built(kind, folder, given, _dtype(denoiser))
             self._move(pipeline, keep=trained)
             if adapter is not None:
                 adapter.load_into(pipeline)
+        if encoders == text_encoders(kind):  # a trained one answers otherwise each time
+            self._prompts.answer_for(pipeline, lambda: self._encoding(kind, folder, given, encoders))
+        return pipeline
+
+    def _encoding(self, kind: Any, folder: str, given: Mapping[str, Any], encoders: Container[str]) -> Any:
+        """A pipeline of the text encoders alone."""
+        with _quietly():
+            others = {name: None for name, part in given.items() if name not in encoders}
+            living = {name: part for name, part in self._loaded.living_in(folder).items() if name in encoders}
+            dtype = next((self._dtypes[name] for name in self._dtypes if name in encoders), None)
+            pipeline = self._built(kind, folder, {**others, **living}, dtype)
+            self._move(pipeline, keep=())
         return pipeline
 
     def _built(self, kind: Any, folder: str, given: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -21,6 +21,7 @@ import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import FluxKontextPipeline, StableDiffusionPipeline
+from i2am_debug.callbacks.launcher.encoded_prompts import EncodedPrompts
 from i2am_debug.callbacks.launcher.evaluating import Evaluating
 from i2am_debug.callbacks.launcher.loaded_parts import LoadedParts
 from i2am_debug.callbacks.launcher.options import RunOptions
@@ -33,6 +34,7 @@ from pipelines.text import clip_text_encoder, clip_tokenizer
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import few_probes
+from transformers import T5EncoderModel
 
 from i2am_debug import cli
 from i2am_debug.errors import I2AMError
@@ -171,12 +173,19 @@ def both(given, tmp_path_factory) -> SimpleNamespace:
     """One training with validations, without us and with us."""
     root, monkeypatch = tmp_path_factory.mktemp("both"), pytest.MonkeyPatch()
     torch.set_num_threads(1)
-    more = ("--validation_prompt", "cat")
+    more, made, init = ("--validation_prompt", "cat"), [0], T5EncoderModel.__init__
+
+    def counted(self, *args, **kwargs):
+        made[-1] += 1
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(T5EncoderModel, "__init__", counted)
     plain(KONTEXT, kontext(given, root / "plain", *more), monkeypatch)
     before = patched()
+    made.append(0)
     code = watched(given, KONTEXT, kontext(given, root / "run", *more), "--every-n-steps", "3")
     monkeypatch.undo()
-    return SimpleNamespace(plain=root / "plain", run=root / "run", code=code, before=before)
+    return SimpleNamespace(plain=root / "plain", run=root / "run", code=code, before=before, encoders=made)
 
 
 def test_the_pairs_are_evaluated_before_every_n_steps_and_at_the_end(both):
@@ -208,6 +217,11 @@ def test_so_are_its_losses_and_its_validation_pictures(both):
 def test_everything_is_put_back(both):
     assert patched() == both.before
     assert sys.argv[0] != str(KONTEXT) and str(SCRIPTS) not in sys.path
+
+
+def test_text_encoders_that_the_script_freed_are_loaded_for_the_first_evaluation_only(both):
+    without, with_us = both.encoders
+    assert with_us == without + 1
 
 
 def test_what_was_loaded_for_an_evaluation_is_freed(both):
@@ -378,6 +392,34 @@ def test_several_processes_need_a_schedule():
     accelerator = SimpleNamespace(num_processes=2)
     with pytest.raises(I2AMError, match="2 processes train, .*main one alone.* --every-n-steps N or --budget"):
         Evaluating(RunOptions(settings={"every_n_steps": "asked"}), accelerator, LoadedParts())
+
+
+class Encoding:
+    """A pipeline as far as its prompts go."""
+
+    def __init__(self, text_encoder=None):
+        self.text_encoder = text_encoder
+
+    def encode_prompt(self, prompt, picture=None):
+        return torch.full((2,), len(self.text_encoder)), prompt
+
+
+def test_a_prompt_is_encoded_once_a_run_and_a_new_one_by_encoders_that_are_loaded():
+    prompts, loaded = EncodedPrompts(torch.device("cpu")), []
+
+    def load():
+        loaded.append(Encoding("long"))
+        return loaded[-1]
+
+    assert not prompts.are_known
+    first, second = Encoding("one"), Encoding()
+    for pipeline in (first, second):
+        prompts.answer_for(pipeline, load)
+    assert first.encode_prompt("cat")[0].tolist() == [3, 3] and prompts.are_known
+    assert second.encode_prompt("cat")[0].tolist() == [3, 3] and not loaded
+    assert second.encode_prompt("dog")[0].tolist() == [4, 4] and len(loaded) == 1
+    assert second.encode_prompt("dog", picture=torch.zeros(1))[1] == "dog" and len(loaded) == 1
+    assert not prompts.are_known, "encoders that see a picture are needed each time"
 
 
 # -- its parts -------------------------------------------------------------------------------------------------------
