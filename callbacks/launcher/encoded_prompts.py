@@ -26,12 +26,12 @@ class EncodedPrompts:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._known: dict[str, Any] = {}
-        self._asked_with_more = False
+        self._was_asked = self._asked_with_more = False
 
     @property
     def are_known(self) -> bool:
         """Whether a pipeline can do without text encoders; for a prompt that is new all the same they are loaded."""
-        return bool(self._known) and not self._asked_with_more
+        return self._was_asked and not self._asked_with_more
 
     def answer_for(self, pipeline: Any, load: Callable[[], Any]) -> None:
         """From now on the pipeline's `encode_prompt` answers from memory where it can.
@@ -41,11 +41,14 @@ class EncodedPrompts:
         """
         if not hasattr(pipeline, "encode_prompt"):
             return
-        names = text_encoders(type(pipeline))
-        encode = pipeline.encode_prompt if any(getattr(pipeline, name) is not None for name in names) else None
+        own = pipeline.encode_prompt
+        encode = own if any(getattr(pipeline, name) is not None for name in text_encoders(type(pipeline))) else None
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             nonlocal encode
+            self._was_asked = True
+            if any("prompt_embeds" in name and value is not None for name, value in kwargs.items()):
+                return own(*args, **kwargs)  # the pair's own; nothing is left to encode
             key = question(args, kwargs)
             self._asked_with_more |= key is None
             if key is not None and key in self._known:

@@ -400,7 +400,9 @@ class Encoding:
     def __init__(self, text_encoder=None):
         self.text_encoder = text_encoder
 
-    def encode_prompt(self, prompt, picture=None):
+    def encode_prompt(self, prompt, picture=None, prompt_embeds=None):
+        if prompt_embeds is not None:
+            return prompt_embeds, prompt
         return torch.full((2,), len(self.text_encoder)), prompt
 
 
@@ -418,6 +420,8 @@ def test_a_prompt_is_encoded_once_a_run_and_a_new_one_by_encoders_that_are_loade
     assert first.encode_prompt("cat")[0].tolist() == [3, 3] and prompts.are_known
     assert second.encode_prompt("cat")[0].tolist() == [3, 3] and not loaded
     assert second.encode_prompt("dog")[0].tolist() == [4, 4] and len(loaded) == 1
+    own = torch.zeros(1)
+    assert second.encode_prompt(None, prompt_embeds=own)[0] is own and prompts.are_known
     assert second.encode_prompt("dog", picture=torch.zeros(1))[1] == "dog" and len(loaded) == 1
     assert not prompts.are_known, "encoders that see a picture are needed each time"
 
