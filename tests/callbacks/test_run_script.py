@@ -26,6 +26,7 @@ from i2am_debug.callbacks.launcher.evaluating import Evaluating
 from i2am_debug.callbacks.launcher.loaded_parts import LoadedParts
 from i2am_debug.callbacks.launcher.options import RunOptions
 from i2am_debug.callbacks.launcher.patches import Patches
+from i2am_debug.callbacks.launcher.script_pipeline import ScriptPipeline
 from i2am_debug.callbacks.launcher.step_count import STEP_FILE, step_of
 from pipelines import flux, stable_diffusion
 from pipelines.case import picture
@@ -39,6 +40,7 @@ from transformers import T5EncoderModel
 from i2am_debug import cli
 from i2am_debug.errors import I2AMError
 from i2am_debug.gate.exit_codes import ExitCode
+from i2am_debug.guard.state_guard import StateGuard
 from i2am_debug.store.run_store import RunStore
 
 SCRIPTS = Path(__file__).parents[1] / "fixtures" / "scripts"
@@ -173,7 +175,7 @@ def both(given, tmp_path_factory) -> SimpleNamespace:
     """One training with validations, without us and with us."""
     root, monkeypatch = tmp_path_factory.mktemp("both"), pytest.MonkeyPatch()
     torch.set_num_threads(1)
-    more, made, init = ("--validation_prompt", "cat"), [0], T5EncoderModel.__init__
+    more, made, init = ("--validation_prompt", "cat", "--max_train_steps", "5"), [0], T5EncoderModel.__init__
 
     def counted(self, *args, **kwargs):
         made[-1] += 1
@@ -183,7 +185,7 @@ def both(given, tmp_path_factory) -> SimpleNamespace:
     plain(KONTEXT, kontext(given, root / "plain", *more), monkeypatch)
     before = patched()
     made.append(0)
-    code = watched(given, KONTEXT, kontext(given, root / "run", *more), "--every-n-steps", "3")
+    code = watched(given, KONTEXT, kontext(given, root / "run", *more), "--every-n-steps", "2")
     monkeypatch.undo()
     return SimpleNamespace(plain=root / "plain", run=root / "run", code=code, before=before, encoders=made)
 
@@ -191,14 +193,14 @@ def both(given, tmp_path_factory) -> SimpleNamespace:
 def test_the_pairs_are_evaluated_before_every_n_steps_and_at_the_end(both):
     assert both.code == ExitCode.OK
     run = both.run / "logs" / "own-run"
-    assert stored_steps(run) == [0, 3, 4]
+    assert stored_steps(run) == [0, 2, 4, 5]
     own = events(run)
-    assert [e.step for e in own.Scalars("i2am/loss")] == [0, 3, 4], "in the script's own TensorBoard run"
+    assert [e.step for e in own.Scalars("i2am/loss")] == [0, 2, 4, 5], "in the script's own TensorBoard run"
     assert {e.step for e in own.Scalars("loss")} == {
         e.step for e in events(both.plain / "logs" / "own-run").Scalars("loss")
     }
     losses = [e.value for e in own.Scalars("i2am/loss")]
-    assert len(set(losses)) == 3, "each is of other weights"
+    assert len(set(losses)) == 4, "each is of other weights"
     assert events(run / "i2am_pictures").Images("i2am/pair_00")
 
 
@@ -229,12 +231,19 @@ def test_what_was_loaded_for_an_evaluation_is_freed(both):
     assert not [one for one in gc.get_objects() if type(one).__name__ in ("T5EncoderModel", "FluxTransformer2DModel")]
 
 
-def test_without_a_schedule_the_pairs_are_evaluated_when_the_script_validates(given, tmp_path):
+def losses_by_step(run: Path) -> dict[int, float]:
+    return {e.step: e.value for e in events(run).Scalars("i2am/loss")}
+
+
+def test_without_a_schedule_the_pairs_are_evaluated_when_the_script_validates(given, both, tmp_path):
     arguments = kontext(given, tmp_path, "--validation_prompt", "cat", "--max_train_steps", "5")
     watched(given, KONTEXT, arguments)
     run = tmp_path / "logs" / "own-run"
     assert [e.step for e in events(run).Images("validation")] == [2, 5]
     assert stored_steps(run) == [0, 2, 5], "before, at its validations, and the last of them is the end"
+    elsewhere = losses_by_step(both.run / "logs" / "own-run")
+    same = {step: elsewhere[step] for step in (0, 2, 5)}
+    assert losses_by_step(run) == same, "whatever the script's autocast is where it validates"
 
 
 def test_a_resumed_script_goes_on_from_its_step_with_its_baseline(given, tmp_path):
@@ -249,10 +258,10 @@ def test_a_resumed_script_goes_on_from_its_step_with_its_baseline(given, tmp_pat
 
 
 def test_without_pairs_the_scripts_own_validation_is_looked_at(given, both, tmp_path):
-    arguments = kontext(given, tmp_path, "--validation_prompt", "cat")
+    arguments = kontext(given, tmp_path, "--validation_prompt", "cat", "--max_train_steps", "5")
     assert cli.main(["run", str(KONTEXT), "--", *arguments]) == ExitCode.OK
     own, without = events(tmp_path / "logs" / "own-run"), events(both.plain / "logs" / "own-run")
-    assert [e.step for e in own.Scalars("i2am/validation/attention_information")] == [2, 4]
+    assert [e.step for e in own.Scalars("i2am/validation/attention_information")] == [2, 5, 5]
     assert 0 < own.Scalars("i2am/validation/reference_mass")[0].value < 1
     assert len(events(tmp_path / "logs" / "own-run" / "i2am_pictures").Images("i2am/validation_00")) == 2
     for phase in ("validation", "test"):
@@ -392,6 +401,22 @@ def test_several_processes_need_a_schedule():
     accelerator = SimpleNamespace(num_processes=2)
     with pytest.raises(I2AMError, match="2 processes train, .*main one alone.* --every-n-steps N or --budget"):
         Evaluating(RunOptions(settings={"every_n_steps": "asked"}), accelerator, LoadedParts())
+
+
+def test_what_a_script_keeps_is_put_back_as_it_was(given):
+    accelerator = accelerate.Accelerator(cpu=True)
+    loaded, folder = LoadedParts(), str(given / "kontext")
+    with Patches() as patches:
+        loaded.watch(patches)
+        vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        transformer = diffusers.FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+    accelerator.prepare(transformer)
+    build = ScriptPipeline(accelerator, loaded, asked_for=FluxKontextPipeline)
+    assert build().vae is vae and build().transformer is transformer, "its own, not loaded again"
+    vae.to(torch.bfloat16)
+    with build.parts_held(), StateGuard([transformer]) as guard:
+        assert guard.pipeline(build).vae.dtype is torch.float32, "as at the first time"
+    assert vae.dtype is torch.bfloat16
 
 
 class Encoding:
