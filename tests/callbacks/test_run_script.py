@@ -47,8 +47,8 @@ SCRIPTS = Path(__file__).parents[1] / "fixtures" / "scripts"
 KONTEXT, IP_ADAPTER = SCRIPTS / "train_kontext_lora.py", SCRIPTS / "train_ip_adapter.py"
 CONFIG = """[i2am]
 on_error = "raise"
-pictures = 1
-panels = 1
+pictures = 0
+panels = 0
 synchronous = true
 disable_progress_bar = true
 plan = { sampler_steps = 2 }
@@ -80,7 +80,8 @@ def given(tmp_path_factory) -> Path:
             reference.save(root / folder / f"r{n}.png"), target.save(root / folder / f"t{n}.png")
     lines = [{"file_name": f"t{n}.png", "reference_file_name": f"r{n}.png", "prompt": "a red cat"} for n in range(2)]
     (root / "val" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (root / "i2am.toml").write_text(CONFIG)
+    (root / "i2am.toml").write_text(CONFIG + "[i2am.rules]\ndefaults = false\n")
+    (root / "pictures.toml").write_text((root / "i2am.toml").read_text().replace("panels = 0", "panels = 1"))
     return root
 
 
@@ -185,7 +186,9 @@ def both(given, tmp_path_factory) -> SimpleNamespace:
     plain(KONTEXT, kontext(given, root / "plain", *more), monkeypatch)
     before = patched()
     made.append(0)
-    code = watched(given, KONTEXT, kontext(given, root / "run", *more), "--every-n-steps", "2")
+    code = watched(
+        given, KONTEXT, kontext(given, root / "run", *more), "--every-n-steps", "2", config=given / "pictures.toml"
+    )
     monkeypatch.undo()
     return SimpleNamespace(plain=root / "plain", run=root / "run", code=code, before=before, encoders=made)
 
