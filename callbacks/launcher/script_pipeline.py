@@ -24,6 +24,11 @@ from .encoded_prompts import EncodedPrompts, text_encoders
 from .loaded_parts import LoadedParts
 from .trained import denoiser_in, unwrapped
 
+_UNASKED = {"safety_checker": None, "requires_safety_checker": False}
+"""It would blacken pictures that are only looked at."""
+
+_NOT_OF_WORDS = ("transformer", "transformer_2", "unet", "vae", "image_encoder", "scheduler")
+
 
 class ScriptPipeline:
     """Builds the pipeline when called; always of one class, with its parts in the dtypes that they had first.
@@ -86,27 +91,22 @@ class ScriptPipeline:
             self._move(pipeline, keep=trained)
             if adapter is not None:
                 adapter.load_into(pipeline)
-        if encoders == text_encoders(kind):  # a trained one answers otherwise each time
-            self._prompts.answer_for(pipeline, lambda: self._encoding(kind, folder, given, encoders))
+        if encoders and encoders == text_encoders(kind):  # a trained one answers otherwise each time
+            dtype = _dtype(denoiser)
+            self._prompts.answer_for(pipeline, lambda: self._of_words(kind, folder, encoders, dtype))
         return pipeline
 
-    def _encoding(self, kind: Any, folder: str, given: Mapping[str, Any], encoders: Container[str]) -> Any:
+    def _of_words(self, kind: Any, folder: str, encoders: Container[str], dtype: torch.dtype) -> Any:
         """A pipeline of the text encoders alone."""
+        living = {name: part for name, part in self._loaded.living_in(folder).items() if name in encoders}
         with _quietly():
-            others = {name: None for name, part in given.items() if name not in encoders}
-            living = {name: part for name, part in self._loaded.living_in(folder).items() if name in encoders}
-            dtype = next((self._dtypes[name] for name in self._dtypes if name in encoders), None)
-            pipeline = self._built(kind, folder, {**others, **living}, dtype)
+            pipeline = self._built(kind, folder, {**dict.fromkeys(_NOT_OF_WORDS), **living}, dtype)
             self._move(pipeline, keep=())
         return pipeline
 
     def _built(self, kind: Any, folder: str, given: Mapping[str, Any], dtype: torch.dtype) -> Any:
         takes = inspect.signature(kind.__init__).parameters
-        unasked = {
-            "safety_checker": None,
-            "requires_safety_checker": False,
-        }  # it would blacken pictures that are only looked at
-        given = {name: part for name, part in {**unasked, **given}.items() if name in takes}
+        given = {name: part for name, part in {**_UNASKED, **given}.items() if name in takes}
         try:
             return kind.from_pretrained(folder, **given, **self._where, torch_dtype=dtype)
         except (OSError, ValueError, TypeError) as error:

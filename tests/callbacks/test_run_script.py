@@ -39,6 +39,7 @@ from transformers import T5EncoderModel
 
 from i2am_debug import cli
 from i2am_debug.errors import I2AMError
+from i2am_debug.figures.record import differences
 from i2am_debug.gate.exit_codes import ExitCode
 from i2am_debug.guard.state_guard import StateGuard
 from i2am_debug.store.run_store import RunStore
@@ -204,6 +205,8 @@ def test_the_pairs_are_evaluated_before_every_n_steps_and_at_the_end(both):
     }
     losses = [e.value for e in own.Scalars("i2am/loss")]
     assert len(set(losses)) == 4, "each is of other weights"
+    first, *others = (stored.evaluation for stored in RunStore(run).evaluations())
+    assert [differences(first, other) for other in others] == [{}, {}, {}], "with encoders and without: comparable"
     assert events(run / "i2am_pictures").Images("i2am/pair_00")
 
 
@@ -420,6 +423,25 @@ def test_what_a_script_keeps_is_put_back_as_it_was(given):
     with build.parts_held(), StateGuard([transformer]) as guard:
         assert guard.pipeline(build).vae.dtype is torch.float32, "as at the first time"
     assert vae.dtype is torch.bfloat16
+
+
+def test_a_new_prompt_finds_encoders_in_a_pipeline_built_without(given):
+    accelerator = accelerate.Accelerator(cpu=True)
+    loaded = LoadedParts()
+    with Patches() as patches:
+        loaded.watch(patches)
+        transformer = diffusers.FluxTransformer2DModel.from_pretrained(given / "kontext", subfolder="transformer")
+    accelerator.prepare(transformer)
+    build = ScriptPipeline(accelerator, loaded)
+    first = build()
+    cat, dog = (first.encode_prompt(word, prompt_2=None, max_sequence_length=8)[0] for word in ("cat", "dog"))
+    second = build()
+    assert isinstance(second, FluxKontextPipeline), "as the model's folder says"
+    assert second.text_encoder is None and second.text_encoder_2 is None
+    assert torch.equal(second.encode_prompt("cat", prompt_2=None, max_sequence_length=8)[0], cat)
+    assert not torch.equal(cat, dog)
+    build._prompts._known.clear()
+    assert torch.equal(second.encode_prompt("dog", prompt_2=None, max_sequence_length=8)[0], dog)
 
 
 class Encoding:
