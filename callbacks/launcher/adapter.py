@@ -48,15 +48,16 @@ class Adapter:
                     encoder = part.kind.from_pretrained(part.folder, subfolder=part.subfolder, **part.where)  # type: ignore[attr-defined]
                 return {"image_encoder": encoder, "feature_extractor": CLIPImageProcessor()}
         raise I2AMError(
-            "the script trains an IP-Adapter, but loaded no CLIPVisionModelWithProjection with from_pretrained to read the "
-            "reference with; say how a pair becomes a call with call= in the config file"
+            "the script trains an IP-Adapter, but loaded no CLIPVisionModelWithProjection with from_pretrained to read a "
+            "reference picture with (FaceID's reads face embeddings); put the callback into the script, with a call= of your "
+            "own: docs/official-scripts.md"
         )
 
     def load_into(self, pipeline: Any) -> None:
         """Loads the adapter's present weights.
 
         Raises:
-            I2AMError: they are of a kind that diffusers does not load, such as FaceID's with its LoRA layers.
+            I2AMError: they are of a kind that diffusers does not load.
         """
         weights = {"image_proj": self.image_projection.state_dict(), "ip_adapter": self.processors.state_dict()}
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from diffusers import FluxKontextPipeline
@@ -138,6 +139,19 @@ def test_pairs_and_rules_are_looked_for_from_the_file_on(write, tmp_path):
     assert len(settings["pairs"]) == 1 and settings["rules"].min_pairs == 4
     assert settings["every_n_steps"] == "asked", "when the script validates"
     assert isinstance(settings["pairs"], ValidationPairs)
+
+
+def test_the_file_in_the_docs_is_read_as_it_stands(write, tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "official-scripts.md"
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    options = read_options({}, write(text.replace('"val"', '"beside_the_file:pairs"')))
+    assert options.settings["size"] == (512, 512) and options.settings["rules"].alpha == 0.01 and options.stops
+
+
+def test_asked_is_no_schedule(write):
+    settings = read_options({}, write('[i2am]\npairs = "beside_the_file:pairs"\nevery_n_steps = "asked"')).settings
+    spacing = MonitorSettings(**settings).spacing()
+    assert not any(spacing.due(step, lambda work: work()) or spacing.falls_on(step) for step in range(100))
 
 
 WITH_PAIRS = '[i2am]\npairs = "beside_the_file:pairs"\n'
