@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -53,7 +53,7 @@ class I2AMCallback:
         *,
         pipeline: Any,
         pairs: Any,
-        every_n_steps: int | None = None,
+        every_n_steps: int | Literal["asked"] | None = None,
         logdir: str | Path | None = None,
         **settings: Any,
     ) -> None:
@@ -90,6 +90,10 @@ class I2AMCallback:
     def on_step_end(self, global_step: int) -> None:
         """Evaluates when it is time (`every_n_steps` or `budget`); once a step, however often it is called."""
         self.monitor.step(global_step)
+
+    def on_validation(self, global_step: int) -> None:
+        """Evaluates now, unless this step just was: for loops that look when they validate (`every_n_steps="asked"`)."""
+        self.monitor.asked(global_step)
 
     def on_train_end(self, global_step: int) -> None:
         """Evaluates the final weights unless just done, and closes what was opened."""

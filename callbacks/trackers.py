@@ -7,7 +7,7 @@ Pictures are a TensorBoard run of their own below the run's folder (`event_write
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,14 @@ class RunTrackers:
         self._layout_written, self._undefined = True, text
         for tracker in self._others:
             tracker.log(values, step=step)
+
+    def numbers(self, values: Mapping[str, float], global_step: int) -> None:
+        """Single numbers under their tags."""
+        with self._shared.writing() as writer:
+            for tag, number in values.items():
+                writer.add_scalar(PREFIX + tag, float(number), global_step)
+        for tracker in self._others:
+            tracker.log({PREFIX + tag: float(number) for tag, number in values.items()}, step=global_step)
 
     def picture(self, tag: str, picture: Image.Image, global_step: int) -> None:
         """Writes one picture under its tag; of trackers beside TensorBoard to those that take pictures."""

@@ -1,4 +1,4 @@
-"""The command line: `i2am-debug demo · explain · view · check · baseline · calibrate`. Imports torch only where needed."""
+"""`i2am-debug demo · run · explain · view · check · baseline · calibrate`. Imports torch only where needed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import __version__
-from .errors import I2AMError
+from .errors import I2AMError, WrongSettings
 from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
 
@@ -32,8 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without "→" is no reason to fail
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("i2am_debug").setLevel(logging.INFO)
+    if args.run is not _run:  # a script sets up its own log
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("i2am_debug").setLevel(logging.INFO)
     try:
         return args.run(args)
     except I2AMError as error:
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write evaluations and alerts to FILE")
     demo.set_defaults(run=_demo)
 
+    _add_run(commands)
     explain = commands.add_parser("explain", help="draw what one generated picture takes from its reference")
     explain.add_argument("pipeline", type=Path, metavar="PIPELINE_FOLDER", help="a pipeline saved with save_pretrained")
     add = explain.add_argument
@@ -106,6 +109,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run an unmodified training script and evaluate validation pairs while it trains",
+        description="With several processes: accelerate launch -m i2am_debug run …. docs/official-scripts.md says more.",
+    )
+    run.add_argument(
+        "--pairs", type=Path, metavar="FOLDER", help="validation pairs with metadata.jsonl; without them the script's own "
+        "validation calls are looked at"
+    )  # fmt: skip
+    run.add_argument("--allow-outside", action="store_true", default=None, help="also files outside of that folder")
+    run.add_argument("--config", type=Path, metavar="FILE.toml", help="settings of the callback, in a table [i2am]")
+    how_often = run.add_mutually_exclusive_group()
+    how_often.add_argument(
+        "--every-n-steps",
+        type=at_least(1),
+        metavar="N",
+        help="evaluate every N optimizer steps (default: when the script validates)",
+    )
+    how_often.add_argument(
+        "--budget", type=float, metavar="SHARE", help="evaluate so that it takes this share of the time, as 0.02"
+    )
+    run.add_argument("--logdir", type=Path, help="where to write if the script has no TensorBoard tracker")
+    run.add_argument("--pipeline", metavar="CLASS", help="the pipeline's class, if the script does not import it")
+    run.add_argument(
+        "--model", metavar="FOLDER_OR_NAME", help="a whole pipeline, if the script does not load its model from one"
+    )
+    run.add_argument("script", type=Path, metavar="SCRIPT.py", help="the training script")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- ARGS", help="the script's own arguments")
+    run.set_defaults(run=_run)
+
+
 def _demo(args: argparse.Namespace) -> int:
     if args.sabotage not in _SABOTAGES[args.model]:
         known = ", ".join(_SABOTAGES[args.model])
@@ -126,6 +161,21 @@ def _demo(args: argparse.Namespace) -> int:
         write_json(result, args.json)
         print(f"figures: {args.json}")
     print(f"maps and scores: {result.run}\nto look at them: tensorboard --logdir {args.logdir}")
+    return ExitCode.OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not args.script.is_file():
+        return _usage_error(f"run: there is no script {args.script}")
+    from .callbacks.launcher.script import run_script
+
+    words = ("pairs", "allow_outside", "every_n_steps", "budget", "logdir", "pipeline", "model")
+    given = {name: getattr(args, name) for name in words}
+    own = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
+    try:
+        run_script(args.script, own, given, args.config)
+    except WrongSettings as error:
+        return _usage_error(f"run: {error}")
     return ExitCode.OK
 
 

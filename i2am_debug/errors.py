@@ -76,5 +76,13 @@ class TrainingChanged(I2AMError, RuntimeError):
     """
 
 
+class WrongSettings(I2AMError, ValueError):
+    """A setting of the command line or of a config file is wrong; names it."""
+
+
+class TrainingStopped(I2AMError, RuntimeError):
+    """An alert at least as severe as `stop_on` ended an unmodified script, as its user asked for (`i2am-debug run`)."""
+
+
 class NoRoom(I2AMError, OSError):
     """A disk has too little room for what is to be written and for the training's own files."""

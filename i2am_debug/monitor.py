@@ -109,10 +109,14 @@ class Monitor:
         if global_step != self._last_step:
             self._evaluate_or_warn(global_step, lambda: self._spacing.due(global_step, self._processes.from_main))
 
-    def end(self, global_step: int) -> None:
-        """Evaluates the final weights unless just done, finishes the writing, and closes what was opened."""
+    def asked(self, global_step: int) -> None:
+        """Evaluates now, unless this step just was; a failure is what `on_error` says."""
         if global_step != self._last_step:
             self._evaluate_or_warn(global_step)
+
+    def end(self, global_step: int) -> None:
+        """Evaluates the final weights unless just done, finishes the writing, and closes what was opened."""
+        self.asked(global_step)
         failures: list[Failure] = []
         written: list[Written] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,7 @@ from .capture.plan import CapturePlan
 from .evaluation.calls import PipelineCall
 from .evaluation.evaluator import Evaluator
 from .evaluation.loss_function import LossFunction
-from .evaluation.spacing import Budget, EveryNSteps, Spacing
+from .evaluation.spacing import Budget, EveryNSteps, Spacing, WhenAsked
 from .evaluation.truth import Encode
 from .evaluation.ways import WAYS, WayName
 from .families.family import Family
@@ -36,8 +36,8 @@ class MonitorSettings:
 
     pairs: ValidationPairs
     """What to look at, or a list of pairs; 8 or more make a drop distinguishable from noise."""
-    every_n_steps: int | None = None
-    """How often, in global (optimizer) steps; this or `budget`."""
+    every_n_steps: int | Literal["asked"] | None = None
+    """How often, in global (optimizer) steps; this or `budget`. "asked": at the beginning, the end and `on_validation`."""
     budget: float | None = None
     """In place of `every_n_steps`: the share of the run's time that evaluations may take, such as 0.02; they are spaced from
     what the last ones took."""
@@ -98,7 +98,7 @@ class MonitorSettings:
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            if name == "every_n_steps" and value is None and self.budget is not None:
+            if name == "every_n_steps" and (value == "asked" or (value is None and self.budget is not None)):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 other = ", or budget= in its place" if name == "every_n_steps" else ""
@@ -144,16 +144,13 @@ class MonitorSettings:
             TypeError: there is no such setting; says which was probably meant.
             ValueError, InvalidPair: as of the class.
         """
-        known = [one.name for one in fields(cls)]
-        for name in given:
-            if name not in known:
-                alike = get_close_matches(name, known, n=1)
-                meant = f"did you mean {alike[0]!r}?" if alike else f"it has {', '.join(known)}"
-                raise TypeError(f"{asked_by} has no setting {name!r}; {meant}")
+        refuse_unknown(asked_by, given, [one.name for one in fields(cls)])
         return cls(**given)
 
     def spacing(self) -> Spacing:
         """Where in the run the evaluations lie."""
+        if self.every_n_steps == "asked":
+            return WhenAsked()
         return (
             Budget(self.budget) if self.every_n_steps is None and self.budget else EveryNSteps(self.every_n_steps or 1)
         )
@@ -176,6 +173,17 @@ class MonitorSettings:
             pictures=self.pictures,
             seed=self.seed,
         )
+
+
+def refuse_unknown(asked_by: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises:
+    TypeError: a name is none of those known; says which was probably meant.
+    """
+    for name in given:
+        if name not in known:
+            alike = get_close_matches(name, known, n=1)
+            meant = f"did you mean {alike[0]!r}?" if alike else f"it has {', '.join(known)}"
+            raise TypeError(f"{asked_by} has no setting {name!r}; {meant}")
 
 
 def _is_size(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,9 @@ def prompts_encoded_once(pipeline: Any) -> Iterator[None]:
     known: dict[str, Any] = {}
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
-        if not all(map(_plain, (*args, *kwargs.values()))):
+        key = question(args, kwargs)
+        if key is None:
             return encode(*args, **kwargs)
-        key = repr((args, sorted(kwargs.items())))
         if key not in known:
             known[key] = encode(*args, **kwargs)
         return known[key]
@@ -36,6 +36,11 @@ def prompts_encoded_once(pipeline: Any) -> Iterator[None]:
         yield
     finally:
         del pipeline.__dict__["encode_prompt"]
+
+
+def question(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """What an encoder is asked, as text; None where it is given a picture or a tensor too."""
+    return repr((args, sorted(kwargs.items()))) if all(map(_plain, (*args, *kwargs.values()))) else None
 
 
 def _plain(value: Any) -> bool:

@@ -66,6 +66,30 @@ class EveryNSteps:
         pass
 
 
+class WhenAsked:
+    """At the beginning, at the end, and where the loop asks for one: where it validates."""
+
+    def falls_on(self, global_step: int) -> bool:
+        return False
+
+    def due(self, global_step: int, from_main: FromMain) -> bool:
+        return False
+
+    def evaluated(self, global_step: int, seconds: float) -> None:
+        pass
+
+    def in_words(self, seconds: float) -> str:
+        return (
+            "evaluations come with the script's own validations; every_n_steps=N or budget=0.02 places them otherwise"
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
 class Budget:
     """So that evaluations take at most a share of the run's time, from what the last two and the steps since then took.
 
