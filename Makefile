@@ -11,7 +11,7 @@ REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 COSTS := importing capture joint joint_model growth_with_size evaluation training real_sizes
 FIGURES ?= build/bench
 
-.PHONY: help demo test lint bench $(COSTS:%=bench-%)
+.PHONY: help demo test lint bench $(COSTS:%=bench-%) evidence
 
 help:
 	@echo 'make demo              a tiny model unlearns its reference; the plugin notices'
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint              style, formatting and types'
 	@echo 'make bench             what looking costs: $(COSTS)'
 	@echo '                       one of them: make bench-training; all, whatever fails: make -k bench'
+	@echo 'make evidence          whether the maps tell the truth; writes docs/evidence.md anew, in hours'
 	@echo 'PYTHON=python3.12      makes .venv with another Python (3.10 or newer)'
 
 demo: $(VENV)/.installed
@@ -33,6 +34,11 @@ bench: $(COSTS:%=bench-%)
 $(COSTS:%=bench-%): bench-%: $(VENV)/.installed-test
 	@mkdir -p $(FIGURES)
 	$(BIN)/python -m benchmarks.$* --json $(FIGURES)/$*.json $(ARGS)
+
+evidence: $(VENV)/.installed-test
+	@mkdir -p $(FIGURES)
+	$(BIN)/python -m benchmarks.alerts --long --json $(FIGURES)/alerts.json
+	$(BIN)/python -m benchmarks.evidence $(ARGS)
 
 # The types are checked in the layout of a wheel: callbacks/ is i2am_debug.callbacks there, which mypy can't see in an
 # editable install.

@@ -188,7 +188,7 @@ def _beside(plain: Mapping[str, Any], looking: Mapping[str, Any], forwards: floa
 
 
 def row(name: str, found: Mapping[str, Any]) -> str:
-    """A line of the table in benchmarks/README.md."""
+    """A line of the table in benchmarks/RESULTS.md."""
     own, pilot = found["default"], found.get("pilot")
     of_pilot = f" {pilot['share']:.1%} | {pilot['more_at_the_peak'] / 2**20:.0f} MiB |" if pilot else ""
     return (

@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--runs",
         type=Path,
-        default=Path("build/alert_runs"),
-        help="fine-tunes of benchmarks.alerts (default: build/alert_runs)",
+        default=Path("runs/alerts"),
+        help="fine-tunes of benchmarks.alerts (default: runs/alerts)",
     )
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):
