@@ -61,6 +61,20 @@ def _of_this_package() -> list[Family]:
     ]
 
 
+def check_still_found(family: Family, pipeline: Any, denoiser: nn.Module) -> None:
+    """Finds the family anew: figures by another one than before would be figures of something else.
+
+    Raises:
+        UnsupportedModel: it is another one, or none, by now.
+    """
+    now = find_family(pipeline, denoiser)
+    if type(now) is not type(family):
+        raise UnsupportedModel(
+            f"{type(denoiser).__name__} was found to be of the family {family.name!r}, and is of {now.name!r} since the call "
+            f"began, which changes the denoiser. Say which it is: family={type(now).__name__}(), from now on every time"
+        )
+
+
 def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
     """The first family that knows the model.
 
