@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from builders import ip_adapter
@@ -16,12 +19,14 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor
 from oracle import assert_maps_equal, recorded_products
+from PIL import Image
 from torch import nn
 
-from i2am_debug import CapturePlan, trace
+from i2am_debug import CapturePlan, ValidationPair, ValidationPairs, trace
 from i2am_debug.capture.sampler_steps import scheduler_name
 from i2am_debug.capture.trace import find_denoiser
 from i2am_debug.errors import NothingCaptured, UnsupportedModel
+from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.evaluation.fingerprint import of_family
 from i2am_debug.families.added_key_value import AddedKeyValue
 from i2am_debug.families.bria_fibo_edit import BriaFiboEdit
@@ -308,3 +313,51 @@ def test_tiles_of_a_large_picture_are_refused_and_a_picture_of_one_tile_is_not(t
     with trace(unet) as t, recorded_products(LDMCrossAttention().layers(unet)) as products:
         run(1)
     assert_maps_equal(t.maps(), {n: [p.logits([1])[0] for p in each] for n, each in products.items()})
+
+
+# -- Training ----------------------------------------------------------------------------------------------------------
+
+
+class LatentDiffusion(nn.Module):
+    """What docs/originals.md asks of a model of latent diffusion code."""
+
+    first_stage_key = "image"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.diffusion_model = ldm()
+
+    def get_input(self, batch: dict, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch[key], batch["reference"]
+
+    def q_sample(self, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        share = (t / 1000).view(-1, 1, 1, 1)
+        return (1 - share).sqrt() * x_start + share.sqrt() * noise
+
+    def apply_model(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return self.model.diffusion_model(x, t, context=condition)
+
+
+def collate(pairs: list, reference: list | None) -> dict[str, torch.Tensor]:
+    brightness = [np.asarray(one).mean() / 255 for one in reference or [pair.reference for pair in pairs]]
+    tokens = torch.ones(1, 9, CONTEXT) * torch.linspace(-1, 1, 9)[:, None]
+    return {
+        "image": torch.ones(len(pairs), 4, 6, 10),
+        "reference": torch.cat([tokens * float(one) for one in brightness]),
+    }
+
+
+def test_the_loss_function_of_the_page_is_looked_at() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "originals.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    given = {"model": LatentDiffusion(), "collate": collate, "torch": torch}
+    exec(code, given)
+    grey = [Image.new("RGB", (16, 16), (60 + 90 * number,) * 3) for number in range(2)]
+    pairs = ValidationPairs([ValidationPair(name=f"{n}", target=grey[0], reference=grey[n]) for n in range(2)])
+    evaluator = Evaluator(pairs=pairs, plan=CapturePlan(sampler_steps=2), loss_fn=given["loss_fn"], pictures=0)
+    evaluator.check(given["model"])
+    observations = evaluator.observe(given["model"], [0]) + evaluator.observe(given["model"], [1])
+    evaluation = evaluator.score(observations, global_step=0, pipeline=given["model"], baseline=None)
+    assert evaluation.fingerprint["family"] == "ldm_cross_attention" and len(evaluation.layers) == 5
+    assert evaluation.mean("attention_information") > 0 and evaluation.mean("loss") > 0
