@@ -1,4 +1,4 @@
-"""The command line: `i2am-debug demo · explain · view · check · baseline · calibrate`. Imports torch only where needed."""
+"""The command line: `i2am-debug demo · explain · doctor · view · check · baseline · calibrate`. Imports torch where needed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
+from .doctor.commands import add_doctor
 from .errors import I2AMError
 from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
@@ -97,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     explain.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where to write the panel")
     explain.set_defaults(run=_explain)
+
+    add_doctor(commands)
 
     view = commands.add_parser("view", help="start TensorBoard on a folder of runs")
     view.add_argument("logdir", type=Path, metavar="LOGDIR", help="a run, or a folder of runs")

@@ -1,0 +1,83 @@
+"""Versions and devices: what an issue needs to name first."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+
+from .findings import Diagnosis
+
+SECTION = "installed"
+_NAME = "i2am-debug"
+_NEEDED = ("torch", "diffusers", "accelerate", "tensorboard", "numpy", "scipy", "safetensors", "pillow", "matplotlib")
+_OPTIONAL = ("transformers", "peft", "lightning", "pytorch-lightning", "wandb", "xformers", "flash-attn", "deepspeed")
+
+
+def installed(diagnosis: Diagnosis) -> None:
+    """Adds versions and devices, and what is missing or too old."""
+    import torch
+
+    diagnosis.add(SECTION, _NAME, version(_NAME) or "not installed, run from its source")
+    diagnosis.add(SECTION, "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
+    needed = {name: version(name) for name in _NEEDED}
+    needed["torch"] = torch.__version__  # with what it was built for
+    diagnosis.add(SECTION, "needed", ", ".join(f"{name} {found or 'missing'}" for name, found in needed.items()))
+    optional = {name: version(name) for name in _OPTIONAL}
+    there = [f"{name} {found}" for name, found in optional.items() if found is not None]
+    diagnosis.add(SECTION, "beside them", ", ".join(there) or "none")
+    absent = [name for name, found in optional.items() if found is None]
+    diagnosis.add(SECTION, "not installed", ", ".join(absent) or "none")
+    diagnosis.add(SECTION, "CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    for number, text in enumerate(_accelerators()):
+        diagnosis.add(SECTION, f"device {number}", text)
+    for text in _too_old():
+        diagnosis.find(
+            f"{text}, and i2am-debug was made for that",
+            f"{os.path.basename(sys.executable)} -m pip install -U {_NAME}",
+        )
+    if optional["transformers"] is None:
+        diagnosis.find(
+            "transformers is not installed: without it diffusers has no pipeline with a text or image encoder",
+            "pip install transformers",
+        )
+
+
+def version(name: str) -> str | None:
+    """The version that is installed, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _accelerators() -> list[str]:
+    import torch
+
+    found = []
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            has = torch.cuda.get_device_properties(number)
+            found.append(f"{has.name}, {has.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+    if torch.backends.mps.is_available():
+        found.append("MPS")
+    return found or ["no accelerator: everything runs on the CPU"]
+
+
+def _too_old() -> list[str]:
+    """Requirements of this package that what is installed does not meet."""
+    from packaging.requirements import Requirement  # comes with accelerate
+
+    try:
+        written = importlib.metadata.requires(_NAME) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    unmet = []
+    for requirement in map(Requirement, written):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = version(requirement.name)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            unmet.append(f"{requirement.name} is {found or 'missing'}, expected {requirement.specifier}")
+    return unmet
