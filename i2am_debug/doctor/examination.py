@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ def examine(
         allow_outside: whether the pairs' files may lie outside their folder.
     """
     diagnosis = Diagnosis()
+    _hush()
     installed(diagnosis)
     if named is None:
         return diagnosis
@@ -45,6 +48,18 @@ def examine(
             diagnosis.find(str(error), fatal=True)
     examine_pipeline(diagnosis, found.pipeline, settings, card=card)
     return diagnosis
+
+
+def _hush() -> None:
+    """What diffusers and transformers warn of at each load and call says nothing here."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    with suppress(ImportError):
+        from transformers.utils import logging as of_transformers
+
+        of_transformers.set_verbosity_error()
 
 
 def examine_pipeline(

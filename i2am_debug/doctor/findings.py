@@ -87,7 +87,14 @@ def counted(names: Iterable[str]) -> str:
     return ", ".join(name if count == 1 else f"{name} × {count}" for name, count in counts.items())
 
 
+def size(count: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.2g} MiB"
+
+
 def _fact(label: str, text: str) -> list[str]:
+    if len(label) >= _LABEL:
+        return [*_wrapped("  ", f"{label}:"), *_wrapped("    ", text)]
     return _wrapped(f"  {label:<{_LABEL}}", text, indent=_LABEL + 2)
 
 

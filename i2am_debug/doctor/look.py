@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +23,17 @@ from ..pairs.collection import regions_in_words
 from ..report.found import WAYS, counted_regions, figures_found, grids_in_words
 from .cards import UTILISATION, Card
 from .cures import cure_of_reason
-from .findings import Diagnosis
+from .findings import Diagnosis, size
 from .model import weights_of
 from .operations import Operations
 
 SECTION = "a look at the pairs"
 COSTS = "what an evaluation costs"
+_PACKAGE = Path(__file__).parents[1]
 _LONG = 20.0  # seconds of a look that is not repeated
 _FEW_STEPS = 2  # of a sampler, where looking is by sampling
 _ENOUGH = 8  # pairs
+_LEAST = 0.1  # seconds on another device: below, it is not arithmetic that takes the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,11 @@ def look(diagnosis: Diagnosis, evaluator: Evaluator, pipeline: Any, card: Card |
     Raises:
         Exception: whatever the pipeline or its pairs can't do.
     """
-    evaluator.check(pipeline)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        evaluator.check(pipeline)
+    for one in {str(one.message): one for one in seen if Path(one.filename).is_relative_to(_PACKAGE)}:
+        diagnosis.find(one)
     observations, cost = _looked(evaluator, pipeline)
     evaluation = evaluator.score(observations, global_step=0, pipeline=pipeline, baseline=None)
     _add_what_was_seen(diagnosis, evaluator, evaluation, observations)
@@ -128,6 +136,10 @@ def _add_what_was_seen(
     for layer, of_layer in maps.r2g.by_layer.items():
         by_layer.setdefault("×".join(map(str, of_layer.shape)), []).append(layer)
     diagnosis.add(SECTION, "layers' grids", ", ".join(f"{grid} in {len(layers)}" for grid, layers in by_layer.items()))
+    looked_at = sum(map(len, maps.heads.values()))
+    diagnosis.add(
+        SECTION, "heads looked at", f"{looked_at} ({'all' if evaluation.heads is None else 'chosen by a pilot'})"
+    )
     diagnosis.add(SECTION, "copying layer", str(evaluation.copying_layer))
     if len(observations[0].further):
         diagnosis.add(SECTION, "references", f"{1 + len(observations[0].further)} a pair")
@@ -145,20 +157,20 @@ def _add_costs(diagnosis: Diagnosis, cost: _Cost, pairs: int) -> None:
         f"{whole:.2g} s for all {pairs} pairs, {own:.2g} s a pair (measured on {cost.looked_at}{scaled}); the first one of a "
         "run some more",
     )
-    diagnosis.add(COSTS, "memory here", f"{cost.memory / 2**20:.0f} MiB above what was held before")
+    diagnosis.add(COSTS, "memory here", f"{size(cost.memory)} above what was held at most before")
     diagnosis.add(COSTS, "operations", f"{cost.operations * cost.times / 1e12:.3g} × 10^12 a pair")
     diagnosis.add(COSTS, "in training", "budget=0.02 spaces evaluations so that they take 2 % of the time")
 
 
 def _add_card(diagnosis: Diagnosis, card: Card, cost: _Cost, pairs: int, pipeline: Any) -> None:
-    seconds, weights = card.seconds(cost.operations * cost.times * pairs), weights_of(pipeline) / 2**30
-    room = "; the weights alone don't fit" if weights > card.gibibytes else ""
+    seconds, weights = card.seconds(cost.operations * cost.times * pairs), weights_of(pipeline)
+    room = "; the weights alone don't fit" if weights > card.gibibytes * 2**30 else ""
+    takes = f"about {seconds:.2g} s" if seconds >= _LEAST else f"less than {_LEAST} s"
     diagnosis.add(
         COSTS,
         f"on {card.name}",
-        f"about {seconds:.2g} s for all pairs, if {UTILISATION:.0%} of its {card.teraflops:g} × 10^12 operations a second "
-        f"(half precision) are reached: small models and pictures reach much less; weights {weights:.3g} of "
-        f"{card.gibibytes} GiB{room}",
+        f"{takes} for all pairs, if {UTILISATION:.0%} of its {card.teraflops:g} × 10^12 operations a second (half precision) "
+        f"are reached: small models and pictures reach much less; weights {size(weights)} of {card.gibibytes} GiB{room}",
     )
 
 
@@ -175,7 +187,7 @@ def _find_limits(diagnosis: Diagnosis, evaluator: Evaluator, evaluation: Evaluat
             "what the reason names, or a loss_fn (docs/training-loops.md); size= and num_inference_steps= make it cheaper",
         )
     for cure, (reason, titles) in _by_cure(figures_found(evaluation)[1]).items():
-        diagnosis.find(f"{reason}: no {'; no '.join(titles)}", cure)
+        diagnosis.find(f"{reason}: without a value are {'; '.join(titles)}", cure)
 
 
 def _by_cure(missing: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, list[str]]]:

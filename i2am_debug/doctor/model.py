@@ -17,7 +17,7 @@ from ..evaluation.evaluator import Evaluator
 from ..families.family import Family
 from ..families.registry import find_family, registered
 from .cures import nothing_to_see
-from .findings import Diagnosis, counted
+from .findings import Diagnosis, counted, size
 
 SECTION = "pipeline"
 
@@ -29,7 +29,7 @@ def describe(diagnosis: Diagnosis, pipeline: Any) -> None:
     diagnosis.add(SECTION, "class", type(pipeline).__name__)
     diagnosis.add(SECTION, "denoiser", f"{type(denoiser).__name__}, {in_words(list(denoiser.parameters()))}")
     if weights > sum(map(_bytes, denoiser.parameters())):
-        diagnosis.add(SECTION, "all weights", f"{weights / 2**30:.3g} GiB")
+        diagnosis.add(SECTION, "all weights", size(weights))
     name = scheduler_name(pipeline)
     diagnosis.add(
         SECTION,
@@ -66,6 +66,7 @@ def find(diagnosis: Diagnosis, pipeline: Any, evaluator: Evaluator | None) -> Fa
     diagnosis.add(SECTION, "layers", f"{len(layers)}: {_in_short(list(layers))}")
     diagnosis.add(SECTION, "heads", f"{sum(heads)}" + ("" if len(heads) == len(layers) else ", of those that say"))
     diagnosis.add(SECTION, "attention", counted(map(_attends, layers.values())))
+    diagnosis.add(SECTION, "backend", _backend())
     return family
 
 
@@ -77,12 +78,12 @@ def weights_of(pipeline: Any) -> int:
 def in_words(parameters: list[torch.Tensor]) -> str:
     """How many parameters, of which types, where."""
     count = sum(p.numel() for p in parameters)
-    size = next(
+    short = next(
         (f"{count / of:.3g} {unit}" for of, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= of), str(count)
     )
     types = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
     places = ", ".join(sorted({str(p.device) for p in parameters}))
-    return f"{size} parameters, {types}, on {places}"
+    return f"{short} parameters, {types}, on {places}"
 
 
 def _bytes(parameter: torch.Tensor) -> int:
@@ -128,6 +129,16 @@ def _attends(module: nn.Module) -> str:
         return type(module).__name__
     backend = getattr(processor, "_attention_backend", None)
     return type(processor).__name__ + (f" ({getattr(backend, 'value', backend)})" if backend else "")
+
+
+def _backend() -> str:
+    """By which code diffusers' newer processors attend where they name none themselves."""
+    try:
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+    except ImportError:  # an older diffusers
+        return "torch's"
+    name, _ = _AttentionBackendRegistry.get_active_backend()
+    return f"{getattr(name, 'value', name)}, where a processor names none"
 
 
 def _compiled(denoiser: nn.Module) -> str:
