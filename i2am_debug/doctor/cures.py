@@ -26,7 +26,7 @@ _OF_FIGURES = {
 """Beginning of a reason → what to do. Reasons that are not here are as it should be, such as no decoupled cross-attention."""
 
 _LOAD = "pipeline.load_ip_adapter(…) brings reference tokens"
-_CALL = "say how a pair becomes a call, call=lambda pipeline, pair, generator: …, in a dict that MODULE:FACTORY returns"
+_CALL = "call= or loss_fn= beside pipeline=, in a dict that MODULE:FACTORY returns (docs/training-loops.md)"
 
 
 def cure_of_reason(reason: str) -> str | None:
@@ -42,13 +42,18 @@ def nothing_to_see(pipeline: Any, denoiser: Any) -> tuple[str, str] | None:
     concatenated = channel_concatenation.reason(pipeline, denoiser)
     if concatenated is not None:
         return concatenated, f"{_LOAD} of its own, which are seen" if takes_adapter else ""
+    if takes_adapter and uncallable(pipeline) is not None:
+        return (
+            f"{type(pipeline).__name__} has no IP-Adapter loaded, so it has no reference tokens",
+            f"{_LOAD}; or {_CALL}",
+        )
+    return None
+
+
+def uncallable(pipeline: Any) -> tuple[str, str] | None:
+    """Why it is not known how a pair becomes a call of the pipeline, and the cure; None where it is."""
     try:
         default_call(pipeline)
     except UnsupportedModel as error:
-        if takes_adapter:
-            return (
-                f"{type(pipeline).__name__} has no IP-Adapter loaded, so it has no reference tokens",
-                f"{_LOAD}; or {_CALL}",
-            )
         return str(error), _CALL
     return None

@@ -55,6 +55,7 @@ def _hush() -> None:
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     with suppress(ImportError):
         from transformers.utils import logging as of_transformers
@@ -71,7 +72,9 @@ def examine_pipeline(
     evaluator = None
     if settings.get("pairs") is not None:
         try:
-            evaluator = Evaluator(**settings)
+            pairs = settings["pairs"]
+            pairs = pairs if isinstance(pairs, ValidationPairs) else ValidationPairs(pairs)
+            evaluator = Evaluator(**{**settings, "pairs": pairs})
         except (TypeError, ValueError) as error:
             diagnosis.find(f"the settings can't be used: {error}", fatal=True)
             return

@@ -92,6 +92,13 @@ def size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.2g} MiB"
 
 
+def duration(seconds: float) -> str:
+    """In the unit that a person would take."""
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _fact(label: str, text: str) -> list[str]:
     if len(label) >= _LABEL:
         return [*_wrapped("  ", f"{label}:"), *_wrapped("    ", text)]

@@ -29,9 +29,9 @@ def installed(diagnosis: Diagnosis) -> None:
     diagnosis.add(SECTION, "beside them", ", ".join(there) or "none")
     absent = [name for name, found in optional.items() if found is None]
     diagnosis.add(SECTION, "not installed", ", ".join(absent) or "none")
-    diagnosis.add(SECTION, "CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
-    for number, text in enumerate(_accelerators()):
-        diagnosis.add(SECTION, f"device {number}", text)
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""  # Windows has none
+    diagnosis.add(SECTION, "CPU", f"{os.cpu_count()} cores{load}, torch uses {torch.get_num_threads()} threads")
+    diagnosis.add(SECTION, "accelerators", "; ".join(_accelerators()) or "none")
     for text in _too_old():
         diagnosis.find(
             f"{text}, and i2am-debug was made for that",
@@ -62,7 +62,7 @@ def _accelerators() -> list[str]:
             found.append(f"{has.name}, {has.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
     if torch.backends.mps.is_available():
         found.append("MPS")
-    return found or ["no accelerator: everything runs on the CPU"]
+    return found
 
 
 def _too_old() -> list[str]:

@@ -23,7 +23,7 @@ from ..pairs.collection import regions_in_words
 from ..report.found import WAYS, counted_regions, figures_found, grids_in_words
 from .cards import UTILISATION, Card
 from .cures import cure_of_reason
-from .findings import Diagnosis, size
+from .findings import Diagnosis, duration, size
 from .model import weights_of
 from .operations import Operations
 
@@ -40,7 +40,10 @@ _LEAST = 0.1  # seconds on another device: below, it is not arithmetic that take
 class _Cost:
     """Of looking at one pair."""
 
-    seconds: float
+    drawn: float
+    """Seconds, of the first pairs, of which a picture is made too."""
+    plain: float
+    """Seconds, of the others."""
     operations: float
     memory: int
     """Bytes by which the peak grew."""
@@ -52,6 +55,11 @@ class _Cost:
     def times(self) -> float:
         """How often a whole call takes it."""
         return 1.0 if self.steps is None else self.steps[1] / self.steps[0]
+
+    def seconds(self, pairs: int, drawn: int) -> float:
+        """Of looking at so many pairs, and making pictures of the first ones."""
+        drawn = min(drawn, pairs)
+        return self.times * (self.drawn * drawn + self.plain * (pairs - drawn))
 
 
 def look(diagnosis: Diagnosis, evaluator: Evaluator, pipeline: Any, card: Card | None) -> None:
@@ -68,15 +76,17 @@ def look(diagnosis: Diagnosis, evaluator: Evaluator, pipeline: Any, card: Card |
     observations, cost = _looked(evaluator, pipeline)
     evaluation = evaluator.score(observations, global_step=0, pipeline=pipeline, baseline=None)
     _add_what_was_seen(diagnosis, evaluator, evaluation, observations)
-    _add_costs(diagnosis, cost, len(evaluator.pairs))
+    _add_costs(diagnosis, cost, len(evaluator.pairs), evaluator.pictures)
     if card is not None:
         _add_card(diagnosis, card, cost, len(evaluator.pairs), pipeline)
     _find_limits(diagnosis, evaluator, evaluation)
 
 
 def _looked(evaluator: Evaluator, pipeline: Any) -> tuple[list[Observation], _Cost]:
-    """The first look counts and is of all heads; where it is short another one is timed, as an evaluation looks."""
+    """The first look counts and is of all heads; where it is short, further ones are timed, as an evaluation looks: two each
+    of the pairs that a picture is made of and of the others, since a blank reference is tried with every second pair."""
     before, (first, *others) = peak_memory(), evaluator.batches
+    drawn, plain = [first, *others[:1]], [batch for batch in others[1:] if min(batch) >= evaluator.pictures][:2]
     with _few_steps(evaluator, pipeline) as steps:
         with Operations() as operations:
             observations, seconds = _timed(evaluator, pipeline, [first])
@@ -85,14 +95,19 @@ def _looked(evaluator: Evaluator, pipeline: Any) -> tuple[list[Observation], _Co
         )
         if evaluator.choice is None and evaluator.plan.budget is None and heads is not None:
             evaluator.choice = Choice(heads=heads)
+        own = without = seconds / len(first)
         if seconds < _LONG:
-            observations, seconds = _timed(evaluator, pipeline, [first, *others[:1]])
-    pairs = len(observations)
+            observations, seconds = _timed(evaluator, pipeline, drawn)
+            own = without = seconds / len(observations)
+            if plain:
+                more, seconds = _timed(evaluator, pipeline, plain)
+                observations, without = [*observations, *more], seconds / len(more)
     return observations, _Cost(
-        seconds=seconds / pairs,
+        drawn=own,
+        plain=without,
         operations=operations.count / len(first),
         memory=peak_memory() - before,
-        looked_at=pairs,
+        looked_at=len(observations),
         steps=steps,
     )
 
@@ -148,14 +163,14 @@ def _add_what_was_seen(
         diagnosis.add("figures without a value", reason, "; ".join(titles))
 
 
-def _add_costs(diagnosis: Diagnosis, cost: _Cost, pairs: int) -> None:
-    own, whole = cost.seconds * cost.times, cost.seconds * cost.times * pairs
+def _add_costs(diagnosis: Diagnosis, cost: _Cost, pairs: int, pictures: int) -> None:
+    whole = cost.seconds(pairs, pictures)
     scaled = "" if cost.steps is None else f", taken from {cost.steps[0]} of {cost.steps[1]} sampler steps"
     diagnosis.add(
         COSTS,
         "here",
-        f"{whole:.2g} s for all {pairs} pairs, {own:.2g} s a pair (measured on {cost.looked_at}{scaled}); the first one of a "
-        "run some more",
+        f"{duration(whole)} for all {pairs} pairs, {duration(whole / pairs)} a pair (measured on {cost.looked_at}{scaled}); "
+        "the first one of a run some more",
     )
     diagnosis.add(COSTS, "memory here", f"{size(cost.memory)} above what was held at most before")
     diagnosis.add(COSTS, "operations", f"{cost.operations * cost.times / 1e12:.3g} × 10^12 a pair")
@@ -165,7 +180,7 @@ def _add_costs(diagnosis: Diagnosis, cost: _Cost, pairs: int) -> None:
 def _add_card(diagnosis: Diagnosis, card: Card, cost: _Cost, pairs: int, pipeline: Any) -> None:
     seconds, weights = card.seconds(cost.operations * cost.times * pairs), weights_of(pipeline)
     room = "; the weights alone don't fit" if weights > card.gibibytes * 2**30 else ""
-    takes = f"about {seconds:.2g} s" if seconds >= _LEAST else f"less than {_LEAST} s"
+    takes = f"about {duration(seconds)}" if seconds >= _LEAST else f"less than {_LEAST} s"
     diagnosis.add(
         COSTS,
         f"on {card.name}",

@@ -16,7 +16,7 @@ from ..evaluation.calls import default_call
 from ..evaluation.evaluator import Evaluator
 from ..families.family import Family
 from ..families.registry import find_family, registered
-from .cures import nothing_to_see
+from .cures import nothing_to_see, uncallable
 from .findings import Diagnosis, counted, size
 
 SECTION = "pipeline"
@@ -60,7 +60,10 @@ def find(diagnosis: Diagnosis, pipeline: Any, evaluator: Evaluator | None) -> Fa
     diagnosis.add(SECTION, "family", f"{family.name}, {how}: {family.about.models}")
     if given is not None and (doubt := family.refuses(pipeline, denoiser)) is not None:
         diagnosis.add(SECTION, "of itself", f"it would not have been found: {doubt}")
-    diagnosis.add(SECTION, "a pair's call", _call(pipeline, evaluator))
+    unknown = None if called else uncallable(pipeline)
+    if unknown is not None:
+        diagnosis.find(*unknown, fatal=True)
+    diagnosis.add(SECTION, "a pair's call", "not known" if unknown is not None else _call(pipeline, evaluator))
     layers = family.layers(denoiser)
     heads = [int(count) for m in layers.values() if (count := getattr(m, "heads", None)) is not None]
     diagnosis.add(SECTION, "layers", f"{len(layers)}: {_in_short(list(layers))}")

@@ -151,3 +151,39 @@ def fails_when_called() -> Any:
 
 
 A_NUMBER = 3
+
+
+class OfItsOwn:
+    """A pipeline that nobody knows."""
+
+    def __init__(self, denoiser: torch.nn.Module) -> None:
+        self.unet = denoiser
+
+    def __call__(self, picture: Any) -> Any:
+        return picture
+
+
+def unknown_family() -> Any:
+    return OfItsOwn(torch.nn.Linear(2, 2))
+
+
+def unknown_call() -> Any:
+    return OfItsOwn(no_adapter_cured().unet)
+
+
+def unknown_call_cured() -> dict[str, Any]:
+    """Its call is said; the pictures are made by somebody else."""
+    pipeline = no_adapter_cured()
+    made = OfItsOwn(pipeline.unet)
+
+    def call(own: OfItsOwn, pair: Any, generator: torch.Generator) -> Any:
+        return pipeline(
+            pair.prompt,
+            ip_adapter_image=pair.reference,
+            height=32,
+            width=32,
+            generator=generator,
+            num_inference_steps=2,
+        )
+
+    return {"pipeline": made, "call": call, "way": "sampling"}

@@ -150,6 +150,20 @@ def test_where_nothing_brings_tokens_none_are_promised(doctor, pairs: Path) -> N
     assert "load_ip_adapter" not in text and "denoising loss with another pair's picture" in text
 
 
+def test_a_model_that_no_family_knows_is_told_with_each_ones_reason(doctor, pairs: Path) -> None:
+    code, text, _ = doctor("set_ups:unknown_family", "--pairs", pairs)
+    assert code == ExitCode.USAGE and "1. no family knows where the reference sits in OfItsOwn (Linear) cure:" in text
+    assert "flux_kontext the denoiser is no FluxTransformer2DModel." in text and "omnigen it is no OmniGen" in text
+
+
+def test_a_call_that_is_not_known_can_be_said(doctor, pairs: Path) -> None:
+    code, text, _ = doctor("set_ups:unknown_call", "--pairs", pairs)
+    assert code == ExitCode.USAGE and "family ip_adapter" in text and "OfItsOwn takes no example_image" in text
+    assert "cure: call= or loss_fn= beside pipeline=" in text
+    code, text, _ = doctor("set_ups:unknown_call_cured", "--pairs", pairs)
+    assert code == ExitCode.OK and "a pair's call your call=" in text and "way sampling every pair" in text, text
+
+
 # -- Mistakes ----------------------------------------------------------------------------------------------------------
 
 
