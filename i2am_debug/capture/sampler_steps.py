@@ -38,9 +38,16 @@ class StepCounter:
     """
 
     def __init__(
-        self, plan: CapturePlan, scheduler: Any, some: Sequence[int] | None = None, latent: Latent | None = None
+        self,
+        plan: CapturePlan,
+        scheduler: Any,
+        some: Sequence[int] | None = None,
+        latent: Latent | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
-        self._plan, self._scheduler, self._some, self._latent = plan, scheduler, some, latent
+        """`alone`: the denoiser is called by hand, at any noise times."""
+        self._plan, self._scheduler, self._some, self._latent, self._alone = plan, scheduler, some, latent, alone
         self._first: float | None = None
         self._last: float | None = None
         self._seen: tuple[torch.Tensor, int] | None = None  # the last forward's latent, and its version
@@ -78,7 +85,7 @@ class StepCounter:
     def _check_without_scheduler(self, time: float | None) -> None:
         """What a scheduler's number of steps tells otherwise."""
         wanted = self._plan.sampler_steps
-        if self.step and time is not None and time == self._first:
+        if self.step and time is not None and time == self._first and not self._alone:
             raise NothingCaptured(
                 f"the denoiser came back to its first noise time, {time:g}, inside one trace: two calls; {_NEW_TRACE}"
             )

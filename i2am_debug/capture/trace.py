@@ -90,13 +90,13 @@ class Trace(AbstractContextManager["Trace"]):
         self.family = family or find_family(pipeline, self.denoiser)
         self.plan = plan
         self._given = family is not None
-        self._pipeline = pipeline
-        name = None if pipeline is self.denoiser else scheduler_name(pipeline)
+        alone = pipeline is self.denoiser
+        name = None if alone else scheduler_name(pipeline)
         self._scheduler = None if name is None else getattr(pipeline, name)
         self._region, self._object = Regions(mask, "mask"), Regions(reference_mask, "reference_mask")
         self._heads = heads
         self._accumulators: dict[int, Accumulator] = {}
-        self._steps = StepCounter(plan, self._scheduler, steps, getattr(self.family, "latent", None))
+        self._steps = StepCounter(plan, self._scheduler, steps, getattr(self.family, "latent", None), alone=alone)
         self._every_head = every_head
         self._buffers = Buffers()
         self._read: dict[Any, Any] = {}  # off the numbers in tensors: a look at them keeps a device waiting
@@ -187,7 +187,7 @@ class Trace(AbstractContextManager["Trace"]):
     def _is_still_the_family(self, module: nn.Module, args: tuple) -> None:
         """Before the first forward: some pipelines change their denoiser at the beginning of a call."""
         self._handles.pop().remove()
-        check_still_found(self.family, self._pipeline, self.denoiser)
+        check_still_found(self.family, self.denoiser)
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if _in_backward():  # gradient checkpointing runs the forward a second time

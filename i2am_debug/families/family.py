@@ -96,6 +96,7 @@ class Family(Protocol):
     `reference_latents(arguments)`, which gives (B, tokens, channels) of reference 0 in the arguments of a forward call, or None
     without one: the truth's latents are read there (evaluation/truth.py). A family whose reference is read by an image encoder
     says `reads_encoder = True`: "no reference" is then what that encoder's own preparation makes zeros of. A family that has
+    `shows_in_a_call(denoiser)` says whether the denoiser has a sign of it that only a pipeline's call puts there; one with
     `latent(arguments)`, which gives the noisy latent in the arguments of a forward call, is told in `Product.repeat` which
     forwards of a step are of the same one.
     """

@@ -61,18 +61,22 @@ def _of_this_package() -> list[Family]:
     ]
 
 
-def check_still_found(family: Family, pipeline: Any, denoiser: nn.Module) -> None:
-    """Finds the family anew: figures by another one than before would be figures of something else.
+def check_still_found(family: Family, denoiser: nn.Module) -> None:
+    """Whether a call of the pipeline has made the denoiser one of another family than it was found to be: figures by the one
+    or the other are figures of something else.
 
     Raises:
-        UnsupportedModel: it is another one, or none, by now.
+        UnsupportedModel: it has.
     """
-    now = find_family(pipeline, denoiser)
-    if type(now) is not type(family):
-        raise UnsupportedModel(
-            f"{type(denoiser).__name__} was found to be of the family {family.name!r}, and is of {now.name!r} since the call "
-            f"began, which changes the denoiser. Say which it is: family={type(now).__name__}(), from now on every time"
-        )
+    for other in registered():
+        if type(other) is type(family):
+            return
+        shows = getattr(other, "shows_in_a_call", None)
+        if shows is not None and shows(denoiser):
+            raise UnsupportedModel(
+                f"{type(denoiser).__name__} was found to be of the family {family.name!r}, and is of {other.name!r} since the "
+                f"call began, which changes the denoiser. Say which it is, every time: family={type(other).__name__}()"
+            )
 
 
 def find_family(pipeline: Any, denoiser: nn.Module) -> Family:

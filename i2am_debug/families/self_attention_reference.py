@@ -62,12 +62,16 @@ class KeyConcatenation:
             return None
         if _has_reference_network(pipeline):
             return None
-        if any(isinstance(getattr(module, "bank", None), list) for module in denoiser.modules()):
+        if self.shows_in_a_call(denoiser):
             return None
         return (
             "nothing in it says that reference features are concatenated to its self-attention's keys; if they are, pass "
             "family=KeyConcatenation()."
         )
+
+    def shows_in_a_call(self, denoiser: nn.Module) -> bool:
+        """Whether it has lists for reference features: MimicBrush's pipeline puts them there when it is first called."""
+        return any(isinstance(vars(module).get("bank"), list) for module in denoiser.modules())
 
     def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         return _self_attention(denoiser)
