@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sys
+from collections.abc import Iterator
 
 from .findings import Diagnosis
 
@@ -32,11 +32,8 @@ def installed(diagnosis: Diagnosis) -> None:
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""  # Windows has none
     diagnosis.add(SECTION, "CPU", f"{os.cpu_count()} cores{load}, torch uses {torch.get_num_threads()} threads")
     diagnosis.add(SECTION, "accelerators", "; ".join(_accelerators()) or "none")
-    for text in _too_old():
-        diagnosis.find(
-            f"{text}, and i2am-debug was made for that",
-            f"{os.path.basename(sys.executable)} -m pip install -U {_NAME}",
-        )
+    for name, wanted, found in _unmet():
+        diagnosis.find(f"{name} is {found or 'missing'}, {_NAME} needs {wanted}", f'pip install "{name}{wanted}"')
     if optional["transformers"] is None:
         diagnosis.find(
             "transformers is not installed: without it diffusers has no pipeline with a text or image encoder",
@@ -65,19 +62,16 @@ def _accelerators() -> list[str]:
     return found
 
 
-def _too_old() -> list[str]:
-    """Requirements of this package that what is installed does not meet."""
+def _unmet() -> Iterator[tuple[str, str, str | None]]:
+    """Name, versions needed and version found of each of this package's requirements that what is installed does not meet."""
     from packaging.requirements import Requirement  # comes with accelerate
 
     try:
         written = importlib.metadata.requires(_NAME) or []
     except importlib.metadata.PackageNotFoundError:
-        return []
-    unmet = []
+        return
     for requirement in map(Requirement, written):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
         found = version(requirement.name)
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            unmet.append(f"{requirement.name} is {found or 'missing'}, expected {requirement.specifier}")
-    return unmet
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if needed and (found is None or not requirement.specifier.contains(found, prereleases=True)):
+            yield requirement.name, str(requirement.specifier), found

@@ -63,7 +63,7 @@ class _Cost:
 
 
 def look(diagnosis: Diagnosis, evaluator: Evaluator, pipeline: Any, card: Card | None) -> None:
-    """Checks pairs and call, looks at the first two pairs, and adds what was found.
+    """Checks pairs and call, looks at a few pairs, and adds what was found.
 
     Raises:
         Exception: whatever the pipeline or its pairs can't do.
@@ -71,8 +71,8 @@ def look(diagnosis: Diagnosis, evaluator: Evaluator, pipeline: Any, card: Card |
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         evaluator.check(pipeline)
-    for one in {str(one.message): one for one in seen if Path(one.filename).is_relative_to(_PACKAGE)}:
-        diagnosis.find(one)
+    for text in dict.fromkeys(str(one.message) for one in seen if Path(one.filename).is_relative_to(_PACKAGE)):
+        diagnosis.find(text)
     observations, cost = _looked(evaluator, pipeline)
     evaluation = evaluator.score(observations, global_step=0, pipeline=pipeline, baseline=None)
     _add_what_was_seen(diagnosis, evaluator, evaluation, observations)
@@ -123,10 +123,11 @@ def _timed(evaluator: Evaluator, pipeline: Any, batches: Sequence[Sequence[int]]
 @contextmanager
 def _few_steps(evaluator: Evaluator, pipeline: Any) -> Iterator[tuple[int, int] | None]:
     """Sampling is cut to a few steps, whose cost tells that of all; yields both numbers, or None where it is not."""
-    wanted = evaluator.num_inference_steps
-    parameter = inspect.signature(type(pipeline).__call__).parameters.get("num_inference_steps")
-    total = wanted if wanted is not None else getattr(parameter, "default", None)
+    wanted = total = evaluator.num_inference_steps
     by_default = evaluator.chosen is not None and evaluator.chosen.name == "sampling" and evaluator.call is None
+    if by_default and total is None:
+        parameter = inspect.signature(type(pipeline).__call__).parameters.get("num_inference_steps")
+        total = getattr(parameter, "default", None)
     if not by_default or not isinstance(total, int) or total <= _FEW_STEPS:
         yield None
         return

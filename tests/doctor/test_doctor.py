@@ -16,7 +16,7 @@ from i2am_debug import cli
 from i2am_debug.demo.edit.pairs import PROMPTS
 from i2am_debug.demo.edit.pipeline import load_edit_pipeline
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
-from i2am_debug.doctor import look
+from i2am_debug.doctor import installed, look
 from i2am_debug.doctor.cards import CARDS, UTILISATION, card_named
 from i2am_debug.doctor.findings import WIDTH, Diagnosis, counted
 from i2am_debug.doctor.operations import Operations
@@ -241,6 +241,25 @@ def test_with_nothing_it_says_what_is_installed(doctor) -> None:
     code, said, _ = doctor()
     assert code == ExitCode.OK and said.startswith("installed i2am-debug 0.1.0 Python 3.")
     assert f"torch {torch.__version__}" in said and said.endswith("result: ready")
+
+
+def test_what_is_missing_or_too_old_is_told_with_the_command(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.5.1", "transformers": None}
+    version = installed.version
+    monkeypatch.setattr(installed, "version", lambda name: versions.get(name, version(name)))
+    code, said, _ = doctor()
+    assert code == ExitCode.FAILED and said.count("cure:") == 2
+    assert 'torch is 2.5.1, i2am-debug needs >=2.6 cure: pip install "torch>=2.6"' in said
+    assert "transformers is not installed" in said and "cure: pip install transformers" in said
+
+
+def test_what_the_package_warns_of_is_a_finding(doctor, tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "val")
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    lines[0] = json.dumps({key: value for key, value in json.loads(lines[0]).items() if key != "prompt"})
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    code, said, _ = doctor("set_ups:no_adapter_cured", "--pairs", folder)
+    assert code == ExitCode.FAILED and "1. 1 of 8 pairs have no prompt: target_0" in said
 
 
 def test_without_pairs_the_pipeline_is_described(doctor) -> None:
