@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 UTILISATION = 0.4
-"""Share of the published throughput that is taken to be reached. Large denoisers reach 0.3 to 0.6, small ones much less."""
+"""Share of the published throughput that is taken to be reached: an assumption, too high for small models and pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
