@@ -25,8 +25,10 @@ def _cure(module: nn.Module, processor: str) -> str:
             f"For the evaluation use {own}2_0, which attends by torch's, with this one's weights: new = {own}2_0(…), "
             "new.load_state_dict(module.processor.state_dict()), module.set_processor(new)"
         )
-    own = getattr(module, "_default_processor_cls", None)  # of diffusers' newer attention modules
-    wanted = own.__name__ if own else "AttnAddedKVProcessor2_0" if "AddedKV" in processor else "AttnProcessor2_0"
+    default = getattr(module, "_default_processor_cls", None)  # of diffusers' newer attention modules
+    wanted = (
+        default.__name__ if default else "AttnAddedKVProcessor2_0" if "AddedKV" in processor else "AttnProcessor2_0"
+    )
     return (
         f"Attention slicing, xformers, flash, sage and flex backends bypass it; for the evaluation use {wanted} "
         "(pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
