@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from builders.ldm_cross_attention import small as ldm
 from builders.self_attention_reference import TEXT, ReadsBank, features_for, run_twice, side_by_side
 from builders.self_attention_reference import catvton as catvton_unet
 from builders.self_attention_reference import small as garment
+from cases import CASES
+from contract import Case
 from diffusers import DDIMScheduler
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor
@@ -32,7 +35,7 @@ from i2am_debug.families.added_key_value import AddedKeyValue
 from i2am_debug.families.bria_fibo_edit import BriaFiboEdit
 from i2am_debug.families.ip_adapter import IPAdapter
 from i2am_debug.families.ldm_cross_attention import LDMCrossAttention
-from i2am_debug.families.registry import find_family
+from i2am_debug.families.registry import find_family, registered
 from i2am_debug.families.sd3_ip_adapter import SD3IPAdapter
 from i2am_debug.families.self_attention_reference import KeyConcatenation, SpatialConcatenation
 from i2am_debug.families.unet_cross_attention import UNetCrossAttention
@@ -153,6 +156,26 @@ def test_so_can_be_said_of_unets_and_ip_adapters() -> None:
         with trace(unet, family=SpatialConcatenation(guidance_parts=parts)) as t:
             run_twice(unet, latents, None)
         assert t.images == (1 if parts is None else 2)
+
+
+GUESS = {n: c for n, make in CASES.items() for c in [make()] if hasattr(c.family, "guidance") and True in c.ways}
+
+
+@pytest.mark.parametrize("case", GUESS.values(), ids=GUESS)
+def test_each_family_that_guesses_takes_every_row_where_it_is_said(case: Case) -> None:
+    model = case.model()
+    images = []
+    for family in (case.family, replace(case.family, guidance=False)):
+        with trace(model, family=family) as t:
+            case.run(model, 1, True)
+        images.append(t.images)
+    assert images == [1, 2]
+
+
+def test_all_that_guess_are_tried() -> None:
+    assert {case.family.name for case in GUESS.values()} == {
+        family.name for family in registered() if hasattr(family, "guidance")
+    }
 
 
 @pytest.mark.parametrize(
