@@ -1,4 +1,4 @@
-"""`i2am-debug demo · run · explain · view · check · baseline · calibrate`. Imports torch only where needed."""
+"""`i2am-debug demo · run · explain · doctor · view · check · baseline · calibrate`. Imports torch only where needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .doctor.commands import add_doctor
 from .errors import I2AMError, WrongSettings
 from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
@@ -100,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     explain.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where to write the panel")
     explain.set_defaults(run=_explain)
+
+    add_doctor(commands)
 
     view = commands.add_parser("view", help="start TensorBoard on a folder of runs")
     view.add_argument("logdir", type=Path, metavar="LOGDIR", help="a run, or a folder of runs")

@@ -71,6 +71,7 @@ ROOMS = (
     "run",
     "monitor",
     "gate",
+    "doctor",
     "pytest_plugin",
     "tab",
     "callbacks",
@@ -305,6 +306,7 @@ LIGHT = tuple(
         *("cli", "pytest_plugin", "pairs.collection", "capture.plan", "capture.maps", "figures.record"),
         *("alerts.alert", "store.run_store", "store.packing", "store.find_run", "gate.check", "gate.baseline"),
         *("gate.calibration", "gate.worst_pairs", "gate.verdict_reports", "gate.commands", "tab.backend", "tab.loader"),
+        *("doctor.commands", "doctor.findings", "doctor.cards"),
     )
 )
 

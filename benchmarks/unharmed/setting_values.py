@@ -186,6 +186,7 @@ _FAMILY: dict[str, Mapping[str, Sequence[Any]]] = {
     "unet_cross_attention": {
         "reference_grid": [(4, 16), (16, 4)],
         "reference_tokens": [slice(0, 16), slice(16, 32)],
+        "guidance": [False],
     },
     "flux_kontext": {},
 }

@@ -17,15 +17,16 @@ from torch import nn
 
 from ..errors import NothingCaptured, UnsupportedModel
 from ..families.family import Family, Layout, Product
-from ..families.registry import find_family
+from ..families.registry import check_still_found, find_family
 from .accumulate import Accumulator
 from .attention import attribute
+from .bypassed import bypassed
 from .maps import AttributionMaps
 from .mass import branch_share, check_mask, mass_of, reference_mass
 from .plan import CapturePlan, HeadChoice
 from .product import Buffers, shares, taken_heads
 from .regions import Regions
-from .sampler_steps import StepCounter
+from .sampler_steps import StepCounter, scheduler_name
 from .taps import ModuleRun, SeenProduct
 
 
@@ -88,12 +89,14 @@ class Trace(AbstractContextManager["Trace"]):
         self.denoiser = find_denoiser(pipeline)
         self.family = family or find_family(pipeline, self.denoiser)
         self.plan = plan
-        schedulers = (getattr(pipeline, n, None) for n in ("scheduler", "decoder_scheduler"))
-        self._scheduler = None if pipeline is self.denoiser else next((s for s in schedulers if s is not None), None)
+        self._given = family is not None
+        alone = pipeline is self.denoiser
+        name = None if alone else scheduler_name(pipeline)
+        self._scheduler = None if name is None else getattr(pipeline, name)
         self._region, self._object = Regions(mask, "mask"), Regions(reference_mask, "reference_mask")
         self._heads = heads
         self._accumulators: dict[int, Accumulator] = {}
-        self._steps = StepCounter(plan, self._scheduler, steps)
+        self._steps = StepCounter(plan, self._scheduler, steps, getattr(self.family, "latent", None), alone=alone)
         self._every_head = every_head
         self._buffers = Buffers()
         self._read: dict[Any, Any] = {}  # off the numbers in tensors: a look at them keeps a device waiting
@@ -121,6 +124,8 @@ class Trace(AbstractContextManager["Trace"]):
             self.denoiser.register_forward_pre_hook(self._before_forward, with_kwargs=True, prepend=True)
         )
         self._handles.append(self.denoiser.register_forward_hook(self._after_forward, always_call=True))
+        if not self._given:
+            self._handles.append(self.denoiser.register_forward_pre_hook(self._is_still_the_family, prepend=True))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -179,6 +184,11 @@ class Trace(AbstractContextManager["Trace"]):
             "none: was the pipeline called with a reference, and is its scale above 0?"
         )
 
+    def _is_still_the_family(self, module: nn.Module, args: tuple) -> None:
+        """Before the first forward: some pipelines change their denoiser at the beginning of a call."""
+        self._handles.pop().remove()
+        check_still_found(self.family, self.denoiser)
+
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if _in_backward():  # gradient checkpointing runs the forward a second time
             return
@@ -220,7 +230,7 @@ class Trace(AbstractContextManager["Trace"]):
         if run.error is not None:
             raise run.error
         if not seen:
-            raise NothingCaptured(_bypassed(run))
+            raise NothingCaptured(bypassed(run))
         self._products += run.products
         if run.branches and run.plain:
             self._add_branch_shares(run)
@@ -233,6 +243,7 @@ class Trace(AbstractContextManager["Trace"]):
             module=run.module,
             arguments=self._arguments,
             forward=self._steps.forward,
+            repeat=self._steps.repeat,
             call=run.products,
             query_tokens=query_tokens,
             key_tokens=key_tokens,
@@ -328,19 +339,6 @@ class Trace(AbstractContextManager["Trace"]):
         return self._heads[layer]
 
 
-def _bypassed(run: ModuleRun) -> str:
-    processor = type(getattr(run.module, "processor", None)).__name__
-    backend = getattr(getattr(run.module, "processor", None), "_attention_backend", None)
-    with_backend = f", its backend {getattr(backend, 'value', backend)}" if backend else ""
-    wanted = "AttnAddedKVProcessor2_0" if "AddedKV" in processor else "AttnProcessor2_0"
-    return (
-        f"attention module {run.name!r} ran without a call of torch's scaled_dot_product_attention: its processor is "
-        f"{processor}{with_backend}. Attention slicing, xformers, flash, sage and flex backends bypass it; for the evaluation "
-        f"use {wanted} (pipeline.disable_attention_slicing(), pipeline.disable_xformers_memory_efficient_attention()) or "
-        'denoiser.set_attention_backend("native"), or leave the layer out with CapturePlan(exclude=(…))'
-    )
-
-
 def find_denoiser(pipeline: Any) -> nn.Module:
     """The network that removes noise: the pipeline's `unet` (OOTDiffusion: `unet_vton`), `transformer`, `decoder` (UnCLIP)
     or, in latent diffusion code, `model.diffusion_model`; or the module itself.
@@ -357,8 +355,12 @@ def find_denoiser(pipeline: Any) -> nn.Module:
         return getattr(inner, "_orig_mod", inner)
     if isinstance(pipeline, nn.Module):
         return getattr(pipeline, "_orig_mod", pipeline)
+    name = type(pipeline).__name__
+    sampled = getattr(getattr(getattr(pipeline, "model", None), "model", None), "diffusion_model", None)
+    if isinstance(sampled, nn.Module):
+        raise UnsupportedModel(f"{name} is a sampler of latent diffusion code: pass its model, trace(sampler.model)")
     raise UnsupportedModel(
-        f"{type(pipeline).__name__} has neither a unet nor a transformer; pass a diffusers pipeline or the denoiser itself"
+        f"{name} has neither a unet nor a transformer; pass a diffusers pipeline or the denoiser itself"
     )
 
 

@@ -318,6 +318,8 @@ class Evaluator:
         choice, plan = self.choice or Choice(), self.plan
         if plan.budget is not None and choice.heads is not None:
             plan = replace(plan, budget=None, layers=tuple(choice.heads))
+        if self._takes("loss_fn"):  # called at the plan's noise times, with no sampler that steps could be drawn from
+            plan = replace(plan, budget=None, sampler_steps=None)
         return (self.make_trace or trace)(
             pipeline,
             plan=plan,

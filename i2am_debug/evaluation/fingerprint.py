@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ..capture.sampler_steps import scheduler_name
 from ..families.family import Family
-from .teacher_forcing import scheduler_name
 
 _LONG = 120  # characters of a value; what is longer, such as a table of betas, is told by its digest
 _PLAIN = (bool, int, float, str, type(None))
@@ -66,7 +66,10 @@ def of_family(family: Family) -> dict[str, Any]:
     """The family's name and settings, and its code where it is none of this package, whose version tells the others'."""
     kind = type(family)
     names = [field.name for field in fields(family)] if is_dataclass(family) else list(vars(family))
-    told = {"family": family.name, **_entries("family", {name: getattr(family, name) for name in names})}
+    settings = {name: getattr(family, name) for name in names}
+    if settings.get("guidance") is True:  # the default, left out as it was before there was such a setting
+        del settings["guidance"]
+    told = {"family": family.name, **_entries("family", settings)}
     if not kind.__module__.startswith("i2am_debug."):
         told["family.code"] = of_code(kind)
     return told

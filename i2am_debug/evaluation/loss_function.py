@@ -54,7 +54,8 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
     except IndexError:
         raise UnsupportedModel(
             f"loss_fn got {len(batch)} pairs, but the denoiser's batch held {t.images} images; run all pairs in one "
-            "forward, without classifier-free guidance"
+            "forward, without classifier-free guidance. A family that takes two pairs of the same noise for guidance is told "
+            "that there is none: family=…(guidance=False)"
         ) from None
     return [
         Observation(

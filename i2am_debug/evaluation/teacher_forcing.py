@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ..capture.maps import AttributionMaps
+from ..capture.sampler_steps import scheduler_name
 from ..errors import CannotForce
 from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined, as_figure
@@ -30,9 +31,6 @@ from .truth import encoded, read_off_the_reference
 
 if TYPE_CHECKING:
     from .evaluator import Evaluator
-
-_SCHEDULERS = ("scheduler", "decoder_scheduler", "noise_scheduler")
-"""What pipelines call the scheduler of their denoiser."""
 
 _NOISE_TIMES = 10  # where the plan does not say how many
 _NOT_FINITE = "the loss is not finite"
@@ -252,18 +250,13 @@ class _ForcedCall:
         return torch.cat([encoded(pipeline, p, size, sample) for p, size in zip(self._pairs, sizes, strict=True)])
 
 
-def scheduler_name(pipeline: Any) -> str | None:
-    """Under which name the pipeline has the scheduler of its denoiser, or None."""
-    return next((n for n in _SCHEDULERS if hasattr(getattr(pipeline, n, None), "step")), None)
-
-
 @contextmanager
 def _forced(pipeline: Any) -> Iterator[ForcedDiffusion | ForcedFlow]:
     """The pipeline with a forced scheduler in place of its own, which is put back whatever happens."""
     name = scheduler_name(pipeline)
     if name is None:
         raise CannotForce(
-            f"{type(pipeline).__name__} has no scheduler with a step under one of {', '.join(_SCHEDULERS)}"
+            f"{type(pipeline).__name__} has no scheduler, or several and none under a usual name: scheduler, noise_scheduler"
         )
     own = getattr(pipeline, name)
     forced = forced_scheduler(own)

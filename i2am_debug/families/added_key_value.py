@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import UnsupportedModel
 from .family import About, Layout, Product, Reference
-from .latents import half_of_guidance, level_grid
+from .latents import every_row, half_of_guidance, level_grid
 
 _PROJECTIONS = ("image_proj", "text_image_proj")
 _UNCLIP = 4  # image tokens of the UnCLIP decoder that diffusers has (Karlo)
@@ -31,6 +31,9 @@ class AddedKeyValue:
     reference_tokens: int | None = None
     """How many of the leading keys are the picture's. By default what the UNet's own projection makes, and 4 for the decoder of
     UnCLIP: there it is the pipeline's `text_proj.config.clip_extra_context_tokens`."""
+    guidance: bool = True
+    """False: every row of a batch is a picture of its own. By default a batch that holds each latent twice, under other
+    conditions, is taken for classifier-free guidance: two references of one picture under one noise look just like it."""
     name: ClassVar[str] = "added_key_value"
     about: ClassVar[About] = About(
         models="decoders of Kandinsky 2.1 and 2.2 and of UnCLIP image variation",
@@ -84,7 +87,9 @@ class AddedKeyValue:
             generated=slice(0, product.query_tokens),
             generated_grid=level_grid(sample.shape[-2:], product.query_tokens),
             references={0: Reference(tokens=slice(0, tokens), grid=None)},
-            conditional=product.once(half_of_guidance, sample, _conditions(arguments), ("uncond", "cond")),
+            conditional=product.once(half_of_guidance, sample, _conditions(arguments), ("uncond", "cond"))
+            if self.guidance
+            else every_row(sample),
             joint=True,
         )
 

@@ -26,6 +26,9 @@ _DENOISER = "BriaFiboTransformer2DModel"
 class BriaFiboEdit:
     """`BriaFiboTransformer2DModel` with reference tokens after the generated ones."""
 
+    guidance: bool = True
+    """False: every row of a batch is a picture of its own. By default a batch that holds each latent twice, under other
+    conditions, is taken for classifier-free guidance: two references of one picture under one noise look just like it."""
     name: ClassVar[str] = "bria_fibo_edit"
     about: ClassVar[About] = About(models="Bria FIBO Edit (several references)", reference_mass="yes")
     projections: ClassVar[bool] = False
@@ -44,8 +47,8 @@ class BriaFiboEdit:
         pictures = pictures_in(product)
         references = [pictures[number] for number in sorted(pictures) if number != 0]
         found = joint_layout(product, pictures, references)
-        if found is None:
-            return None
+        if found is None or not self.guidance:
+            return found
         # The sample is [generated · reference] of every image, twice under guidance; only the text differs.
         sample, text = (product.arguments[name] for name in ("hidden_states", "encoder_hidden_states"))
         return replace(found, conditional=product.once(half_of_guidance, sample, text, ("uncond", "cond")))

@@ -27,6 +27,9 @@ class Product:
     """The denoiser's own of the forward call under way, by name."""
     forward: int
     """Number of the denoiser's forward call within its sampler step: 0, and 1 where guidance runs the denoiser twice."""
+    repeat: int = 0
+    """How many forward calls just before it, in the same sampler step, were given the same latent; counted where the family
+    has a `latent`, else the number of the forward call. Not so many as `forward`, where a sampler looks ahead (PLMS)."""
     call: int
     """Number of the product within the module's run."""
     query_tokens: int
@@ -92,7 +95,10 @@ class Family(Protocol):
     A family whose denoiser gets generated picture and reference as one sequence may also have
     `reference_latents(arguments)`, which gives (B, tokens, channels) of reference 0 in the arguments of a forward call, or None
     without one: the truth's latents are read there (evaluation/truth.py). A family whose reference is read by an image encoder
-    says `reads_encoder = True`: "no reference" is then what that encoder's own preparation makes zeros of.
+    says `reads_encoder = True`: "no reference" is then what that encoder's own preparation makes zeros of. A family that has
+    `shows_in_a_call(denoiser)` says whether the denoiser has a sign of it that only a pipeline's call puts there; one with
+    `latent(arguments)`, which gives the noisy latent in the arguments of a forward call, is told in `Product.repeat` which
+    forwards of a step are of the same one.
     """
 
     @property

@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import UnsupportedModel
 from ..grids import Grid
 from .family import About, Layout, Product, Reference
-from .latents import half_of_guidance, level_grid
+from .latents import every_row, half_of_guidance, level_grid
 from .unet_cross_attention import UNetCrossAttention
 
 _FULL = 257  # tokens of IP-Adapter full: CLIP's class token and 16x16 patches
@@ -32,6 +32,9 @@ class IPAdapter:
     reference_grid: Grid | None = None
     """(height, width) of one picture's tokens; by default a square, with one class token before it where that fits, if the
     adapter keeps the image encoder's tokens as they are (IP-Adapter full). Other adapters' tokens have no place."""
+    guidance: bool = True
+    """False: every row of a batch is a picture of its own. By default a batch that holds each latent twice, under other
+    conditions, is taken for classifier-free guidance: two references of one picture under one noise look just like it."""
     name: ClassVar[str] = "ip_adapter"
     about: ClassVar[About] = About(
         models="Stable Diffusion 1.5, SDXL and Kolors with IP-Adapter: several adapters, several pictures, adapter masks",
@@ -72,7 +75,7 @@ class IPAdapter:
         shown = first + count if scale else first  # a picture attended to but added 0 times is not looked at
         tokens = product.key_tokens // count
         if embeds:  # as many tokens as the image encoder gave: each has kept its place
-            placed = embeds[adapter].shape[2:-1] == (tokens,)
+            placed = embeds[adapter].shape[2:-1] == (tokens,) and not _resampled(product.arguments.get("self"), adapter)
         else:
             placed = self.reference_grid is not None or tokens == _FULL
         starts = {number: (number - first) * tokens for number in range(first, shown)}
@@ -85,7 +88,7 @@ class IPAdapter:
                 else Reference(tokens=slice(start, start + tokens), grid=None)
                 for number, start in starts.items()
             },
-            conditional=product.once(_conditional, sample, text, *embeds),
+            conditional=product.once(_conditional, sample, text, *embeds) if self.guidance else every_row(sample),
             joint=shown - first > 1,
             branch_scale=scale if mask is None else scale * _at_tokens(mask, product.query_tokens),
         )
@@ -111,6 +114,15 @@ def _embeds(arguments: Any) -> list[torch.Tensor]:
     if isinstance(embeds, torch.Tensor):  # the older form: one adapter, one picture
         return [embeds[:, None]]
     return list(embeds or ())
+
+
+def _resampled(denoiser: Any, adapter: int) -> bool:
+    """Whether the adapter's tokens come from learnt queries, which have no place in the picture. IDM-VTON hands them over as
+    they come out of its projection, so that they can't be told from an image encoder's by their number."""
+    projection = getattr(denoiser, "encoder_hid_proj", None)
+    layers = getattr(projection, "image_projection_layers", None)
+    own = projection if layers is None else layers[adapter] if adapter < len(layers) else None
+    return isinstance(getattr(own, "latents", None), torch.Tensor)
 
 
 _Branch = tuple[int, int, int, float, Any]  # adapter, number of its first picture, pictures, scale, mask or None

@@ -8,6 +8,11 @@ from ..errors import UnsupportedModel
 from ..grids import Grid
 
 
+def every_row(sample: torch.Tensor) -> slice:
+    """The rows of a denoiser batch without guidance."""
+    return slice(0, len(sample))
+
+
 def half_of_guidance(sample: torch.Tensor, states: torch.Tensor, order: tuple[str, str]) -> slice:
     """The conditional rows of a denoiser batch.
 
@@ -19,7 +24,7 @@ def half_of_guidance(sample: torch.Tensor, states: torch.Tensor, order: tuple[st
     if doubled and torch.equal(sample[:half], sample[half:]) and not torch.equal(states[:half], states[half:]):
         start = order.index("cond") * half
         return slice(start, start + half)
-    return slice(0, len(sample))
+    return every_row(sample)
 
 
 def level_grid(latent: tuple[int, ...], tokens: int) -> Grid:

@@ -21,7 +21,7 @@ from torch import nn
 from ..errors import UnsupportedModel
 from ..grids import Grid
 from .family import About, Layout, Product, Reference
-from .latents import half_of_guidance, level_grid
+from .latents import every_row, half_of_guidance, level_grid
 
 _FEATURE_MAPS = {"warp_flow_blks", "pixel_attentions", "attn2_plus"}  # parts of the names of modules that read one
 
@@ -39,8 +39,11 @@ class LDMCrossAttention:
     conditional: Literal["first", "last"] = "last"
     """Which half of a guidance batch sees the reference."""
     conditional_forward: Literal[0, 1] | None = None
-    """Which of a step's two forwards sees the reference where guidance runs the UNet twice; by default both are looked at, in
-    StableVITON the first."""
+    """Which of two forwards with the same latent sees the reference where guidance runs the UNet twice; by default both are
+    looked at, in StableVITON the first."""
+    guidance: bool = True
+    """False: every row of a batch is a picture of its own. By default a batch that holds each latent twice, under other
+    conditions, is taken for classifier-free guidance: two references of one picture under one noise look just like it."""
     name: ClassVar[str] = "ldm_cross_attention"
     about: ClassVar[About] = About(
         models="latent diffusion code before diffusers (Paint-by-Example, DCI-VTON), StableVITON's zero cross-attention "
@@ -78,10 +81,10 @@ class LDMCrossAttention:
         wanted = self.conditional_forward
         if wanted is None and product.layer.startswith("warp_flow_blks."):
             wanted = 0
-        # Not "forward > 0": at its second noise time PLMS has four forwards.
-        if product.call > 0 or (wanted is not None and product.forward % 2 != wanted):
+        # Not "forward > 0": at its second noise time PLMS also looks ahead, with another latent.
+        if product.call > 0 or (wanted is not None and product.repeat != wanted):
             return None
-        sample = _argument(product.arguments, "x", "sample")
+        sample = self.latent(product.arguments)
         context = _argument(product.arguments, "context", "encoder_hidden_states")
         if context is None and self.modules is None and not _reads_features(product.layer):
             return None  # without a context, attn2 is self-attention
@@ -94,8 +97,14 @@ class LDMCrossAttention:
             references={0: Reference(tokens=tokens, grid=reference_grid)},
             conditional=product.once(
                 half_of_guidance, sample, context if isinstance(context, torch.Tensor) else sample, order
-            ),
+            )
+            if self.guidance
+            else every_row(sample),
         )
+
+    def latent(self, arguments: Mapping[str, Any]) -> Any:
+        """(B, C, H, W): what is denoised, or None."""
+        return _argument(arguments, "x", "sample")
 
     def _found(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         """Full name, without what compilation adds → module."""

@@ -61,6 +61,24 @@ def _of_this_package() -> list[Family]:
     ]
 
 
+def check_still_found(family: Family, denoiser: nn.Module) -> None:
+    """Whether a call of the pipeline has made the denoiser one of another family than it was found to be: figures by the one
+    or the other are figures of something else.
+
+    Raises:
+        UnsupportedModel: it has.
+    """
+    for other in registered():
+        if type(other) is type(family):
+            return
+        shows = getattr(other, "shows_in_a_call", None)
+        if shows is not None and shows(denoiser):
+            raise UnsupportedModel(
+                f"{type(denoiser).__name__} was found to be of the family {family.name!r}, and is of {other.name!r} since the "
+                f"call began, which changes the denoiser. Say which it is, every time: family={type(other).__name__}()"
+            )
+
+
 def find_family(pipeline: Any, denoiser: nn.Module) -> Family:
     """The first family that knows the model.
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from .family import About, Layout, Product, Reference
-from .latents import half_of_guidance, patch_grid
+from .latents import every_row, half_of_guidance, patch_grid
 
 _PROCESSOR, _SUFFIX = "SD3IPAdapterJointAttnProcessor2_0", ".attn"
 _ORDER = ("uncond", "cond")
@@ -26,6 +26,9 @@ _ROW = "a row of tokens without a grid"
 class SD3IPAdapter:
     """`SD3Transformer2DModel` whose attention processors are `SD3IPAdapterJointAttnProcessor2_0`."""
 
+    guidance: bool = True
+    """False: every row of a batch is a picture of its own. By default a batch that holds each latent twice, under other
+    conditions, is taken for classifier-free guidance: two references of one picture under one noise look just like it."""
     name: ClassVar[str] = "sd3_ip_adapter"
     about: ClassVar[About] = About(
         models="Stable Diffusion 3 and 3.5 with an IP-Adapter",
@@ -61,7 +64,7 @@ class SD3IPAdapter:
             generated=slice(0, image),
             generated_grid=patch_grid(sample.shape[-2:], image)[0],
             references={0: Reference(tokens=slice(image, product.key_tokens), grid=None)},
-            conditional=min(halves, key=lambda rows: rows.stop - rows.start),
+            conditional=min(halves, key=lambda rows: rows.stop - rows.start) if self.guidance else every_row(sample),
             joint=True,
         )
 

@@ -21,6 +21,8 @@ from ..grids import Grid
 from .family import About, Layout, Product, Reference, Tokens
 from .latents import level_grid
 
+_REFERENCE_NETWORKS = ("referencenet", "reference_unet")
+"""Under which names a pipeline has, or its call takes, the network that makes the reference's features (MimicBrush)."""
 _FEATURE_ARGUMENTS = {"garment_features": "last", "spatial_attn_inputs": "first"}
 """Arguments of a UNet's forward that hand it a reference's features (IDM-VTON, OOTDiffusion) → the part of a guidance batch
 that sees it."""
@@ -30,9 +32,10 @@ that sees it."""
 class KeyConcatenation:
     """Reference features behind a layer's own tokens, in its keys or in queries and keys: IDM-VTON, OOTDiffusion, MimicBrush.
 
-    Recognised by what IDM-VTON's and OOTDiffusion's UNets take, and by the lists (`bank`) that reference features are kept in
-    by MimicBrush and others. Products without such features are passed over; MimicBrush averages what the two kinds give, and
-    the reference mass is that of the products with them.
+    Recognised by what IDM-VTON's and OOTDiffusion's UNets take, by a pipeline's reference network, and in a denoiser by itself
+    by the lists (`bank`) that MimicBrush and others keep reference features in from their first call on. Products without such
+    features are passed over; MimicBrush averages what the two kinds give, and the reference mass is that of the products with
+    them.
     """
 
     references: int = 1
@@ -41,7 +44,7 @@ class KeyConcatenation:
     reference_latent: Grid | None = None
     """(height, width) of a reference's latent, halved from level to level; by default the generated picture's."""
     guidance_parts: int | None = None
-    """How often guidance puts each image into the batch; found from what is repeated in it, if nothing is given."""
+    """How often guidance puts each image into the batch, 1 without guidance; by default found from what is repeated in it."""
     conditional: Literal["first", "last"] | None = None
     """Which of these parts sees the reference; by default the last, in OOTDiffusion the first."""
     name: ClassVar[str] = "key_concatenation"
@@ -57,12 +60,18 @@ class KeyConcatenation:
         takes = inspect.signature(type(denoiser).forward).parameters
         if not _FEATURE_ARGUMENTS.keys().isdisjoint(takes):
             return None
-        if any(isinstance(getattr(module, "bank", None), list) for module in denoiser.modules()):
+        if _has_reference_network(pipeline):
+            return None
+        if self.shows_in_a_call(denoiser):
             return None
         return (
             "nothing in it says that reference features are concatenated to its self-attention's keys; if they are, pass "
             "family=KeyConcatenation()."
         )
+
+    def shows_in_a_call(self, denoiser: nn.Module) -> bool:
+        """Whether it has lists for reference features: MimicBrush's pipeline puts them there when it is first called."""
+        return any(isinstance(vars(module).get("bank"), list) for module in denoiser.modules())
 
     def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         return _self_attention(denoiser)
@@ -121,7 +130,7 @@ class SpatialConcatenation:
     axis: Literal["height", "width"] | None = None
     """The side of the latent along which the two follow each other; by default the width in DreamLite, else the height."""
     guidance_parts: int | None = None
-    """How often guidance puts each image into the batch; found from what is repeated in it, if nothing is given."""
+    """How often guidance puts each image into the batch, 1 without guidance; by default found from what is repeated in it."""
     conditional: Literal["first", "last"] = "last"
     """Which of these parts sees the reference."""
     name: ClassVar[str] = "spatial_concatenation"
@@ -177,6 +186,11 @@ class SpatialConcatenation:
             conditional=rows,
             joint=True,
         )
+
+
+def _has_reference_network(pipeline: Any) -> bool:
+    takes = inspect.signature(type(pipeline).__call__).parameters if callable(pipeline) else {}
+    return any(n in takes or isinstance(getattr(pipeline, n, None), nn.Module) for n in _REFERENCE_NETWORKS)
 
 
 def _sample(product: Product) -> torch.Tensor:

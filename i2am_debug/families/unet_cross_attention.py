@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import UnsupportedModel
 from ..grids import Grid
 from .family import About, Layout, Product, Reference
-from .latents import half_of_guidance, level_grid
+from .latents import every_row, half_of_guidance, level_grid
 
 _SUFFIX = ".attn2"
 
@@ -28,6 +28,9 @@ class UNetCrossAttention:
     """(height, width) of the reference tokens; by default a square, with one class token before it where that fits."""
     reference_tokens: slice | None = None
     """Which of the key tokens belong to the reference; by default all, less a class token."""
+    guidance: bool = True
+    """False: every row of a batch is a picture of its own. By default a batch that holds each latent twice, under other
+    conditions, is taken for classifier-free guidance: two references of one picture under one noise look just like it."""
     name: ClassVar[str] = "unet_cross_attention"
     about: ClassVar[About] = About(
         models="UNets whose cross-attention reads reference tokens: Paint-by-Example, image variation, try-on and inpainting "
@@ -71,7 +74,9 @@ class UNetCrossAttention:
             generated=slice(0, product.query_tokens),
             generated_grid=level_grid(sample.shape[-2:], product.query_tokens),
             references={0: Reference(tokens=tokens, grid=grid)},
-            conditional=product.once(half_of_guidance, sample, states, ("uncond", "cond")),
+            conditional=product.once(half_of_guidance, sample, states, ("uncond", "cond"))
+            if self.guidance
+            else every_row(sample),
         )
 
     def _set_by_hand(self) -> bool:

@@ -7,9 +7,11 @@ import ast
 import contextlib
 import importlib
 import inspect
+import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +133,30 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kontext_with_text_encoders().save_pretrained(folder / "KONTEXT_FOLDER")
     for name, picture in zip(("before", "after"), before_and_after(), strict=True):
         picture.save(folder / f"{name}.png")
+    write_pairs(folder / "val")
+    (folder / "train.py").write_text(
+        "from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline as make_pipeline\n"
+    )
     return folder
+
+
+def write_pairs(folder: Path) -> None:
+    """Pairs of the demo's, with everything that a pair may have."""
+    from i2am_debug.demo.inpainting.pairs import validation_pairs
+
+    folder.mkdir()
+    rows = []
+    for number, pair in enumerate(validation_pairs(8, seed=7)):
+        named = {
+            "file_name": pair.target,
+            "reference_file_name": pair.reference,
+            "mask_file_name": pair.mask_image,
+            "reference_mask_file_name": Image.fromarray(np.uint8(pair.reference_mask) * 255),
+        }
+        for key, picture in named.items():
+            picture.save(folder / f"{key}_{number}.png")
+        rows.append({key: f"{key}_{number}.png" for key in named})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=names_of(COMMANDS))
@@ -145,6 +170,8 @@ def test_a_command_does_what_it_says(
         assert arguments[0] == "-m" and (ROOT / Path(*arguments[1].split("."))).with_suffix(".py").exists(), arguments
     elif program == "i2am-debug":
         monkeypatch.chdir(here)
+        monkeypatch.delitem(sys.modules, "train", raising=False)
+        monkeypatch.syspath_prepend(str(here))
         if arguments[:2] == ["baseline", "save"]:
             Path(arguments[arguments.index("-o") + 1]).unlink()
         code = cli.main([*arguments, *(["--steps", "2"] if arguments[0] == "explain" else [])])
