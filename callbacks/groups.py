@@ -1,4 +1,4 @@
-"""The processes that train together, as Accelerate knows them or torch.distributed does: who is first, and what they exchange."""
+"""The processes that train together, as Accelerate or torch.distributed knows them: who is first, what they exchange."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ try:
 except ModuleNotFoundError:
     try:
         from pytorch_lightning import Callback
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         raise ImportError(
             "I2AMLightningCallback needs Lightning 2, which is not installed: pip install lightning"
-        ) from None
+        ) from error
 
 logger = logging.getLogger("i2am_debug")
 

@@ -31,7 +31,7 @@ class FiguresLogger:
 
 
 class WandB:
-    """A wandb run of a loop's own. It gives no step to wandb, whose own count the loop has to itself, but logs it as a figure."""
+    """A wandb run of a loop's own. The step is logged as a figure: wandb's own count is the loop's."""
 
     name = "wandb"
 

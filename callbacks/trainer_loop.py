@@ -14,10 +14,10 @@ from .watched_run import WatchedRun
 
 try:
     from transformers import TrainerCallback
-except ModuleNotFoundError:
+except ModuleNotFoundError as error:
     raise ImportError(
         "I2AMTrainerCallback needs transformers, which is not installed: pip install transformers"
-    ) from None
+    ) from error
 
 
 class I2AMTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # transformers is not followed

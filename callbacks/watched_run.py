@@ -1,4 +1,4 @@
-"""`WatchedRun`: what the callbacks of all loops have in common. A loop adds what it trains, who its processes are, where it logs."""
+"""`WatchedRun`: what the callbacks of all loops have in common. A loop says what it trains, on which processes, where it logs."""
 
 from __future__ import annotations
 
