@@ -1,4 +1,5 @@
-"""`WatchedRun`: what the callbacks of all loops have in common. A loop says what it trains, on which processes, where it logs."""
+"""`WatchedRun`: what the callbacks of all loops have in common. A loop says what it trains, on which processes, and where it
+logs."""
 
 from __future__ import annotations
 
