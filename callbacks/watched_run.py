@@ -13,6 +13,7 @@ import torch
 from i2am_debug.figures.record import Evaluation
 from i2am_debug.guard.state_guard import StateGuard
 from i2am_debug.monitor import Monitor
+from i2am_debug.report.notebook import show_in_notebooks
 from i2am_debug.settings import MonitorSettings
 
 from .groups import Group
@@ -45,6 +46,7 @@ class WatchedRun:
     ) -> None:
         self._given_pipeline, self._group, self._around = pipeline, group, around
         self._told: set[str] = set()
+        show_in_notebooks()
         self.processes = GroupProcesses(group)
         self.monitor = Monitor(
             MonitorSettings.of(asked_by, **settings),

@@ -31,6 +31,9 @@ _HOME = {
     "IMACSRegression": "errors",
 }
 
+_SHOWN = ("trace", "AttributionMaps", "Evaluation", "Alert")
+"""Are, or give, what a notebook can show inline."""
+
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _SHOWN:
+        importlib.import_module(".report.notebook", __name__).show_in_notebooks()
     globals()[name] = value
     return value
 
