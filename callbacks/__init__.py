@@ -20,11 +20,11 @@ _HOME = {
 
 __all__ = list(_HOME)
 
-if TYPE_CHECKING:
-    from .accelerate_loop import I2AMCallback
-    from .lightning_loop import I2AMLightningCallback
-    from .plain_loop import I2AMPlainCallback
-    from .trainer_loop import I2AMTrainerCallback
+if TYPE_CHECKING:  # "as": mypy's --strict takes no other name for one that is meant to be imported from here
+    from .accelerate_loop import I2AMCallback as I2AMCallback
+    from .lightning_loop import I2AMLightningCallback as I2AMLightningCallback
+    from .plain_loop import I2AMPlainCallback as I2AMPlainCallback
+    from .trainer_loop import I2AMTrainerCallback as I2AMTrainerCallback
 
 
 def __getattr__(name: str) -> Any:

@@ -54,25 +54,25 @@ class AccelerateGroup:
 
     @property
     def is_main(self) -> bool:
-        return self._accelerator.is_main_process
+        return bool(self._accelerator.is_main_process)
 
     @property
     def several(self) -> bool:
-        return self._accelerator.num_processes > 1
+        return bool(self._accelerator.num_processes > 1)
 
     @property
     def device(self) -> torch.device:
         return self._accelerator.device
 
     def trained(self) -> Iterable[nn.Module]:
-        return self._accelerator._models
+        return list(self._accelerator._models)
 
     def share(self, work: list[Any]) -> list[Any]:
         with self._accelerator.split_between_processes(work, apply_padding=True) as mine:
-            return mine
+            return list(mine)
 
     def gather(self, told: Any) -> list[Any]:
-        return gather_object([told])
+        return list(gather_object([told]))
 
     def from_main(self, told: Any) -> Any:
         return broadcast_object_list([told])[0]

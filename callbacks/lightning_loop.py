@@ -118,4 +118,5 @@ class I2AMLightningCallback(Callback):  # type: ignore[misc, unused-ignore]  # L
         return [self._trainer.strategy.model]
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return self._trainer.precision_plugin.forward_context()
+        context: AbstractContextManager[Any] = self._trainer.precision_plugin.forward_context()
+        return context

@@ -87,7 +87,8 @@ class GroupProcesses:
             raise error
         if outcome[1] is not None:
             raise ProcessFailed(f"the main process failed: {outcome[1]}")
-        return outcome[0]
+        of_main: T = outcome[0]
+        return of_main
 
     def wait(self) -> None:
         """Until all have come here."""
