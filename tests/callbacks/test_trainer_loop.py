@@ -11,13 +11,15 @@ from i2am_debug.callbacks import I2AMTrainerCallback
 from i2am_debug.callbacks.checkpoints import STATE_FILE
 from other_loops import MOVED, QUICK, Numbers, TinyTraining, assert_same_weights, few_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 from training import few_probes
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from i2am_debug.store.run_store import RunStore
 
 
-def trained(folder, steps, *, watched=True, checkpoint=None, report_to="none", told=None, **settings):
+def trained(folder, steps, *, watched=True, checkpoint=None, report_to="none", reports=(), told=None, **settings):
     """A whole training on one process, and its callback."""
     set_seed(3)
     arguments = TrainingArguments(
@@ -35,7 +37,7 @@ def trained(folder, steps, *, watched=True, checkpoint=None, report_to="none", t
         remove_unused_columns=False,
     )
     model = TinyTraining()
-    trainer = Trainer(model, arguments, train_dataset=Numbers(2 * steps))
+    trainer = Trainer(model, arguments, train_dataset=Numbers(2 * steps), callbacks=list(reports))
     callback = None
     if watched:
         given = {"pipeline": model.pipeline, "pairs": few_pairs(), **QUICK, **settings}
@@ -46,11 +48,11 @@ def trained(folder, steps, *, watched=True, checkpoint=None, report_to="none", t
     return trainer, callback
 
 
-def test_training_is_the_same_with_and_without_and_its_tensorboard_has_the_figures(tmp_path, monkeypatch):
+def test_training_is_the_same_with_and_without_and_its_tensorboard_has_the_figures(tmp_path):
     alone, _ = trained(tmp_path / "alone", 4, watched=False)
     after_it = torch.rand(3)
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "run"))
-    watched, callback = trained(tmp_path / "watched", 4, report_to="tensorboard")
+    tensorboard = TensorBoardCallback(SummaryWriter(str(tmp_path / "run")))
+    watched, callback = trained(tmp_path / "watched", 4, reports=[tensorboard])
     assert torch.equal(torch.rand(3), after_it), "random numbers go on as without it"
     assert_same_weights(watched.model, alone.model)
     assert [one.global_step for one in callback.monitor.history()] == [0, 2, 4]
