@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from i2am_debug.errors import I2AMError
 from i2am_debug.monitor import Monitor
 
 from .checkpoints import UNREADABLE
@@ -115,6 +116,8 @@ class I2AMLightningCallback(Callback):  # type: ignore[misc, unused-ignore]  # L
             self._trainer.should_stop = True
 
     def _trained(self) -> list[nn.Module]:
+        if self._trainer is None:
+            raise I2AMError("I2AMLightningCallback is in no training yet: it looks at pairs from trainer.fit on")
         return [self._trainer.strategy.model]
 
     def _precision(self) -> AbstractContextManager[Any]:

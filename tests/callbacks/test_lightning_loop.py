@@ -14,6 +14,7 @@ from other_loops import MOVED, QUICK, Numbers, TinyTraining, assert_same_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import few_probes
 
+from i2am_debug.errors import I2AMError
 from i2am_debug.store.run_store import RunStore
 
 
@@ -91,6 +92,12 @@ def test_a_resumed_run_goes_on(tmp_path, caplog):
     _, _, anew = fit(tmp_path / "anew", 3, checkpoint=tmp_path / "broken.ckpt")
     assert "can't be taken up, it begins anew and training goes on" in caplog.text
     assert anew.monitor.reporter.baseline.global_step == 2
+
+
+def test_before_a_training_it_says_so(tmp_path):
+    callback = I2AMLightningCallback(pipeline=TinyTraining().pipeline, pairs=few_pairs(), **QUICK)
+    with pytest.raises(I2AMError, match=r"in no training yet: it looks at pairs from trainer\.fit on"):
+        callback.monitor.evaluate(0)
 
 
 def test_without_lightning_the_error_says_how_to_get_it(monkeypatch):
