@@ -77,6 +77,7 @@ def main(asked: argparse.Namespace) -> None:
         pipeline=pipeline,
         pairs=ValidationPairs.from_folder(asked.val),
         every_n_steps=asked.every,
+        batch_size=4,  # pairs at once; fewer where the memory that training leaves is too small
         size=(asked.side, asked.side),
     )
     callback.on_train_begin(0)
