@@ -11,12 +11,20 @@ if __name__ != "i2am_debug.callbacks":
         "Install the project (pip install -e .) and use: from i2am_debug.callbacks import I2AMCallback"
     )
 
-_HOME = {"I2AMCallback": "accelerate_loop"}
+_HOME = {
+    "I2AMCallback": "accelerate_loop",
+    "I2AMPlainCallback": "plain_loop",
+    "I2AMLightningCallback": "lightning_loop",
+    "I2AMTrainerCallback": "trainer_loop",
+}
 
 __all__ = list(_HOME)
 
-if TYPE_CHECKING:
-    from .accelerate_loop import I2AMCallback
+if TYPE_CHECKING:  # "as": mypy's --strict takes no other name for one that is meant to be imported from here
+    from .accelerate_loop import I2AMCallback as I2AMCallback
+    from .lightning_loop import I2AMLightningCallback as I2AMLightningCallback
+    from .plain_loop import I2AMPlainCallback as I2AMPlainCallback
+    from .trainer_loop import I2AMTrainerCallback as I2AMTrainerCallback
 
 
 def __getattr__(name: str) -> Any:

@@ -161,4 +161,5 @@ def greatest(device: torch.device, numbers: Sequence[int]) -> list[int]:
     with nullcontext() if device.type == "cpu" else module.stream(module.Stream(device)):
         told = torch.tensor([int(number) for number in numbers], device=device)
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        return told.tolist()
+        greatest_of_all: list[int] = told.tolist()
+        return greatest_of_all

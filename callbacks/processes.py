@@ -1,4 +1,4 @@
-"""The processes of an Accelerate run, so that all of them run the same forwards and none waits for ever."""
+"""The processes of a run, so that all of them run the same forwards and none waits for ever."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 
 from i2am_debug.errors import ProcessFailed, TrainingChanged
 
 from .arrivals import Arrivals
+from .groups import Group
 
 if TYPE_CHECKING:
     from .lockstep import Lockstep
@@ -21,34 +20,31 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AccelerateProcesses:
+class GroupProcesses:
     """What a `monitor.Monitor` needs to know of the processes (`loop.Processes`)."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, group: Group) -> None:
+        self._group = group
         self._arrivals = Arrivals()
 
     @property
     def is_main(self) -> bool:
-        return self._accelerator.is_main_process
+        return self._group.is_main
 
     @property
     def several(self) -> bool:
-        return self._accelerator.num_processes > 1
+        return self._group.several
 
     def share(self, work: list[Any]) -> list[Any]:
         """This process's part of the work, padded with repetitions so that all parts are of one length."""
-        if not work:
-            return []
-        with self._accelerator.split_between_processes(work, apply_padding=True) as mine:
-            return mine
+        return self._group.share(work) if work else []
 
     def in_lockstep(self, pipeline: Any) -> AbstractContextManager[None]:
         """A block in which an error on one process is an error on all, although the model that runs may be shared."""
         if not self._talk_by_torch:
             return nullcontext()
         parts = getattr(pipeline, "components", {}).values()
-        return self._lockstep.over([*self._accelerator._models, pipeline, *parts])
+        return self._lockstep.over([*self._group.trained(), pipeline, *parts])
 
     def agree(self, work: Callable[[], T]) -> T:
         """What `work` returns on this process; an error on one is an error on all, and an interrupt too."""
@@ -60,7 +56,9 @@ class AccelerateProcesses:
         except BaseException as raised:
             error = raised
         if self.several:
-            told = gather_object([error and (isinstance(error, TrainingChanged), f"{type(error).__name__}: {error}")])
+            told = self._group.gather(
+                error and (isinstance(error, TrainingChanged), f"{type(error).__name__}: {error}")
+            )
             if error is None and any(told):
                 ends_the_training, text = max(one for one in told if one)
                 raise (TrainingChanged if ends_the_training else ProcessFailed)(f"another process failed: {text}")
@@ -70,8 +68,8 @@ class AccelerateProcesses:
 
     def gather(self, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each process, on every process; an error on one is an error on all."""
-        found = [self.agree(work)]
-        return gather_object(found) if self.several else found
+        found = self.agree(work)
+        return self._group.gather(found) if self.several else [found]
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main process, on every process; its error too."""
@@ -84,17 +82,18 @@ class AccelerateProcesses:
             except BaseException as raised:  # an `on_alert` may exit: the others must hear of it
                 error, outcome = raised, [None, f"{type(raised).__name__}: {raised}"]
         if self.several:
-            broadcast_object_list(outcome)
+            outcome = self._group.from_main(outcome)
         if error is not None:
             raise error
         if outcome[1] is not None:
             raise ProcessFailed(f"the main process failed: {outcome[1]}")
-        return outcome[0]
+        of_main: T = outcome[0]
+        return of_main
 
     def wait(self) -> None:
         """Until all have come here."""
         self._all_here()
-        self._accelerator.wait_for_everyone()
+        self._group.wait()
 
     def _all_here(self) -> None:
         if self._talk_by_torch:
@@ -108,4 +107,4 @@ class AccelerateProcesses:
     def _lockstep(self) -> Lockstep:
         from .lockstep import Lockstep, greatest  # knows FSDP, which not every build of torch has
 
-        return Lockstep(partial(greatest, self._accelerator.device), lambda text: gather_object([text]))
+        return Lockstep(partial(greatest, self._group.device), self._group.gather)

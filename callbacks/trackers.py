@@ -6,6 +6,7 @@ Pictures are a TensorBoard run of their own below the run's folder (`event_write
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ PICTURES = "i2am_pictures"
 """The folder of the pictures' own run, inside the run's."""
 
 PREFIX = "i2am/"
+logger = logging.getLogger("i2am_debug")
+
 _WANDB_LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
 
 
@@ -103,6 +106,9 @@ class RunTrackers:
                 writer._get_file_writer().add_summary(marker(), step)
             if text and text != self._undefined:
                 writer.add_text(f"{PREFIX}undefined", text, step)
+        if not self._layout_written:
+            for tracker in self._others:
+                self._say_where_the_rest_is(tracker)
         self._layout_written, self._undefined = True, text
         for tracker in self._others:
             tracker.log(values, step=step)
@@ -114,6 +120,15 @@ class RunTrackers:
                 writer.add_scalar(PREFIX + tag, float(number), global_step)
         for tracker in self._others:
             tracker.log({PREFIX + tag: float(number) for tag, number in values.items()}, step=global_step)
+
+    def _say_where_the_rest_is(self, tracker: Any) -> None:
+        """wandb keeps the folder in the run's configuration; of any other tracker the log says what it does not get."""
+        folder = self.folder.resolve()
+        if tracker.name == "wandb":
+            tracker.store_init_configuration({f"{PREFIX}folder": str(folder)})
+        else:
+            what = "figures and panels" if hasattr(tracker, "log_images") else "figures"
+            logger.info("i2am: %s gets %s; everything, with the tab, is in %s", tracker.name, what, folder)
 
     def picture(self, tag: str, picture: Image.Image, global_step: int) -> None:
         """Writes one picture under its tag; of trackers beside TensorBoard to those that take pictures."""
@@ -132,7 +147,8 @@ class RunTrackers:
             tracker.log({f"{PREFIX}alert": float(alert is not None)}, step=global_step)
             if alert is not None and tracker.name == "wandb":
                 title = f"i2am: {alert.headline} at step {alert.global_step}"
-                tracker.tracker.alert(title=title, text=alert.text, level=_WANDB_LEVELS[alert.severity])
+                text = f"{alert.text}\n\nEverything is in {self.folder.resolve()}"
+                tracker.tracker.alert(title=title, text=text, level=_WANDB_LEVELS[alert.severity])
 
     def flush(self) -> None:
         """Makes the pictures that were written visible to a TensorBoard that is running."""

@@ -42,7 +42,7 @@ class NotComparable(I2AMError, ValueError):
         super().__init__(f"the two evaluations are not comparable, they differ in {listed}{cure}")
         self.differences, self.cure = differences, cure
 
-    def __reduce__(self) -> tuple[type, tuple[dict, str]]:
+    def __reduce__(self) -> tuple[type, tuple[dict[str, tuple[object, object]], str]]:
         return type(self), (self.differences, self.cure)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from training import few_probes
 
 from i2am_debug import cli
 from i2am_debug.demo.demo_model import MODELS, demo_model
@@ -116,6 +117,8 @@ def test_a_short_demo_writes_its_figures(tmp_path, capsys):
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))
 def test_examples_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, str(tmp_path), "2"])
+    monkeypatch.syspath_prepend(EXAMPLES)  # as python does for a script
     monkeypatch.setattr("i2am_debug.families.registry._REGISTERED", [])  # where an example's own family stays
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    with few_probes():
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert list(tmp_path.rglob("*.png")) or list(tmp_path.rglob("*.safetensors"))

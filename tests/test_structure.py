@@ -263,9 +263,10 @@ def test_front_doors_import_nothing_of_the_library_at_run_time() -> None:
         assert own_imports(name, without_type_checking(LIBRARY[name]), is_package=True) == set(), name
 
 
-def test_the_callback_is_thin() -> None:
-    path = LIBRARY["callbacks.accelerate_loop"]
-    assert len(own_imports("callbacks.accelerate_loop", path.read_text(), is_package=False)) <= 7
+@pytest.mark.parametrize("loop", ["accelerate_loop", "lightning_loop", "plain_loop", "trainer_loop"])
+def test_a_callback_is_thin(loop: str) -> None:
+    path = LIBRARY[f"callbacks.{loop}"]
+    assert len(own_imports(f"callbacks.{loop}", path.read_text(), is_package=False)) <= 7
 
 
 def test_only_the_demo_and_the_command_line_know_the_callbacks() -> None:

@@ -184,12 +184,12 @@ class Trace(AbstractContextManager["Trace"]):
             "none: was the pipeline called with a reference, and is its scale above 0?"
         )
 
-    def _is_still_the_family(self, module: nn.Module, args: tuple) -> None:
+    def _is_still_the_family(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the first forward: some pipelines change their denoiser at the beginning of a call."""
         self._handles.pop().remove()
         check_still_found(self.family, self.denoiser)
 
-    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _in_backward():  # gradient checkpointing runs the forward a second time
             return
         arguments = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
@@ -208,20 +208,20 @@ class Trace(AbstractContextManager["Trace"]):
                     hook = partial(self._projected, part)
                     self._looking.append(getattr(module, part).register_forward_hook(hook))
 
-    def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._arguments = None
         _remove(self._looking)
 
-    def _before_module(self, name: str, module: nn.Module, args: tuple) -> None:
+    def _before_module(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._arguments is not None:
             self._running.append(ModuleRun(name, module, self._layout, self._observe))
             self._running[-1].__enter__()
 
-    def _projected(self, part: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    def _projected(self, part: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         if self._running and not self._running[-1].products:
             self._running[-1].projected[part] = output
 
-    def _after_module(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after_module(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not (self._running and self._running[-1].module is module):
             return
         run = self._running.pop()
@@ -365,7 +365,7 @@ def find_denoiser(pipeline: Any) -> nn.Module:
 
 
 def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _remove(handles: list[Any]) -> None:

@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from ..errors import CannotForce
+from .noise_times import over_times
 
 Truth = Callable[[torch.Tensor], torch.Tensor]
 """The pipeline's first latents (B, …) → the truth in their layout; raises `CannotForce` where there is none."""
@@ -130,7 +131,7 @@ class _Forced:
                 f"latents of shape {tuple(self._clean.shape) if self._clean is not None else ()} have no known places"
             )
         together = torch.stack(self._errors)
-        return torch.tensordot(torch.tensor(shares, device=together.device), together, 1).cpu()
+        return over_times(torch.tensor(shares), together).cpu()
 
     def losses_if_it_predicts(self, kinds: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Of each of these kinds that is not the model's own: the losses (times, B) on the CPU of what it predicted in the last

@@ -12,7 +12,7 @@ from ..errors import NothingCaptured, UnsupportedModel
 from ..figures.observation import Observation, maps_of
 from ..figures.values import Figure, Undefined, as_figure
 from ..pairs.pair import ValidationPair
-from .noise_times import times_of_a_gap, weights
+from .noise_times import over_times, times_of_a_gap, weights
 from .probes import What, probe
 from .references import blank_colour, blank_reference
 
@@ -46,7 +46,7 @@ def observe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -
     other = _by_pair(forwards.run(others, every)) if len(evaluator.pairs) > 1 else None
     colour = blank_colour(pipeline, evaluator.family_of(pipeline))
     blank = _by_pair(forwards.run([blank_reference(pair, colour) for pair in pairs], forwards.few))
-    without = own.mean(0) + forwards.share @ (blank - own[forwards.few])
+    without = own.mean(0) + over_times(forwards.share, blank - own[forwards.few])
     try:
         maps = [maps_of(t, row) for row in range(len(batch))]
     except NothingCaptured as error:
@@ -79,7 +79,7 @@ def probe_by_loss(evaluator: Evaluator, pipeline: Any, batch: Sequence[int]) -> 
 
     def losses(changed: list[ValidationPair], what: What) -> list[Figure]:
         forwards.pairs = changed
-        found = forwards.share @ _by_pair(forwards.run([pair.reference for pair in changed], forwards.few))
+        found = over_times(forwards.share, _by_pair(forwards.run([pair.reference for pair in changed], forwards.few)))
         return [_mean(loss) for loss in found]
 
     return probe(evaluator.pairs, batch, losses)

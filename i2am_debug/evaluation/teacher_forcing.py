@@ -23,7 +23,7 @@ from ..pairs.pair import ValidationPair
 from .call_arguments import picture_size
 from .calls import default_call, picture_of
 from .forced_scheduler import Finished, ForcedDiffusion, ForcedFlow, forced_scheduler
-from .noise_times import noise_times, times_of_a_gap, weights
+from .noise_times import noise_times, over_times, times_of_a_gap, weights
 from .probes import PREDICTIONS, What, probe
 from .prompts import prompts_encoded_once
 from .references import Colour, blank_colour, blank_reference, with_reference, wrong_references
@@ -59,14 +59,14 @@ def observe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Seque
         changed = [with_reference(p, o) for p, o in zip(pairs, others, strict=True) if not isinstance(o, Undefined)]
         other = forced.run(changed, [times[n] for n in few])[0] if len(changed) == len(pairs) else None
         blank = _blank_losses(forced, batch, pairs, [times[n] for n in few], every=evaluator.in_step)
-    loss = torch.tensor(weights(times)) @ own
+    loss = over_times(torch.tensor(weights(times)), own)
     share = torch.tensor(weights([times[n] for n in few]))
 
     def worse(losses: torch.Tensor | None, row: int, reason: str) -> Any:
         """The mean loss over all times plus by how much it was higher at those that were tried."""
         if losses is None:
             return Undefined(reason)
-        return as_figure(float(loss[row] + share @ (losses - own[few])[:, row]), _NOT_FINITE)
+        return as_figure(float(loss[row] + over_times(share, (losses - own[few])[:, row])), _NOT_FINITE)
 
     observations = []
     for row, index in enumerate(batch):
@@ -97,7 +97,7 @@ def probe_by_teacher_forcing(evaluator: Evaluator, pipeline: Any, batch: Sequenc
     taken_for: dict[str, list[Figure]] = {}
 
     def figures(by_time: torch.Tensor) -> list[Figure]:
-        return [as_figure(float(loss), _NOT_FINITE) for loss in share @ by_time]
+        return [as_figure(float(loss), _NOT_FINITE) for loss in over_times(share, by_time)]
 
     with _forced(pipeline) as scheduler, prompts_encoded_once(pipeline):
         own = _ForcedCall(evaluator, pipeline, scheduler, batch, [evaluator.pairs[i] for i in batch])

@@ -216,7 +216,8 @@ def _margin(value: Any, where: str) -> float | str:
         Margin.parse(value)
     except ValueError as error:
         raise ValueError(f"{where:.100}: {error}") from None
-    return value
+    as_it_stands: float | str = value
+    return as_it_stands
 
 
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[str, tuple[Any, Any]]:

@@ -67,7 +67,7 @@ class ValidationPairs(Sequence[ValidationPair]):
         found: dict[int, dict[str, Any]] = {}
 
         def make(index: int) -> ValidationPair:
-            pair = self[index]
+            pair: ValidationPair = self[index]
             if index in found:
                 return replace(pair, **found[index])
             pair = pair if pair.undefined_kept is not None else pair.with_kept_region(threshold)

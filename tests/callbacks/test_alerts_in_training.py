@@ -142,6 +142,9 @@ class Recorder:
     def log(self, values, step):
         self.logged.append((step, values))
 
+    def store_init_configuration(self, values):
+        self.configuration = values
+
 
 def test_wandb_gets_an_alert_of_its_own(tmp_path):
     run = Run(tmp_path)
@@ -151,6 +154,22 @@ def test_wandb_gets_an_alert_of_its_own(tmp_path):
     (told,) = recorder.alerts
     assert told["level"] == "ERROR" and "step 0" in told["title"] and "Look first at" in told["text"]
     assert recorder.logged[-1] == (0, {"i2am/alert": 1.0})
+    folder = str((tmp_path / "run").resolve())
+    assert recorder.configuration == {"i2am/folder": folder} and folder in told["text"]
+
+
+def test_another_tracker_gets_the_figures_and_the_log_a_note(tmp_path, caplog):
+    run = Run(tmp_path)
+    other = Recorder()
+    other.name = "mlflow"
+    run.accelerator.trackers.append(other)
+    with caplog.at_level(logging.INFO, "i2am_debug"):
+        callback = run.callback(pairs=validation_pairs(2, seed=1))
+        callback.evaluate(0)
+        callback.evaluate(1)
+    assert [step for step, values in other.logged if "i2am/attention_information" in values] == [0, 1]
+    assert caplog.text.count(f"mlflow gets figures; everything, with the tab, is in {tmp_path / 'run'}") == 1
+    assert not other.alerts
 
 
 def test_a_fall_is_judged_against_the_best_of_the_run_read_from_disk(tmp_path):

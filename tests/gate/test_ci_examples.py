@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,3 +109,20 @@ def test_the_example_test_is_the_same_gate(checkout: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 1 and "worse than allowed: reference_gap" in done.stdout
+
+
+def test_the_versions_that_are_tried_are_those_that_are_allowed() -> None:
+    config = configparser.ConfigParser()
+    config.read(EXAMPLES.parents[1] / "setup.cfg", encoding="utf-8")
+    jobs = yaml.safe_load((EXAMPLES / "versions.yml").read_text(encoding="utf-8"))["jobs"]
+    classified = re.findall(r"Python :: (3\.\d+)", config["metadata"]["classifiers"])
+    assert jobs["newest"]["strategy"]["matrix"]["python"] == classified
+    assert f">={jobs['oldest']['steps'][1]['with']['python-version']}" == config["options"]["python_requires"]
+    lines = (EXAMPLES / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    asked = dict(re.findall(r"^([\w-]+)>=([\d.]+)(?:;.*)?$", config["options"]["install_requires"], re.MULTILINE))
+    others = ("peft", "transformers", "tomli")  # not needed by all, or with an old Python only
+    assert len(asked) >= 10
+    for name, oldest in asked.items():
+        if name not in others:
+            assert tried[name] in (oldest, f"{oldest}.*", f"{oldest}.0"), name

@@ -6,7 +6,6 @@ tokens on an 8x8 grid through six cross-attention layers and by no other way.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
@@ -31,8 +30,8 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):
         self.mix = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)
         )
-        positions = np.asarray(get_2d_sincos_pos_embed(width, grid, output_type="np"))
-        self.positions = nn.Parameter(torch.as_tensor(positions, dtype=torch.float32)[None] * 0.7)
+        positions = get_2d_sincos_pos_embed(width, grid, output_type="pt")
+        self.positions = nn.Parameter(positions.float()[None] * 0.7)
         self.block = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True, activation="gelu"
         )

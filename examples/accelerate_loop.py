@@ -1,6 +1,6 @@
 """The callback in a plain Accelerate loop: four lines are its own.
 
-python examples/train_with_callback.py RUN_FOLDER [STEPS]
+python examples/accelerate_loop.py RUN_FOLDER [STEPS]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model that i2am-debug does not know: say in one class where its reference sits.
 
-python examples/add_a_family.py OUT_FOLDER
+python examples/own_model.py OUT_FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What does one generated picture draw from its reference? No training loop needed.
 
-python examples/explain_one_picture.py OUT_FOLDER
+python examples/trace_one_image.py OUT_FOLDER
 """
 
 from __future__ import annotations
