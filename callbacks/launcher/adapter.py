@@ -28,7 +28,7 @@ class Adapter:
     def plain(self, unet: nn.Module) -> nn.Module:
         """The UNet with diffusers' own processors; its weights are the same memory."""
         with torch.device("meta"):
-            plain: Any = type(unet).from_config(unet.config)  # type: ignore[attr-defined]
+            plain: Any = type(unet).from_config(unet.config)
         weights = unet.state_dict()
         plain.load_state_dict({name: weights[name] for name in plain.state_dict()}, assign=True)
         return plain.eval().requires_grad_(False)
@@ -74,5 +74,5 @@ def adapter_in(models: Iterable[nn.Module]) -> Adapter | None:
     for model in models:
         parts = [getattr(model, name, None) for name in ("image_proj_model", "adapter_modules")]
         if all(isinstance(part, nn.Module) for part in parts):
-            return Adapter(*parts)  # type: ignore[arg-type]
+            return Adapter(*parts)
     return None

@@ -11,12 +11,17 @@ from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
-from i2am_debug.alerts.rules import Rules, tomllib
+from i2am_debug.alerts.rules import Rules
 from i2am_debug.capture.plan import CapturePlan
 from i2am_debug.errors import InvalidPair, WrongSettings
 from i2am_debug.figures.scores import IMACSSettings
 from i2am_debug.pairs.collection import ValidationPairs
 from i2am_debug.settings import MonitorSettings, refuse_unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _OWN = ("pipeline", "model", "logdir", "allow_outside")
 """Keys of the file that are none of the callback's settings."""
@@ -141,7 +146,7 @@ def _named(value: Any) -> Any:
 
 
 def _function(value: Any) -> Callable[..., Any]:
-    found = _named(value)
+    found: Callable[..., Any] = _named(value)
     if not callable(found):
         raise ValueError(f"{value!r} is a {type(found).__name__}; expected a function")
     return found

@@ -178,7 +178,8 @@ def kind_in(folder: str, where: dict[str, Any]) -> type:
 
     try:
         name = DiffusionPipeline.load_config(folder, **where)["_class_name"]
-        return getattr(diffusers, name)
+        kind: type = getattr(diffusers, name)
+        return kind
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise I2AMError(
             f"the script imports no pipeline, and {folder!r} names none ({type(error).__name__}); give its class as "
