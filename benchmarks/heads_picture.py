@@ -1,4 +1,4 @@
-"""The heads of three layers of the inpainting demo, as docs/reading-the-maps.md has them: `python -m benchmarks.heads_picture F`."""
+"""The heads of three layers of the inpainting demo, for docs/reading-the-maps.md: `python -m benchmarks.heads_picture F`."""
 
 from __future__ import annotations
 
