@@ -16,6 +16,7 @@ from .doctor.commands import add_doctor
 from .errors import I2AMError, WrongSettings
 from .gate.commands import add_commands, at_least
 from .gate.exit_codes import ExitCode
+from .pairs.folder import why_no_pairs
 
 # Written out, since what they do needs torch; a test compares.
 _FAULTS = (
@@ -170,6 +171,12 @@ def _demo(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if not args.script.is_file():
         return _usage_error(f"run: there is no script {args.script}")
+    if "--" in args.arguments[1:] and args.arguments[0] != "--":
+        return _usage_error(
+            f"run: {args.arguments[0]} stands behind {args.script}, so it would be the script's; put it before"
+        )
+    if args.pairs is not None and (wrong := why_no_pairs(args.pairs)):
+        return _usage_error(f"run: {wrong}")
     from .callbacks.launcher.script import run_script
 
     words = ("pairs", "allow_outside", "every_n_steps", "budget", "logdir", "pipeline", "model")
@@ -178,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         run_script(args.script, own, given, args.config)
     except WrongSettings as error:
-        return _usage_error(f"run: {error}")
+        return _usage_error(f"run: {str(error).removeprefix('i2am-debug run: ')}")
     return ExitCode.OK
 
 
@@ -225,6 +232,8 @@ def _view(args: argparse.Namespace) -> int:
     if not args.logdir.is_dir():
         return _usage_error(f"view: there is no folder {args.logdir}")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(args.logdir), "--port", str(args.port)]
+    if os.name == "posix":
+        os.execv(command[0], command)  # a signal to us is one to it: a process of ours between would leave it behind
     try:
         return subprocess.call(command)
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from i2am_debug.demo.inpainting.training import teacher_forced
 from .found import Found
 from .training_setups import SET_UPS, SetUp, new_run
 
-STEPS, EVERY = 5, 2
+STEPS, FEW_STEPS, EVERY = 5, 3, 2  # the short form trains few
 WAYS = ("teacher_forcing", "sampling", "loss_fn")
 OUTCOMES = ("succeeds", "raises")
 _FORWARD_THAT_RAISES = 2
@@ -52,17 +52,17 @@ class Fault:
 
 def measure(*, long: bool) -> Found:
     """`Found` with a row a case; a case that did not fire, as an evaluation that should have raised, is a harm too."""
-    rows, harm = [], []
+    rows, harm, steps = [], [], STEPS if long else FEW_STEPS
     with tempfile.TemporaryDirectory() as folder:
         for set_up, cases in _cases(long):
             reason = set_up.unavailable()
-            alone = None if reason else _trained(set_up, Path(folder), None, None)
+            alone = None if reason else _trained(set_up, Path(folder), None, None, steps)
             for way, outcome in cases:
                 row = {"set-up": set_up.name, "way": way, "evaluation": outcome}
                 if alone is None:
                     rows.append({**row, "result": f"not run: {reason}"})
                     continue
-                wrong = _compared(alone, set_up, Path(folder), way, outcome)
+                wrong = _compared(alone, set_up, Path(folder), way, outcome, steps)
                 rows.append({**row, "result": "; ".join(wrong) or "identical"})
                 harm += [f"{set_up.name}, {way}, evaluation {outcome}: {one}" for one in wrong]
     ran = [row for row in rows if not row["result"].startswith("not run")]
@@ -82,28 +82,30 @@ def _cases(long: bool) -> Iterator[tuple[SetUp, list[tuple[str, str]]]]:
             yield set_up, [every[number % len(every)]]
 
 
-def _compared(alone: dict[str, Any], set_up: SetUp, folder: Path, way: str, outcome: str) -> list[str]:
+def _compared(
+    alone: dict[str, Any], set_up: SetUp, folder: Path, way: str, outcome: str, steps: int = STEPS
+) -> list[str]:
     """What is wrong with this case; nothing where training is identical and the evaluations went as they should."""
     try:
-        watched = _trained(set_up, folder, way, outcome)
+        watched = _trained(set_up, folder, way, outcome, steps)
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]
     evaluated, fired = watched.pop("evaluated"), watched.pop("fired")
-    steps = list(range(EVERY, STEPS + 1, EVERY))
+    looked_at = list(range(EVERY, steps + 1, EVERY))
     wrong = [f"not the same: {path}" for path in _differing(alone, watched)][:3]
-    if evaluated != (steps if outcome == "succeeds" else []):
+    if evaluated != (looked_at if outcome == "succeeds" else []):
         wrong.append(f"evaluated at {evaluated}")
-    if fired != (0 if outcome == "succeeds" else len(steps)):
+    if fired != (0 if outcome == "succeeds" else len(looked_at)):
         wrong.append(f"{fired} evaluations raised")
     return wrong
 
 
-def _trained(set_up: SetUp, folder: Path, way: str | None, outcome: str | None) -> dict[str, Any]:
+def _trained(set_up: SetUp, folder: Path, way: str | None, outcome: str | None, steps: int = STEPS) -> dict[str, Any]:
     """What a run leaves; alone, or with a callback that looks this way."""
     run = new_run(set_up, folder)
     fault = Fault(run.accelerator.unwrap_model(run.unet, keep_torch_compile=False))
     if way is None:
-        return _left(run, set_up.train(run, STEPS, lambda number: None))
+        return _left(run, set_up.train(run, steps, lambda number: None))
     loss_fn = _of_the_pipeline_looked_at(run, set_up) if way == "loss_fn" else None
     pipeline = run.built if loss_fn is not None else set_up.pipeline(run)
     with tempfile.TemporaryDirectory(dir=folder) as own:
@@ -127,7 +129,7 @@ def _trained(set_up: SetUp, folder: Path, way: str | None, outcome: str | None) 
             fault.armed = False
 
         with _silent():  # an untrained model alerts at every step, and the planted faults are told of
-            losses = set_up.train(run, STEPS, look)
+            losses = set_up.train(run, steps, look)
         evaluated = [evaluation.global_step for evaluation in callback.history()]
     return {**_left(run, losses), "evaluated": evaluated, "fired": fault.fired}
 

@@ -83,7 +83,9 @@ def _checked(words: Mapping[str, Any]) -> RunOptions:
         raise ValueError(f"allow_outside={outside!r}: expected true or false")
     own = {name: read.pop(name, None) for name in ("pipeline", "model", "logdir")}
     if pairs is None and read:
-        raise ValueError(f"{next(iter(read))}: says how pairs are evaluated, and no pairs are given")
+        raise ValueError(
+            f"{next(iter(read))}: says how pairs are evaluated, and no pairs are given; give --pairs, or pairs in the file"
+        )
     if pairs is not None:
         pairs = pairs if isinstance(pairs, ValidationPairs) else _pairs(pairs, outside)
         if "every_n_steps" not in read and "budget" not in read:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..gate.exit_codes import ExitCode
+from ..pairs.folder import why_no_pairs
 from .cards import CARDS, Card, card_named
 
 
@@ -51,6 +52,13 @@ def _doctor(args: argparse.Namespace) -> int:
         return _usage("--device needs a pipeline and its pairs: what it would take is theirs")
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         return _usage(f"--json {args.json}: expected a file in a folder that exists")
+    if args.pairs is not None and (wrong := why_no_pairs(args.pairs)):
+        return _usage(wrong)
+    if args.pipeline is not None and ":" not in args.pipeline and not Path(args.pipeline).is_dir():
+        return _usage(
+            f"there is no folder {args.pipeline}; expected one that save_pretrained wrote, or MODULE:FACTORY, such as "
+            "train:make_pipeline"
+        )
     from .examination import examine
 
     found = examine(args.pipeline, args.pairs, card=args.device, allow_outside=args.allow_outside)

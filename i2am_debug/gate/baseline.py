@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..alerts.rules import Rules
 from ..errors import StoreError
+from ..figures.declared import REFERENCE_GAP
+from ..figures.estimates import Estimate
 from ..figures.record import Evaluation, differences
 from ..figures.registry import all_figures, declaration_of
 from ..figures.values import Undefined, reference_tag
@@ -34,9 +36,18 @@ def save_baseline(
     for alert in store.alerts():
         if alert.global_step <= evaluation.global_step:
             logger.warning(
-                "the run raised an alert at step %d; fine until step %s: is step %d a good baseline? (--step N)",
-                *(alert.global_step, alert.fine_at, evaluation.global_step),
+                "the run raised an alert at step %d; %s: is step %d a good baseline? (--step N)",
+                alert.global_step,
+                "it was never fine" if alert.fine_at is None else f"fine until step {alert.fine_at}",
+                evaluation.global_step,
             )
+    gap = evaluation.estimate(REFERENCE_GAP.tag)
+    if isinstance(gap, Estimate) and gap.low is not None and gap.low <= 0:
+        logger.warning(
+            "its %s is not above 0 (%s): the model does not use its reference, so that whatever is compared with it fails "
+            "(gap-collapse)",
+            *(REFERENCE_GAP.title, gap),
+        )
     if not Rules().can_test(len(evaluation.pairs)):
         logger.warning(
             "i2am-debug check will call whatever is compared with it not comparable: it has %s",

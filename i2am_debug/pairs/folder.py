@@ -28,6 +28,15 @@ _DEPTH = 16  # of lists and objects in one another
 _SHOWN = 200  # characters of a value in an error
 
 
+def why_no_pairs(folder: Path) -> str:
+    """Why a folder holds no pairs at all, or nothing: what can be said before anything is loaded that takes seconds."""
+    try:
+        _text(folder / LISTING)
+    except InvalidPair as error:
+        return str(error)
+    return ""
+
+
 def makers_of(folder: Path, *, allow_outside: bool) -> list[Callable[[], ValidationPair]]:
     """A function for each line of `metadata.jsonl`, which makes its pair.
 
@@ -54,7 +63,8 @@ def _text(listing: Path) -> str:
     if status is None or not stat.S_ISREG(status.st_mode):
         raise InvalidPair(
             f"no {listing}; expected one JSON object a line, such as "
-            '{"file_name": "target_0.png", "reference_file_name": "reference_0.png", "mask_file_name": "mask_0.png"}'
+            '{"file_name": "target_0.png", "reference_file_name": "reference_0.png", "prompt": "a red hat"}, with '
+            '"mask_file_name" where there is a hole'
         )
     if status.st_size > _LISTING_BYTES:
         raise InvalidPair(

@@ -8,7 +8,7 @@ from ..figures.record import Evaluation
 from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Undefined
 
-_SAMPLED = "; ±: heads and noise times not looked at"
+_SAMPLED = "; ±: what was not looked at, of heads and noise times"
 
 
 def log_line(evaluation: Evaluation, copying_layer: str | Undefined) -> str:

@@ -105,6 +105,7 @@ class Reporter:
         if self._trackers is not None:
             self._tell_everywhere()
             self._attempts.attempt(Stage.CLOSE, self._trackers.close)
+            logger.info("i2am: to look at what was written: i2am-debug view %s", self._trackers.folder)
         return self._attempts.failures
 
     def written(self) -> list[Written]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from several_processes import launched
+from several_processes import forked
 from training import evaluate_and_report  # loads torch, so that this process has one thread, as the others
 
 from i2am_debug.figures.record import Evaluation
@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "training.py"
 
 def test_two_processes_share_the_pairs_and_agree_with_one(tmp_path):
     evaluate_and_report(tmp_path / "one", tmp_path / "one.json")
-    launched(2, SCRIPT, tmp_path / "two", tmp_path / "two.json")
+    forked(2, SCRIPT, tmp_path / "two", tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert len(two["forwards"]) == 2 and two["forwards"][0] == two["forwards"][1] > 0
     assert two["wrote"] == [True, False], "only the main process opens the store"

@@ -170,7 +170,6 @@ def test_a_call_that_is_not_known_can_be_said(doctor, pairs: Path) -> None:
 @pytest.mark.parametrize(
     ("named", "texts"),
     [
-        ("nowhere", ["there is no folder nowhere", "MODULE:FACTORY"]),
         ("nowhere:make", ["there is no module 'nowhere'", "cure: run it in the folder the module is in"]),
         ("path/to/set_ups.py:no_adapter", ["is no module's name", "i2am-debug doctor set_ups:no_adapter"]),
         ("set_ups:no_adaptor", ["has no 'no_adaptor'; its functions are with_adapter", "no_adapter,"]),
@@ -228,10 +227,14 @@ def test_words_that_do_not_go_together(doctor, words: list[str], text: str) -> N
     assert code == ExitCode.USAGE and said == "" and text in error
 
 
-def test_pairs_that_are_not_there(doctor, tmp_path: Path) -> None:
-    code, said, _ = doctor("set_ups:one_token", "--pairs", tmp_path)
-    assert code == ExitCode.USAGE and "metadata.jsonl; expected one JSON object a line" in said
-    assert "denoiser" in said, "the pipeline is described all the same"
+def test_folders_that_are_not_there_are_said_before_anything_is_loaded(capsys, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["set_ups:one_token", "--pairs", str(tmp_path)], "metadata.jsonl; expected one JSON object a line"),
+        ([str(tmp_path / "nowhere")], "there is no folder"),
+    ):
+        assert cli.main(["doctor", *arguments]) == ExitCode.USAGE
+        said = capsys.readouterr()
+        assert words in said.err and not said.out
 
 
 # -- What it says ------------------------------------------------------------------------------------------------------
