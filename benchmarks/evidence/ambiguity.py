@@ -63,8 +63,8 @@ def measure(sizes: Sizes, _folder: Path) -> Section:
     ]
     return Section(
         title="What the paper's R2G leaves open",
-        asked="A random bias on the keys of every cross-attention head of the inpainting model adds to all logits of a generated "
-        f"token the same value ({len(sizes.seeds)} draws of the bias a size). It changes nothing that the model makes.",
+        asked="A random bias on the keys of every cross-attention head of the inpainting model adds the same value to all "
+        f"logits of a generated token ({len(sizes.seeds)} draws of the bias a size). It changes nothing that the model makes.",
         said=_in_words(values, max(moved)),
         tables=tables,
         pictures=[(PICTURE, "The same picture, and the paper's R2G of it, which is another")],
@@ -121,8 +121,8 @@ def _figures(pairs: Forced, before: Looks, after: list[Looks], sizes: Sizes) -> 
             js.append(np.mean([js_distance(own, other) for other in others]))
             scores.append(np.mean([imacs(other, getattr(pair, mask)) for other in others]))
         found[name] = {
-            key: resampled(lambda chosen, v=np.array(each): float(v[chosen].mean()), len(each), sizes.resamples)
-            for key, each in (("js", js), ("imacs", scores))
+            key: resampled(lambda chosen, v=v: float(v[chosen].mean()), len(v), sizes.resamples)
+            for key, v in (("js", np.array(js)), ("imacs", np.array(scores)))
         }
     return found
 
@@ -150,9 +150,10 @@ def _in_words(values: dict[str, dict[str, Figures]], moved: float) -> str:
     none, largest = values["0"], values[f"{_SPREADS[-1]:.0f}"]
     still = [name for name in _MAPS if largest[name]["js"][0] < 1e-3]
     paper = "R2G, the paper's"
+    (was, is_now), distance = ((one[paper]["imacs"][0] for one in (none, largest)), largest[paper]["js"][0])
     return (
-        f"The predicted pictures stay the same to {moved:.0e} of a range of 2. With {_SPREADS[-1]:.0f} added the paper's R2G lies at "
-        f"a JS distance of {largest[paper]['js'][0]:.2f} from what it was, and its IMACS_g goes from {none[paper]['imacs'][0]:.2f} "
-        f"to {largest[paper]['imacs'][0]:.2f}; it stays as it was to 0.001: {', '.join(still) or 'no map'}. So the paper's R2G is not "
-        "settled by what the model does: where it changes, see whether a companion does."
+        f"The predicted pictures stay the same to {moved:.0e} of a range of 2. With {_SPREADS[-1]:.0f} added the paper's R2G "
+        f"is at a JS distance of {distance:.2f} from what it was, and its IMACS_g goes from {was:.2f} to {is_now:.2f}; as "
+        f"they were, to 0.001, stay {', '.join(still) or 'no maps'}. So the paper's R2G is not settled by what the model "
+        "does: where it changes, see whether a companion does."
     )

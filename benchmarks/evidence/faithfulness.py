@@ -29,8 +29,10 @@ _KINDS = {
     "rows": ("Rows of G2R (SRAM), one generated token each", _ROWS),
     "r2g": ("R2G, the reference withheld from generated tokens", _R2G),
 }
-Values = dict[str, dict[str, dict[str, tuple[float, float, float]]]]
-"""Kind of map → its name → figure → value and interval."""
+Summary = dict[str, dict[str, tuple[float, float, float]]]
+"""Name of a map → figure → value and interval."""
+Values = dict[str, Summary]
+"""By kind of map."""
 
 
 def measure(sizes: Sizes, folder: Path) -> Section:
@@ -56,14 +58,14 @@ def measure(sizes: Sizes, folder: Path) -> Section:
         draw(points, PICTURE)
     return Section(
         title="Faithfulness",
-        asked="Held-out pairs, teacher forced at fixed noise; what is measured is the change of the predicted clean picture, in "
-        "the hole (of edits: in what is kept), or for R2G anywhere. *Deletion*: reference tokens are replaced by those of a grey "
-        "picture, the map's strongest first; the area between this curve and that of random orders, as a share of the change "
-        "without any reference token. *Insertion*: the other way round, from grey tokens. Positive: the map tells the truth "
-        "better than chance. *Against the inverse order*: both together. For R2G it is from generated tokens that the reference is "
-        "withheld. *Rank correlation*: of the map with the change when each reference token alone is replaced, by grey or by the "
-        "same place of another pair's; of R2G with the change of each generated token when all are grey. Value norms: weights "
-        "times |W_o v|, head by head.",
+        asked="Held-out pairs, teacher forced at fixed noise; what is measured is the change of the predicted clean picture: "
+        "in the hole, of edits in what is kept, for R2G anywhere. *Deletion*: reference tokens are replaced by those of a "
+        "grey picture, the map's strongest first; the area between this curve and that of random orders, in shares of the "
+        "change without any reference token. *Insertion*: the other way round, from grey tokens. Above 0: the map tells the "
+        "truth better than chance. *Against the inverse order*: both together. For R2G the reference is withheld from "
+        "generated tokens. *Rank correlation*: of the map with the change when each reference token alone is replaced, by "
+        "grey or by what is there in another pair's; of R2G with the change of each generated token when all are grey. Value "
+        "norms: weights times |W_o v|, head by head.",
         said=_in_words(values),
         tables=tables,
         pictures=[(PICTURE, "How the picture changes as reference tokens go, by the order in which they go")],
@@ -93,10 +95,8 @@ def _of_pair(pairs: Forced, looks: Looks, index: int, sizes: Sizes) -> dict[str,
     return {"g2r": g2r, "rows": rows, "r2g": of_generated_tokens(pairs, looks, index, sizes)}
 
 
-def _summary(
-    each: list[Figures], columns: dict[str, str], sizes: Sizes
-) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Name of a map → figure → mean over pairs and its interval."""
+def _summary(each: list[Figures], columns: dict[str, str], sizes: Sizes) -> Summary:
+    """Means over pairs."""
     found = {}
     for name in (name for name in each[0] if name != RANDOM):
         figures = [_with_areas(one[name], one[RANDOM]) if RANDOM in one else one[name] for one in each]
@@ -116,41 +116,56 @@ def _with_areas(one: dict[str, Any], random: dict[str, Any]) -> dict[str, Any]:
 
 def _in_words(values: dict[str, Values]) -> str:
     return " ".join(
-        f"{title.capitalize()}: {_of_g2r(values[model]['g2r'])} {_of_rows(values[model]['rows'])} "
-        f"{_of_r2g(values[model]['r2g'])}"
-        for model, title in MODELS.items()
+        f"**{title.capitalize()}.** {_of_g2r(found['g2r'])} {_of_values(found['g2r'])} {_of_rows(found['rows'])} "
+        f"{_of_r2g(found['r2g'])}"
+        for title, found in ((title, values[model]) for model, title in MODELS.items())
     )
 
 
-def _of_g2r(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
-    maps = {name: one for name, one in found.items() if name != BEST}
-    true = [name for name, one in maps.items() if one["deletion"][1] > 0 and one["insertion"][1] > 0]
-    by_area, by_effect = (max(maps, key=lambda name: maps[name][key][0]) for key in ("inverse", "rho_blank"))
-    plain, valued, by_norm = (
-        maps[name]
-        for name in ("region, unified", "region × value norms, unified", "region × value norms, layers by norm")
-    )
-    paper = maps["all queries, unified"]
+def _of_g2r(found: Summary) -> str:
+    best, paper = _best(found, "inverse"), found["all queries, unified"]
+    nearest = _best(found, "rho_blank")
     return (
-        f"{len(true)} of {len(maps)} G2R maps beat random orders both ways ({', '.join(n for n in maps if n not in true) or 'no map'} "
-        f"does not); most by {by_area} ({maps[by_area]['inverse'][0]:.2f} between the order and its inverse; the paper's "
-        f"{paper['inverse'][0]:.2f}). What each token alone does goes best with {by_effect} "
-        f"({maps[by_effect]['rho_blank'][0]:.2f}; the paper's {paper['rho_blank'][0]:.2f}). Value norms move the unified map of the "
-        f"region's queries from {plain['inverse'][0]:.2f} to {valued['inverse'][0]:.2f} ({by_norm['inverse'][0]:.2f} with layers by "
-        f"norm), and its correlation from {plain['rho_blank'][0]:.2f} to {valued['rho_blank'][0]:.2f}."
+        f"G2R maps that beat random orders both ways: {_beating(found)}. Most by *{best}*, "
+        f"{found[best]['inverse'][0]:.2f} between the order and its inverse (the paper's {paper['inverse'][0]:.2f}; the "
+        f"order of what each token does alone {found[BEST]['inverse'][0]:.2f}). With what each token does alone *{nearest}* "
+        f"goes best, {found[nearest]['rho_blank'][0]:.2f} (the paper's {paper['rho_blank'][0]:.2f}), or "
+        f"{found[nearest]['rho_other'][0]:.2f} where another picture's token is put."
     )
 
 
-def _of_rows(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
-    rho, same = (", ".join(f"{one[key][0]:.2f} {name}" for name, one in found.items()) for key in ("rho", "same"))
-    return f"Row by row the correlation is {rho}; row and effect are strongest at the same token in {same} of cases."
+def _of_values(found: Summary) -> str:
+    changes = []
+    for column, what in (
+        ("inverse", "the area between the order and its inverse"),
+        ("rho_blank", "the correlation with grey tokens"),
+        ("rho_other", "that with another picture's"),
+    ):
+        plain, valued = (found[f"region{how}, unified"][column][0] for how in ("", " × value norms"))
+        changes.append(f"{what} from {plain:.2f} to {valued:.2f}")
+    return f"Value norms bring the unified map of the region's queries, {', '.join(changes)}."
 
 
-def _of_r2g(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
-    maps = {name: one for name, one in found.items() if name != BEST}
-    true = [name for name, one in maps.items() if one["deletion"][1] > 0 and one["insertion"][1] > 0]
-    inside = [name for name, one in maps.items() if one["rho_inside"][1] > 0]
+def _of_rows(found: Summary) -> str:
+    rho, same = (" and ".join(f"{one[key][0]:.2f} ({name})" for name, one in found.items()) for key in _ROWS)
+    return f"Row by row the correlation is {rho}, and both are strongest at the same token in {same} of the rows."
+
+
+def _of_r2g(found: Summary) -> str:
+    inside = [f"*{name}* {one['rho_inside'][0]:.2f}" for name, one in found.items() if name != BEST]
     return (
-        f"R2G beats random orders both ways: {', '.join(true) or 'none'}; it says something of where inside the region the "
-        f"reference matters: {', '.join(inside) or 'none'}."
+        f"R2G maps that beat random orders both ways: {_beating(found)}. Inside the region their correlation with where the "
+        f"reference matters is {', '.join(inside)}."
     )
+
+
+def _beating(found: Summary) -> str:
+    """Of the maps those whose intervals lie above 0 in deletion and in insertion."""
+    maps = [name for name in found if name != BEST]
+    missing = [name for name in maps if min(found[name][way][1] for way in ("deletion", "insertion")) <= 0]
+    but = f"but {', '.join(f'*{name}*' for name in missing)}"
+    return f"all {len(maps)}" if not missing else "none" if len(missing) == len(maps) else f"all {len(maps)} {but}"
+
+
+def _best(found: Summary, column: str) -> str:
+    return max((name for name in found if name != BEST), key=lambda name: found[name][column][0])

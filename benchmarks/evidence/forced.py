@@ -41,14 +41,17 @@ class Forced:
     """The same of a grey picture."""
     other: torch.Tensor
     """The same of the next pair's reference."""
-    _predict: Callable[[list[int], torch.Tensor, float], torch.Tensor]
+    predict_at_once: Callable[[list[int], torch.Tensor, float], torch.Tensor]
+    """`predict` in one call of the denoiser, with whatever hooks and gradients it has."""
 
     @torch.no_grad()
     def predict(self, of: Sequence[int], tokens: torch.Tensor, share: float) -> torch.Tensor:
         """(n, G, C) the predicted clean picture in [-1, 1] of the pairs `of`, given reference tokens (n, R, C), from the truth
         with this share of the noise times."""
         parts = range(0, len(of), _AT_ONCE)
-        return torch.cat([self._predict(list(of[i : i + _AT_ONCE]), tokens[i : i + _AT_ONCE], share) for i in parts])
+        return torch.cat(
+            [self.predict_at_once(list(of[i : i + _AT_ONCE]), tokens[i : i + _AT_ONCE], share) for i in parts]
+        )
 
 
 def forced(model: str, pairs: ValidationPairs, pipeline: Any = None, noise_seed: int = 0) -> Forced:
@@ -92,7 +95,7 @@ def _inpainting(pairs: ValidationPairs, pipeline: Any, noise_seed: int) -> Force
         own=own,
         blank=pipeline.reference_encoder(blank),
         other=own.roll(-1, 0),
-        _predict=predict,
+        predict_at_once=predict,
     )
 
 
@@ -126,5 +129,5 @@ def _edit(pairs: ValidationPairs, pipeline: Any, noise_seed: int) -> Forced:
         own=own,
         blank=taken_in([blank_reference(pair, _GREY) for pair in each]),
         other=own.roll(-1, 0),
-        _predict=predict,
+        predict_at_once=predict,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,11 +77,11 @@ def measure(sizes: Sizes, _folder: Path) -> Section:
     ]
     return Section(
         title="Sanity",
-        asked="Held-out pairs, teacher forced. Weights are drawn anew block by block from the output on, each stage beside those "
-        f"before it ({len(sizes.seeds)} draws; queries and keys of the inpainting model start as large as in its recipe); the "
-        "maps are compared token by token with the trained model's. For scale: other noise, which should change little; the map "
-        "of another pair, which has nothing to do with this one; and another pair's reference in place of the own, which must "
-        "move a map that tells of the reference.",
+        asked="Held-out pairs, teacher forced. Weights are drawn anew block by block from the output on, each stage beside "
+        f"those before it ({len(sizes.seeds)} draws; queries and keys of the inpainting model start as large as in its "
+        "recipe); the maps are compared token by token with the trained model's. For scale: other noise, which should change "
+        "little; the map of another pair, which has nothing to do with this one; and another pair's reference in place of "
+        "the own, which must move a map that tells of the reference.",
         said=" ".join(_in_words(title, values[model]) for model, title in MODELS.items()),
         tables=tables,
         command="python -m benchmarks.evidence sanity",

@@ -104,8 +104,7 @@ def look_at(forced: Forced, shares: Sequence[float], *, other: bool = False) -> 
             every_head=True,
         )
         with _value_norms(forced, tokens.shape[1]) as seen, trace as t:
-            # one call: a trace takes further ones for further noise times
-            forced._predict(of, tokens, share)
+            forced.predict_at_once(of, tokens, share)
         maps.append([t.maps(index) for index in of])
         norms.append(seen)
     return Looks(maps=maps, norms=norms)
