@@ -14,7 +14,7 @@ from i2am_debug.grids import Grid
 from i2am_debug.pairs.pair import ValidationPair
 from i2am_debug.report.render import heat
 
-from .curve_picture import PICTURES
+from .curve_picture import keep
 
 _SIDE = 192  # pixels of a tile
 
@@ -54,9 +54,7 @@ def draw(pair: ValidationPair, before: Seen, after: Seen, name: str) -> None:
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURES / name, dpi=90)
-    plt.close(figure)
+    keep(figure, name)
 
 
 def _picture(pair: ValidationPair, seen: Seen) -> Image.Image:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .deletion import BEST, GONE, RANDOM, Figures
 
@@ -50,6 +53,15 @@ def draw(found: dict[str, list[Figures]], name: str) -> None:
             axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("change of the picture\n(1: no reference at all)", fontsize=8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=8, frameon=False)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURES / name, dpi=100)
+    keep(figure, name)
+
+
+def keep(figure: Any, name: str) -> None:
+    """In examples/pictures, in few colours, which makes it small."""
+    from matplotlib import pyplot as plt
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=90)
     plt.close(figure)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    Image.open(drawn).convert("RGB").quantize(128).save(PICTURES / name, optimize=True)

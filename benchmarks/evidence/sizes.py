@@ -25,7 +25,7 @@ LONG = Sizes(
     seeds=(0, 1, 2, 3, 4),
     pairs=64,
     resamples=2000,
-    deleted_pairs=32,
+    deleted_pairs=24,
     noise_times=(1.0, 0.5),
     random_orders=5,
 )
