@@ -52,7 +52,8 @@ _LINES = {
     "(another reference)": "the trained model with another reference",
 }
 _ROWS = "rows, copying layer"
-_ALIKE = 0.2  # a rank correlation above it is still something of the old map
+_ALIKE, _SAME = 0.2, 0.9
+"""Rank correlations above which something is left of the map before, and nearly all."""
 Found = dict[str, dict[str, dict[str, tuple[float, float, float]]]]
 """What was changed → map → "js" and "rho"."""
 
@@ -165,23 +166,16 @@ def _compared(
 
 def _in_words(title: str, found: Found) -> str:
     *_, before_last, last = found
-    maps = list(found[last])
-    left = {change: _alike(found[change]) for change in (before_last, last)}
-    unmoved = [
-        name for name in maps if found["(another reference)"][name]["js"][1] <= found["(other noise)"][name]["js"][2]
-    ]
-    partly = (
-        f" With everything but the last of the stages drawn anew these do: {left[before_last]}."
-        if left[before_last]
-        else ""
-    )
+    other, noise = found["(another reference)"], found["(other noise)"]
+    less_than_noise = [f"*{name}*" for name in other if other[name]["js"][1] <= noise[name]["js"][2]]
     return (
-        f"{title.capitalize()}: with all weights drawn anew "
-        f"{left[last] or 'no map'} goes with the trained model's map by a rank correlation of more than {_ALIKE}.{partly} "
-        "Another reference moves every map further than other noise does"
-        f"{', but for ' + ', '.join(unmoved) if unmoved else ''}."
+        f"**{title.capitalize()}.** Maps that still go with the trained model's by a rank correlation above {_ALIKE}, with all "
+        f"weights drawn anew: {_above(_ALIKE, found[last])}; at the stage before, *{before_last}*: "
+        f"{_above(_ALIKE, found[before_last])}. By another reference these hardly change their order (above {_SAME}): "
+        f"{_above(_SAME, other)}; no further than by other noise move {', '.join(less_than_noise) or 'none'}."
     )
 
 
-def _alike(maps: dict[str, dict[str, tuple[float, float, float]]]) -> str:
-    return "; ".join(f"{name} ({one['rho'][0]:.2f})" for name, one in maps.items() if one["rho"][0] > _ALIKE)
+def _above(limit: float, maps: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    above = [f"*{name}* ({one['rho'][0]:.2f})" for name, one in maps.items() if one["rho"][0] > limit]
+    return ", ".join(above) or "none"
