@@ -80,7 +80,7 @@ def _of_pairs(model: str, sizes: Sizes, kept: Path) -> tuple[list[dict[str, Figu
     looks = look_at(pairs, sizes.noise_times)
     setting = f"{'_'.join(map(str, sizes.noise_times))}_{sizes.random_orders}_{looks.copying_layer}"
     each = []
-    for index in tqdm(range(min(sizes.deleted_pairs, len(pairs.pairs))), desc=model):
+    for index in tqdm(range(min(sizes.deleted_pairs[model], len(pairs.pairs))), desc=model):
         file = kept / f"{model}_{setting}" / f"{index}.json"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
