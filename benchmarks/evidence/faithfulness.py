@@ -162,9 +162,13 @@ def _of_r2g(found: Summary) -> str:
 def _beating(found: Summary) -> str:
     """Of the maps those whose intervals lie above 0 in deletion and in insertion."""
     maps = [name for name in found if name != BEST]
-    missing = [name for name in maps if min(found[name][way][1] for way in ("deletion", "insertion")) <= 0]
-    but = f"but {', '.join(f'*{name}*' for name in missing)}"
-    return f"all {len(maps)}" if not missing else "none" if len(missing) == len(maps) else f"all {len(maps)} {but}"
+    beating = [name for name in maps if min(found[name][way][1] for way in ("deletion", "insertion")) > 0]
+    missing = [f"*{name}*" for name in maps if name not in beating]
+    if len(beating) <= len(missing):
+        return (
+            f"of {len(maps)} only {', '.join(f'*{name}*' for name in beating)}" if beating else f"none of {len(maps)}"
+        )
+    return " but ".join([f"all {len(maps)}", *([", ".join(missing)] if missing else [])])
 
 
 def _best(found: Summary, column: str) -> str:
