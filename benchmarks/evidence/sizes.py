@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -13,7 +14,28 @@ class Sizes:
     """Held-out pairs of each model."""
     resamples: int
     """Bootstrap draws behind an interval."""
+    deleted_pairs: Mapping[str, int]
+    """Of those, the ones whose reference tokens are deleted one by one and in many orders: by model; some
+    thousand forwards each."""
+    noise_times: tuple[float, ...]
+    """At which a model is teacher-forced there."""
+    random_orders: int
+    """Of deletion, a pair."""
 
 
-LONG = Sizes(seeds=(0, 1, 2, 3, 4), pairs=64, resamples=2000)
-SHORT = Sizes(seeds=(0,), pairs=8, resamples=200)
+LONG = Sizes(
+    seeds=(0, 1, 2, 3, 4),
+    pairs=64,
+    resamples=2000,
+    deleted_pairs={"inpainting": 32, "edit": 12},
+    noise_times=(1.0, 0.5),
+    random_orders=5,
+)
+SHORT = Sizes(
+    seeds=(0,),
+    pairs=8,
+    resamples=200,
+    deleted_pairs={"inpainting": 1, "edit": 1},
+    noise_times=(0.5,),
+    random_orders=2,
+)
