@@ -13,7 +13,15 @@ class Sizes:
     """Held-out pairs of each model."""
     resamples: int
     """Bootstrap draws behind an interval."""
+    looked_at: int
+    """Pairs of which smaller looks are made, eight at a time."""
+    draws: int
+    """Smaller looks of each plan, each with another seed."""
+    many: int
+    """Pairs that few are drawn of."""
+    trials: int
+    """So often a few are drawn of them."""
 
 
-LONG = Sizes(seeds=(0, 1, 2, 3, 4), pairs=64, resamples=2000)
-SHORT = Sizes(seeds=(0,), pairs=8, resamples=200)
+LONG = Sizes(seeds=(0, 1, 2, 3, 4), pairs=64, resamples=2000, looked_at=16, draws=20, many=256, trials=2000)
+SHORT = Sizes(seeds=(0,), pairs=8, resamples=200, looked_at=8, draws=2, many=16, trials=50)
