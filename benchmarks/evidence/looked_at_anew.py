@@ -1,4 +1,4 @@
-"""A look at every head and noise time kept product by product, of which any smaller look's maps can be made without the model."""
+"""A look at every head and noise time kept product by product, of which any smaller look's maps can be made with no model."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ class _Products(Accumulator):
         super().__init__(plan)
         self.kept: list[tuple[str, int, Any, Attribution]] = []
 
-    def add(
-        self, layer: str, step: int, grids: Any, heads: Mapping[int, float], found: Attribution
-    ) -> None:
+    def add(self, layer: str, step: int, grids: Any, heads: Mapping[int, float], found: Attribution) -> None:
         self.kept.append((layer, step, grids, _each(found, torch.clone)))
         super().add(layer, step, grids, heads, found)
 

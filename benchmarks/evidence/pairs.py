@@ -72,9 +72,25 @@ def measure(sizes: Sizes, _runs: Path) -> Section:
                 worst = min(held, key=lambda tag: held[tag])
                 cells = (each < 0.93, (each >= 0.93) & (each <= 0.97), each > 0.97)
                 rows.append(
-                    [model, few, way, f"{each.mean():.3f}", *(str(int(c.sum())) for c in cells), f"{worst} {each.min():.2f}"]
+                    [
+                        model,
+                        few,
+                        way,
+                        f"{each.mean():.3f}",
+                        *(str(int(c.sum())) for c in cells),
+                        f"{worst} {each.min():.2f}",
+                    ]
                 )
-    columns = ("model", "pairs", "interval", "held, mean over figures", "figures below .93", "in .93–.97", "above", "worst")
+    columns = (
+        "model",
+        "pairs",
+        "interval",
+        "held, mean over figures",
+        "figures below .93",
+        "in .93–.97",
+        "above",
+        "worst",
+    )
     return Section(
         title="Intervals over pairs",
         asked=f"Of {sizes.many} held-out pairs of each model some are drawn, with replacement, {sizes.trials} times, and it is "
@@ -100,7 +116,8 @@ def _of(model: str, sizes: Sizes) -> dict[str, dict[str, dict[str, float]]]:
                 held = [
                     (low <= values.mean()) & (values.mean() <= high)
                     for low, high in (
-                        of(drawn[at : at + _AT_ONCE], min(sizes.resamples, 999)) for at in range(0, len(drawn), _AT_ONCE)
+                        of(drawn[at : at + _AT_ONCE], min(sizes.resamples, 999))
+                        for at in range(0, len(drawn), _AT_ONCE)
                     )
                 ]
                 found.setdefault(str(few), {}).setdefault(way, {})[tag] = float(np.concatenate(held).mean())
@@ -132,6 +149,6 @@ def _in_words(values: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
     shares = ", ".join(f"{way} {sum(held)}" for way, held in counts.items())
     return (
         f"Between 93 and 97 % hold, of {len(counts['ours'])} figures and numbers of pairs: {shares}. Ours, halfway between "
-        "Student's t and Hall's transformation, was chosen on other pairs of the same models. None holds what it says for every "
+        "Student's t and Hall's transformation, was chosen on other pairs of these models. None holds what it says for every "
         "figure: of those that have a hard end or two heaps, a few pairs may not show the other one."
     )

@@ -93,7 +93,9 @@ def _some_heads(groups: list[Look], count: int, sizes: Sizes) -> Found:
             out.append(apart(group.anew(group.steps, choose(number, seed), plan), group, pilots[number].sampled))
         return out
 
-    found[f"{looked_at} heads, pilot"] = seen(lambda n, seed: drawn_anew(pilots[n].heads, groups[n].heads, 10_000 + seed))
+    found[f"{looked_at} heads, pilot"] = seen(
+        lambda n, seed: drawn_anew(pilots[n].heads, groups[n].heads, 10_000 + seed)
+    )
     found[f"{looked_at} heads, blind"] = seen(lambda n, seed: blind(groups[n].heads, looked_at, seed))
     return found
 
@@ -134,7 +136,9 @@ def _table(model: str, found: dict[str, dict[str, Any]]) -> Table:
 
 def _by_figure(of_models: dict[str, Found]) -> Table:
     kinds = {"steps": " steps", "forced times": "forced times", "heads, pilot": "heads, pilot"}
-    tags = {tag: None for found in of_models.values() for looks in found.values() for one in looks for tag in one.reaches}
+    tags = {
+        tag: None for found in of_models.values() for looks in found.values() for one in looks for tag in one.reaches
+    }
     rows = []
     for tag in tags:
         cells = []
@@ -161,7 +165,7 @@ def _in_words(values: dict[str, dict[str, dict[str, Any]]]) -> str:
             if "pilot" in plan
         ]
         sentences.append(
-            f"{model.capitalize()}: 93 to 97 % hold at {', '.join(within) or 'none'}; more, so that ± is wider than need be, at "
+            f"{model.capitalize()}: 93 to 97 % hold at {', '.join(within) or 'none'}; more, as ± is wider than need be, at "
             f"{', '.join(wide) or 'none'}; fewer at {', '.join(narrow) or 'none'}. Of IMACS, {'; '.join(pilots)}."
         )
     return " ".join(sentences)

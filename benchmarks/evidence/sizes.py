@@ -23,5 +23,5 @@ class Sizes:
     """So often a few are drawn of them."""
 
 
-LONG = Sizes(seeds=(0, 1, 2, 3, 4), pairs=64, resamples=2000, looked_at=16, draws=20, many=256, trials=2000)
+LONG = Sizes(seeds=(0, 1, 2, 3, 4), pairs=64, resamples=2000, looked_at=16, draws=20, many=256, trials=1000)
 SHORT = Sizes(seeds=(0,), pairs=8, resamples=200, looked_at=8, draws=2, many=16, trials=50)

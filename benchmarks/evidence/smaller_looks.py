@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from i2am_debug.capture.maps import AttributionMaps
-from i2am_debug.capture.plan import CapturePlan, HeadChoice, choose_heads, draw_heads, drawn_anew
+from i2am_debug.capture.plan import CapturePlan, HeadChoice, choose_heads, draw_heads
 from i2am_debug.capture.redrawn import with_heads
 from i2am_debug.figures.distances import js_distance
+from i2am_debug.figures.pair_view import PairView
 from i2am_debug.figures.pilot_spread import figures_of_heads, pilot_spread
 from i2am_debug.figures.sampling_error import Sampled, SamplingError
 from i2am_debug.figures.scoring import copying_layer, left_out_of
 from i2am_debug.figures.values import Undefined
-from i2am_debug.figures.pair_view import PairView
 
 from .looked_at_anew import Look
 
