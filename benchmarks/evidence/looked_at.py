@@ -23,7 +23,7 @@ def held_out(model: str, count: int, seed: int) -> ValidationPairs:
 
 
 def look(
-    model: str, pairs: ValidationPairs, pipeline: Any = None, **settings: Any
+    model: str, pairs: ValidationPairs, pipeline: Any = None, *, make_trace: Any = None, **settings: Any
 ) -> tuple[Evaluator, list[Observation]]:
     """Every layer, head and noise time, by teacher forcing; of the shipped model, or of a `pipeline`."""
     pipeline = pipeline or demo_model(model).load(device="cpu")
@@ -33,6 +33,7 @@ def look(
     )
     evaluator.check(pipeline)
     evaluator.use(evaluator.way_for(pipeline), pipeline)
+    evaluator.make_trace = make_trace
     return evaluator, [seen for batch in evaluator.batches for seen in evaluator.observe(pipeline, batch)]
 
 

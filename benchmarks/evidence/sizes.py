@@ -21,6 +21,14 @@ class Sizes:
     """At which a model is teacher-forced there."""
     random_orders: int
     """Of deletion, a pair."""
+    looked_at: int
+    """Pairs of which smaller looks are made, eight at a time."""
+    draws: int
+    """Smaller looks of each plan, each with another seed."""
+    many: int
+    """Pairs that few are drawn of."""
+    trials: int
+    """So often a few are drawn of them."""
 
 
 LONG = Sizes(
@@ -30,6 +38,10 @@ LONG = Sizes(
     deleted_pairs={"inpainting": 32, "edit": 12},
     noise_times=(1.0, 0.5),
     random_orders=5,
+    looked_at=16,
+    draws=20,
+    many=256,
+    trials=1000,
 )
 SHORT = Sizes(
     seeds=(0,),
@@ -38,4 +50,8 @@ SHORT = Sizes(
     deleted_pairs={"inpainting": 1, "edit": 1},
     noise_times=(0.5,),
     random_orders=2,
+    looked_at=8,
+    draws=2,
+    many=16,
+    trials=50,
 )

@@ -52,6 +52,18 @@ def test_the_error_of_steps_is_their_spread_over_draws_whatever_the_trend(total:
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
+@pytest.mark.parametrize("bend", [1, 2], ids=["trend", "bent"])
+@pytest.mark.parametrize(("total", "count"), [(20, 12), (20, 16), (50, 40)])
+def test_intervals_hold_where_some_steps_stand_for_one_more(total: int, count: int, bend: int) -> None:
+    """A mean of equal shares is then off to one side, whatever is drawn."""
+    rng, covered = np.random.default_rng(count), []
+    values = (np.arange(total) / total) ** bend
+    for _ in range(300):
+        sample = drawn_steps(values, count, rng)
+        covered.append(abs(sample.mean() - values.mean()) <= SamplingError.of(told(sample, total)).reach)
+    assert np.mean(covered) >= 0.93
+
+
 def test_nothing_is_left_to_chance_where_all_was_looked_at() -> None:
     assert variance_of_steps([1.0, 2.0, 5.0], 3) == Variance(variance=0.0, degrees=math.inf)
 
