@@ -28,6 +28,7 @@ NOISE_TIMES = (999, 800, 600, 400, 200, 20)
 ALL = "all layers"
 _PATCHES = GRID**2
 _SAMPLER_STEPS = 20
+_WEAK = 0.2  # rank correlation
 _HELD_OUT = 10_000  # seeds of pairs that neither the model nor the demo's evaluations have seen
 
 Interval = tuple[float, float, float]
@@ -56,7 +57,8 @@ def measure(sizes: Sizes, _runs: Path) -> Section:
         f"of the {_PATCHES} patches whose row (SRAM, all heads) has its maximum at its own place; chance {1 / _PATCHES:.3f}. "
         f"Concentration of a row: {np.log2(_PATCHES):.0f} bit less its entropy; its rank correlation, within a picture, with "
         "the standard deviation of the true picture inside the patch (texture against flat areas), and as a control with "
-        "that of another picture. G2R is the mean of the rows: how much each patch of the reference is looked at. Intervals "
+        "that of another picture; and with what both have beyond their means over pictures at that place, since the middle has "
+        "more detail than the edge. G2R is the mean of the rows: how much each patch of the reference is looked at. Intervals "
         "are over pictures.",
         said=_in_words(found, wrong, quality, layers),
         tables=[
@@ -122,6 +124,11 @@ def rank_correlations(values_BG: np.ndarray, detail_BG: np.ndarray) -> np.ndarra
     return np.array([spearmanr(a, b).statistic for a, b in zip(values_BG, detail_BG, strict=True)])
 
 
+def _beyond_place(values_BG: np.ndarray) -> np.ndarray:
+    """By how much each value differs from the mean over pictures at its place: the middle has more detail than the edge."""
+    return values_BG - values_BG.mean(0)
+
+
 def _figures(rows: np.ndarray, detail: np.ndarray, sizes: Sizes) -> dict[str, Interval]:
     bits = concentration(rows)
     own = np.einsum("bgg->bg", rows) / rows.sum(2)
@@ -132,7 +139,8 @@ def _figures(rows: np.ndarray, detail: np.ndarray, sizes: Sizes) -> dict[str, In
         "bits": bits.mean(1),
         "rho": rank_correlations(bits, detail),
         "rho_control": rank_correlations(bits, np.roll(detail, 1, 0)),
-        "rho_g2r": rank_correlations(rows.mean(1), detail),
+        "rho_placed": rank_correlations(_beyond_place(bits), _beyond_place(detail)),
+        "rho_g2r": rank_correlations(_beyond_place(rows.mean(1)), _beyond_place(detail)),
     }
     return {name: _mean(values, sizes) for name, values in columns.items()}
 
@@ -176,7 +184,8 @@ def _by_layer(found: Mapping[str, Mapping[str, Interval]], wrong: Mapping[str, I
         "bits": "concentration, bit",
         "rho": "its correlation with detail",
         "rho_control": "with another picture's",
-        "rho_g2r": "G2R's correlation with detail",
+        "rho_placed": "beyond what the place says",
+        "rho_g2r": "G2R's, beyond the place",
     }
     return Table(
         title="All noise times together:",
@@ -199,12 +208,12 @@ def _by_time(found: Mapping[str, Mapping[str, Mapping[str, Interval]]], layers: 
         columns=(
             "noise time",
             "hit rate",
-            "correlation with detail",
+            "correlation with detail, beyond the place",
             "hit rate, all layers",
-            "correlation with detail, all layers",
+            "correlation, all layers",
         ),
         rows=[
-            [when, *(with_interval(*found[when][name][c]) for name in (layer, ALL) for c in ("hit", "rho"))]
+            [when, *(with_interval(*found[when][name][c]) for name in (layer, ALL) for c in ("hit", "rho_placed"))]
             for when in map(str, NOISE_TIMES)
         ],
     )
@@ -213,6 +222,12 @@ def _by_time(found: Mapping[str, Mapping[str, Mapping[str, Interval]]], layers: 
 def sharpest(found: Mapping[str, Mapping[str, Mapping[str, Interval]]], layers: list[str]) -> str:
     """The layer whose rows hit their own place most often, over all noise times."""
     return max((layer for layer in layers if layer != ALL), key=lambda layer: found["all"][layer]["hit"][0])
+
+
+def _compared(correlation: float, low: float, high: float) -> str:
+    if low <= 0 <= high:
+        return "neither more nor less"
+    return ("a little " if abs(correlation) < _WEAK else "") + ("more" if low > 0 else "less")
 
 
 def _in_words(
@@ -224,10 +239,7 @@ def _in_words(
     layer = sharpest(found, layers)
     best, every = found["all"][layer], found["all"][ALL]
     first, last = (found[str(time)][layer] for time in (NOISE_TIMES[0], NOISE_TIMES[-1]))
-    low, high = best["rho"][1:]
-    told = "more" if low > 0 else "less" if high < 0 else "neither more nor less"
-    low, high = best["rho_g2r"][1:]
-    more = "more" if low > 0 else "less" if high < 0 else "neither more nor less"
+    told, more = (_compared(*best[name]) for name in ("rho_placed", "rho_g2r"))
     model, other, bicubic = (
         quality[name][0] for name in ("the right reference", "another picture's", "bicubic enlargement, no model")
     )
@@ -236,8 +248,9 @@ def _in_words(
         f"In `{layer}` {best['hit'][0]:.0%} of the patches look at their own place, in the mean over layers "
         f"{every['hit'][0]:.0%}; in that layer {first['hit'][0]:.0%} in pure noise and {last['hit'][0]:.0%} near the end; with "
         f"another picture's reference {wrong[layer][0]:.0%}: that a map is right says nothing of what is found there. "
-        f"There texture is looked at {told} narrowly than flat areas (rank correlation {best['rho'][0]:.2f}, with another "
-        f"picture's detail {best['rho_control'][0]:.2f}), and gets {more} of the attention (G2R {best['rho_g2r'][0]:.2f}). "
+        f"There texture is looked at {told} narrowly than flat areas (rank correlation {best['rho_placed'][0]:.2f}; "
+        f"{best['rho'][0]:.2f} where the place is not taken out, of which another picture's detail gives "
+        f"{best['rho_control'][0]:.2f}), and gets {more} of the attention (G2R {best['rho_g2r'][0]:.2f}). "
         f"The pictures reach {model:.1f} dB, {other:.1f} from another reference; bicubic enlargement gives {bicubic:.1f}, the "
         f"model is {against} it."
     )
