@@ -26,6 +26,7 @@ _FAULTS = (
 _SABOTAGES = {
     "inpainting": (*_FAULTS, "encoder", "encoder-dim", "shift-mask", "inverted-mask", "full-mask", "none"),
     "edit": (*_FAULTS, "attention", "positions", "prompts", "shift-target", "none"),
+    "super-resolution": (*_FAULTS, "encoder", "encoder-dim", "positions", "shift-target", "none"),
 }
 
 
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         choices=_SABOTAGES,
         default="inpainting",
-        help="inpainting by example, or editing by instruction (default: inpainting)",
+        help="inpainting by example, editing by instruction, or super-resolution (default: inpainting)",
     )
     demo.add_argument("--logdir", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
     demo.add_argument("--steps", type=at_least(16), default=48, help="training steps, at least 16 (default: 48)")
@@ -68,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sabotage",
         choices=tuple(dict.fromkeys(name for names in _SABOTAGES.values() for name in names)),
         default="shuffle",
-        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references); encoder, "
-        "encoder-dim and the masks are inpainting's, attention, positions, prompts and shift-target edit's",
+        help="what goes wrong from half way on (default: shuffle, which gives pictures each other's references); "
+        "those that are of some models only: the encoder's and the masks, attention, positions, prompts and shift-target",
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write evaluations and alerts to FILE")

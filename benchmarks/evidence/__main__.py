@@ -11,7 +11,7 @@ from pathlib import Path
 from .section import Section
 from .sizes import LONG, SHORT
 
-PARTS = ("detection", "faithfulness", "sanity", "ambiguity", "trust", "sampling", "pairs")
+PARTS = ("detection", "super_resolution", "faithfulness", "sanity", "ambiguity", "trust", "sampling", "pairs")
 """In the order of the document."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
 HEAD = """# Evidence

@@ -17,6 +17,7 @@ from .sabotage import Sabotage
 MODELS = {
     "inpainting": "i2am_debug.demo.inpainting.training",
     "edit": "i2am_debug.demo.edit.training",
+    "super-resolution": "i2am_debug.demo.super_resolution.training",
 }
 """Name → the module that has its `DEMO`; each is imported when it is asked for, since diffusers' pipelines take seconds."""
 

@@ -119,7 +119,7 @@ def run_demo(
     fault = demo.sabotages.get(sabotage)
     sabotage_step = None if fault is None else steps // 2 // EVERY * EVERY
     set_seed(seed)
-    name = _free_name(Path(logdir), f"{'edit_' if model == 'edit' else ''}{sabotage}_seed{seed}")
+    name = _free_name(Path(logdir), f"{'' if model == 'inpainting' else f'{model}_'}{sabotage}_seed{seed}")
     accelerator = new_accelerator(logdir, name)
     pipeline = demo.load(device=accelerator.device)
     training = fine_tune(

@@ -57,7 +57,7 @@ def save(modules: Modules, path: Path, metadata: dict[str, str]) -> None:
 
 def recipe_of(model: str) -> Recipe:
     """The recipe of a model of `MODELS`."""
-    return importlib.import_module(f"i2am_debug.demo.{model}.pretraining").RECIPE
+    return importlib.import_module(f"i2am_debug.demo.{model.replace('-', '_')}.pretraining").RECIPE
 
 
 def main(argv: list[str] | None = None) -> None:

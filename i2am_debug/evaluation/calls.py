@@ -46,6 +46,7 @@ _TAKES_BATCHES = (
     "PaintByExamplePipeline",
     "StableDiffusionImageVariationPipeline",
     "TinyExamplePipeline",
+    "TinySuperResolutionPipeline",
 )
 """Pipelines whose pictures and prompts may be lists, one of each an image."""
 

@@ -10,6 +10,7 @@ from typing import Any
 _OWN = {
     "TinyExamplePipeline": "i2am_debug.demo.inpainting.pipeline",
     "TinyEditPipeline": "i2am_debug.demo.edit.pipeline",
+    "TinySuperResolutionPipeline": "i2am_debug.demo.super_resolution.pipeline",
 }
 """Pipelines of this package, which diffusers does not know: class → module."""
 

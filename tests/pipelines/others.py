@@ -38,6 +38,7 @@ from i2am_debug.demo.edit.pairs import PROMPTS
 from i2am_debug.demo.edit.pipeline import load_edit_pipeline
 from i2am_debug.demo.inpainting.model import to_cells
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
+from i2am_debug.demo.super_resolution.pipeline import load_super_resolution_pipeline
 
 from .case import HEIGHT, STEPS, WIDTH, PipelineCase, pair, quiet
 from .flux import shifting_scheduler
@@ -305,6 +306,11 @@ def encode_tiny_edit(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
     return pipeline._pack_latents(encoded, *encoded.shape)
 
 
+def encode_tiny_super_resolution(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
+    """(1, 48, 8, 8): pixels in [-1, 1], those of a square of 4x4 as channels."""
+    return to_cells(pipeline.image_processor.preprocess(pair.target), 4)
+
+
 def square(number: int, **changes: Any) -> ValidationPair:
     return pair(number, size=(96, 96), **changes)
 
@@ -377,5 +383,13 @@ CASES = [
         pairs=lambda: [pair(n, size=(32, 32), prompt=PROMPTS[n]) for n in range(2)],
         size=(32, 32),
         encode=encode_tiny_edit,
+    ),
+    PipelineCase(
+        name="TinySuperResolutionPipeline",
+        build=lambda: quiet(load_super_resolution_pipeline()),
+        family="unet_cross_attention",
+        pairs=lambda: [pair(n, size=(32, 32), reference=(16, 16), prompt=None) for n in range(2)],
+        size=(32, 32),
+        encode=encode_tiny_super_resolution,
     ),
 ]

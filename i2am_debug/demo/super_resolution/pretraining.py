@@ -1,0 +1,51 @@
+"""The recipe of the super-resolution model's shipped weights."""
+
+from __future__ import annotations
+
+import torch
+
+from ..recipe import OPTIMIZER, Modules, Recipe
+from .model import GRID, LATENT_CHANNELS, ReferenceEncoder, denoising_loss, new_scheduler, new_unet
+from .pairs import make_batch
+from .pipeline import WEIGHTS
+from .training import noise_times
+
+_BATCH = 16
+_HELD_OUT_SEED = 7
+
+
+def _batch_loss(modules: Modules, draws: torch.Generator) -> torch.Tensor:
+    batch = make_batch(_BATCH, draws)
+    noise = torch.randn(len(batch), LATENT_CHANNELS, GRID, GRID, generator=draws)
+    tokens = modules["reference_encoder"](batch.reference_B3LL)
+    return denoising_loss(
+        modules["unet"], tokens, _SCHEDULER, batch.target_B3SS, noise_times(len(batch), draws), noise
+    ).mean()
+
+
+@torch.no_grad()
+def held_out_loss(modules: Modules) -> dict[str, float]:
+    """Mean squared error on 64 held-out pairs with their own reference and with another pair's, same noise and times."""
+    draws = torch.Generator().manual_seed(_HELD_OUT_SEED)
+    batch = make_batch(64, draws)
+    noise = torch.randn(64, LATENT_CHANNELS, GRID, GRID, generator=draws)
+    timesteps = torch.arange(64) * 1000 // 64 + 7
+
+    def loss(reference: torch.Tensor) -> float:
+        tokens = modules["reference_encoder"](reference)
+        return denoising_loss(modules["unet"], tokens, _SCHEDULER, batch.target_B3SS, timesteps, noise).mean().item()
+
+    return {"right_reference": loss(batch.reference_B3LL), "wrong_reference": loss(batch.reference_B3LL.roll(1, 0))}
+
+
+_SCHEDULER = new_scheduler()
+
+RECIPE = Recipe(
+    settings={**OPTIMIZER, "learning_rate": 3e-3, "batch": _BATCH, "timestep": "floor(1000 sqrt(U))"},
+    steps=600,
+    seed=0,
+    weights=WEIGHTS,
+    new_modules=lambda: {"unet": new_unet(), "reference_encoder": ReferenceEncoder()},
+    batch_loss=_batch_loss,
+    held_out=held_out_loss,
+)
