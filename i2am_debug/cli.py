@@ -33,6 +33,7 @@ _SABOTAGES = {
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     args = _parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without "→" is no reason to fail
@@ -172,7 +173,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if not args.script.is_file():
         return _usage_error(f"run: there is no script {args.script}")
-    if "--" in args.arguments[1:] and args.arguments[0] != "--":
+    if "--" in args.arguments and not _begin_behind_two_dashes(args):
         return _usage_error(
             f"run: {args.arguments[0]} stands behind {args.script}, so it would be the script's; put it before"
         )
@@ -188,6 +189,12 @@ def _run(args: argparse.Namespace) -> int:
     except WrongSettings as error:
         return _usage_error(f"run: {str(error).removeprefix('i2am-debug run: ')}")
     return ExitCode.OK
+
+
+def _begin_behind_two_dashes(args: argparse.Namespace) -> bool:
+    """Whether the script's arguments do; argparse keeps the dashes or takes them away, by its version."""
+    before = args.words[: len(args.words) - len(args.arguments)]
+    return args.arguments[0] == "--" or before[-1] == "--"
 
 
 def _explain(args: argparse.Namespace) -> int:

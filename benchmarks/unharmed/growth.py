@@ -34,7 +34,7 @@ _REMEMBERED = 2000
 
 
 def measure(*, long: bool) -> Found:
-    """3000 evaluations of 8 pairs, medians of the second tenth and of the last one; 20 in the short form."""
+    """3000 evaluations of 8 pairs, medians of the second tenth and of the last one; 12 in the short form."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
@@ -48,7 +48,7 @@ def measure(*, long: bool) -> Found:
         )
         callback.on_train_begin(0)
         _stub(callback.monitor.evaluator)
-        rows, ratio = _of_many(callback, 3000) if long else _with_a_long_history(callback, 20)
+        rows, ratio = _of_many(callback, 3000) if long else _with_a_long_history(callback, 12)
         run.accelerator.end_training()
     # The first window fills what is kept of the newest evaluations.
     first, last = rows[1], rows[-1]

@@ -206,5 +206,7 @@ def test_files_that_are_not_there(tmp_path, capsys):
     script.write_text("")
     assert cli.main(["run", "--config", str(tmp_path / "none.toml"), str(script)]) == ExitCode.USAGE
     assert "none.toml can't be read: No such file" in capsys.readouterr().err
+    assert cli.main(["run", str(script), "--pairs", "val", "--", "--steps", "3"]) == ExitCode.USAGE
+    assert f"--pairs stands behind {script}, so it would be the script's; put it before" in capsys.readouterr().err
     assert cli.main(["run", "--pairs", str(tmp_path / "val"), str(script)]) == ExitCode.USAGE
     assert str(tmp_path / "val") in capsys.readouterr().err

@@ -77,7 +77,8 @@ def altered(model, change):
 # Compiling takes seconds, and knows no family but only how attention is computed.
 CHANGES = [
     *((family, change) for family in CASES for change in (fresh_lora, checkpointing)),
-    *((family, change) for family in KINDS_OF_ATTENTION for change in (whole, in_place, repeated_blocks)),
+    *((family, whole) for family in KINDS_OF_ATTENTION if family != "key_concatenation"),  # which takes longest
+    *((family, change) for family in ("key_concatenation", "flux_kontext") for change in (in_place, repeated_blocks)),
 ]
 
 
