@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,15 @@ def test_wrong_words_are_usage_errors(arguments, text, capsys):
         cli.main(arguments)
     assert ended.value.code == ExitCode.USAGE
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere it is a process of its own")
+def test_view_becomes_tensorboard_so_that_a_signal_reaches_it(tmp_path, monkeypatch):
+    became = []
+    monkeypatch.setattr(os, "execv", lambda program, words: became.append([program, *words[1:]]))
+    monkeypatch.setattr(cli.subprocess, "call", lambda words: ExitCode.OK)
+    cli.main(["view", str(tmp_path), "--port", "7007"])
+    assert became == [[sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "7007"]]
 
 
 def test_folders_that_do_not_exist_are_usage_errors(tmp_path, capsys):

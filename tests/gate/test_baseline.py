@@ -54,6 +54,15 @@ def test_a_baseline_holds_the_evaluation_its_maps_and_its_pictures(tmp_path: Pat
     assert names(path) == {f"{i}/{name}" for i in range(COUNT) for name in (*kept, *pictures)}
 
 
+def test_a_gap_that_is_nothing_is_warned_of_since_whatever_is_compared_fails(tmp_path: Path, caplog) -> None:
+    gap = tuple(np.linspace(-0.1, 0.1, COUNT).tolist())
+    store = a_run(tmp_path / "run", evaluation(0), evaluation(8, {"reference_gap": gap}))
+    save_baseline(store, find_evaluation(store, 0), tmp_path / "good.safetensors")
+    assert "gap-collapse" not in caplog.text
+    save_baseline(store, find_evaluation(store, 8), tmp_path / "bad.safetensors")
+    assert "its reference gap is not above 0" in caplog.text and "gap-collapse" in caplog.text
+
+
 def test_a_baseline_keeps_the_maps_and_pictures_of_further_references(tmp_path: Path) -> None:
     one = evaluation(0, {"reference_2/imacs_g": column(0.3)})
     further = {name.replace("/", "/reference_2/", 1): a for name, a in bulky().items() if "generated" not in name}
