@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import logging
@@ -9,6 +10,7 @@ import re
 import runpy
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from diffusers import FluxKontextPipeline, StableDiffusionPipeline
+from diffusers import FluxKontextPipeline, FluxTransformer2DModel, StableDiffusionPipeline
 from i2am_debug.callbacks.launcher.encoded_prompts import EncodedPrompts
 from i2am_debug.callbacks.launcher.evaluating import Evaluating
 from i2am_debug.callbacks.launcher.loaded_parts import LoadedParts
@@ -172,26 +174,33 @@ def patched() -> list[Any]:
 # -- the Kontext script ----------------------------------------------------------------------------------------------
 
 
+def remembering(init: Any, made: list[list[Any]]) -> Any:
+    """`init` of a model, which leaves word of each one that is made, and keeps none alive."""
+
+    def remembered(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        made[-1].append((type(self), weakref.ref(self)))
+
+    functools.update_wrapper(remembered, init)
+    return remembered
+
+
 @pytest.fixture(scope="module")
 def both(given, tmp_path_factory) -> SimpleNamespace:
     """One training with validations, without us and with us."""
     root, monkeypatch = tmp_path_factory.mktemp("both"), pytest.MonkeyPatch()
     torch.set_num_threads(1)
-    more, made, init = ("--validation_prompt", "cat", "--max_train_steps", "5"), [0], T5EncoderModel.__init__
-
-    def counted(self, *args, **kwargs):
-        made[-1] += 1
-        init(self, *args, **kwargs)
-
-    monkeypatch.setattr(T5EncoderModel, "__init__", counted)
+    more, made = ("--validation_prompt", "cat", "--max_train_steps", "5"), [[]]
+    for kind in (T5EncoderModel, FluxTransformer2DModel):
+        monkeypatch.setattr(kind, "__init__", remembering(kind.__init__, made))
     plain(KONTEXT, kontext(given, root / "plain", *more), monkeypatch)
     before = patched()
-    made.append(0)
+    made.append([])
     code = watched(
         given, KONTEXT, kontext(given, root / "run", *more), "--every-n-steps", "2", config=given / "pictures.toml"
     )
     monkeypatch.undo()
-    return SimpleNamespace(plain=root / "plain", run=root / "run", code=code, before=before, encoders=made)
+    return SimpleNamespace(plain=root / "plain", run=root / "run", code=code, before=before, made=made)
 
 
 def test_the_pairs_are_evaluated_before_every_n_steps_and_at_the_end(both):
@@ -228,13 +237,15 @@ def test_everything_is_put_back(both):
 
 
 def test_text_encoders_that_the_script_freed_are_loaded_for_the_first_evaluation_only(both):
-    without, with_us = both.encoders
+    without, with_us = (sum(kind is T5EncoderModel for kind, _ in made) for made in both.made)
     assert with_us == without + 1
 
 
 def test_what_was_loaded_for_an_evaluation_is_freed(both):
     gc.collect()
-    assert not [one for one in gc.get_objects() if type(one).__name__ in ("T5EncoderModel", "FluxTransformer2DModel")]
+    without, with_us = both.made
+    assert {kind for kind, _ in with_us} == {T5EncoderModel, FluxTransformer2DModel}
+    assert not [kind for kind, alive in without + with_us if alive() is not None]
 
 
 def losses_by_step(run: Path) -> dict[int, float]:
