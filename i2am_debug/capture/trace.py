@@ -27,7 +27,7 @@ from .plan import CapturePlan, HeadChoice
 from .product import Buffers, shares, taken_heads
 from .regions import Regions
 from .sampler_steps import StepCounter, scheduler_name
-from .taps import ModuleRun, SeenProduct
+from .taps import ModuleRun, SeenProduct, normaliser_of
 
 
 def trace(
@@ -287,18 +287,35 @@ class Trace(AbstractContextManager["Trace"]):
             )
             normalisers.append(found.log_normaliser_BNG)
             accumulator.add(run.name, self._steps.step, (layout.generated_grid, reference.grid), heads, found)
-        if layout.joint and seen.log_normaliser is not None:
-            whole = taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
+        if not layout.joint:
+            return
+        whole = self._normaliser(q, keys, seen, layout, chosen, mask)
+        if whole is not None:
             mass_RBNG = torch.stack([mass_of(own, whole) for own in normalisers])
-        elif layout.joint:
+        else:
             self._without_normaliser.setdefault(run.name)
             tokens = [r.tokens for r in layout.references.values()]
             mass_RBNG = reference_mass(
                 q, keys, tokens, heads=chosen, scale=seen.scale, mask=mask, buffers=self._buffers
             )
-        else:
-            return
         self._add_reference_mass(run.name, layout, shares(tuple(heads.values()), q.device) @ mass_RBNG)
+
+    @staticmethod
+    def _normaliser(
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        seen: SeenProduct,
+        layout: Layout,
+        chosen: tuple[int, ...],
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """(B, N, G) over all keys, for nothing from the model's own kernel, or else of one that is asked for these heads
+        alone; None where no fused kernel can."""
+        if seen.log_normaliser is not None:
+            return taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
+        share = q.shape[1] // keys.shape[1]
+        of_heads = taken_heads(q, chosen), taken_heads(keys, [head // share for head in chosen])
+        return normaliser_of(*of_heads, seen.scale, mask)
 
     def _own_mask(self, run: ModuleRun, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
         """The mask's part for the conditional rows and the generated tokens, read once for each product of a forward call."""

@@ -71,10 +71,16 @@ class Kontext:
     def to_cuda(self) -> None:
         self.pipeline.cuda()
         self.times = self.times.cuda()
-        self.given = {name: value.cuda() for name, value in self.given.items()}
+        self.given = _on_cuda(self.given)
 
     def run(self, step: int) -> None:
         self.pipeline(**self.given, timestep=self.times[step : step + 1])
+
+
+def _on_cuda(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {name: _on_cuda(value) for name, value in x.items()}
+    return x.cuda() if isinstance(x, torch.Tensor) else x
 
 
 def counted(case: Any, step: int) -> Counter[str]:
@@ -125,9 +131,7 @@ def waits(case: Any, step: int) -> int:
 def test_cuda_itself_sees_no_waiting(case: Any) -> None:
     case = case()
     case.to_cuda()
-    with torch.no_grad():
-        case.run(0)
-    plain = waits(case, 1)
+    plain = [waits(case, 1) for _ in range(3)][-1]  # the first ones prepare libraries
     mask = torch.zeros(16, 16)
     mask[4:12, 4:12] = 1
     with trace(case.pipeline, family=case.family, mask=mask.numpy(), reference_mask=mask.numpy()):
