@@ -24,19 +24,19 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WIDE_BYTES = 32 * 2**20  # of pooled rows of single heads that are held at once
 _BLOCK = 64  # tokens
 _MOST_CHANNELS = 256
-_failed: list[str] = []
-"""Why the kernels can't be made on this machine, once that was seen."""
+_failed: set[tuple[torch.dtype, int]] = set()
+"""Kinds of queries for which the kernels can't be made on this machine."""
 
 
 def can_fuse(q_BNGH: torch.Tensor, k_BNRH: torch.Tensor, rows: RowSums | None) -> bool:
     """Whether the kernels know this product: on CUDA with Triton, and with patches of equal size in the rows."""
     return (
         q_BNGH.device.type in _DEVICES
-        and not _failed
         and _has_triton()
         and q_BNGH.dtype == k_BNRH.dtype
         and q_BNGH.dtype in _DTYPES
         and q_BNGH.shape[3] <= _MOST_CHANNELS
+        and _kind(q_BNGH) not in _failed
         and (rows is None or all(_even(patches.to_wide.factor) for patches in rows.patches))
     )
 
@@ -44,6 +44,11 @@ def can_fuse(q_BNGH: torch.Tensor, k_BNRH: torch.Tensor, rows: RowSums | None) -
 @lru_cache(maxsize=1)
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def _kind(q_BNGH: torch.Tensor) -> tuple[torch.dtype, int]:
+    """What kernels are made for: a dtype, and so many channels."""
+    return q_BNGH.dtype, max(16, 1 << (q_BNGH.shape[3] - 1).bit_length())
 
 
 def _even(factor: int | None) -> bool:
@@ -68,8 +73,8 @@ def form_fused(
         raise
     except Exception as error:  # of Triton's many kinds; all come before a row is added
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        _failed.append(reason)
-        _log.warning("looking takes longer: its CUDA kernels could not be made (%s)", reason)
+        _failed.add(_kind(q_BNGH))
+        _log.warning("looking takes longer: its CUDA kernels for %s could not be made (%s)", _kind(q_BNGH), reason)
         return None
 
 
@@ -100,7 +105,7 @@ def _formed(
         ORDERED_R=orders[1] is not None,
         BG=_BLOCK,
         BR=_BLOCK,
-        BH=max(16, 1 << (H - 1).bit_length()),
+        BH=_kind(q_BNGH)[1],
         num_stages=1 if q_BNGH.dtype == torch.float32 else 2,
     )
     blocks_g, blocks_r = -(-G // _BLOCK), -(-R // _BLOCK)

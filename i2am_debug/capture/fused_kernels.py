@@ -44,7 +44,7 @@ def rows_kernel(
     ORDERED_G: tl.constexpr, ORDERED_R: tl.constexpr, BG: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """Of each generated token: the logarithmic normaliser of its row, its mean logit under that row, and over R: (U, G)."""
-    unit, _, queries, keys = _of_unit(q, k, heads, 0, N, SHARE, sqb, sqn, skb, skn)
+    unit, _image, queries, keys = _of_unit(q, k, heads, 0, N, SHARE, sqb, sqn, skb, skn)
     g, own_g, g_there = _places(tl.program_id(1), BG, G, order_g, ORDERED_G)
     x = _vectors(queries, own_g, g_there, sqg, sqh, H, BH)
     top = tl.full((BG,), float("-inf"), tl.float32)
@@ -52,7 +52,7 @@ def rows_kernel(
     under_row = tl.zeros((BG,), tl.float32)
     plain = tl.zeros((BG,), tl.float32)
     for block in range(0, tl.cdiv(R, BR)):
-        _, own_r, r_there = _places(block, BR, R, order_r, ORDERED_R)
+        _numbers, own_r, r_there = _places(block, BR, R, order_r, ORDERED_R)
         y = _vectors(keys, own_r, r_there, skr, skh, H, BH)
         logits = tl.dot(x, tl.trans(y), input_precision="ieee") * scale
         higher = tl.maximum(top, tl.max(tl.where(r_there[None, :], logits, float("-inf")), 1))

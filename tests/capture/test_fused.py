@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -91,7 +93,7 @@ def test_kernels_that_can_not_be_made_are_said_once_and_done_without(monkeypatch
         raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(fused, "_formed", no_compiler)
-    monkeypatch.setattr(fused, "_failed", [])
+    monkeypatch.setattr(fused, "_failed", set())
     q, k, *_ = (x.to(DEVICE) for x in make(1, 2, 12, 9, 4))
     for _ in range(2):
         assert_attribution(attribute(q, k), oracle(q.cpu(), k.cpu()))
@@ -102,6 +104,32 @@ def test_kernels_that_can_not_be_made_are_said_once_and_done_without(monkeypatch
         raise torch.OutOfMemoryError("none left")
 
     monkeypatch.setattr(fused, "_formed", no_memory)
-    monkeypatch.setattr(fused, "_failed", [])
+    monkeypatch.setattr(fused, "_failed", set())
     with pytest.raises(torch.OutOfMemoryError):  # an evaluation then takes fewer pairs at once
         attribute(q, k)
+
+
+def test_the_kernels_compile_for_cuda(tmp_path) -> None:
+    """Without a GPU: what the interpreter lets pass, the compiler may not."""
+    code = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from i2am_debug.capture import fused_kernels as kernels
+shape = dict(ORDERED_G=True, ORDERED_R=True, BG=64, BR=64, BH=64)
+pointers = {"q": "*bf16", "k": "*bf16", "heads": "*i32", "order_g": "*i64", "order_r": "*i64"}
+sums = "lse mean_under_row shift region sums column_lse on_object spread wide".split()
+kinds = {**pointers, **dict.fromkeys(sums, "*fp32"), "scale": "fp32"}
+for kernel, more in (
+    (kernels.rows_kernel, {}),
+    (kernels.columns_kernel, dict(REGION=True)),
+    (kernels.spread_kernel, dict(OBJECT=True, WIDE=True, FG=4, FR=4)),
+):
+    constants = {**shape, **more}
+    signature = {n: "constexpr" if n in constants else kinds.get(n, "i32") for n in kernel.arg_names}
+    named = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
+    made = triton.compile(ASTSource(kernel, signature, constexprs=named), target=GPUTarget("cuda", 80, 32))
+    assert made.asm["cubin"]
+"""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
