@@ -18,7 +18,7 @@ from ..figures.estimates import Estimate
 from ..figures.record import Evaluation
 from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Undefined
-from .render import strip
+from .panels import strip
 
 _LINE = "1px solid rgba(128, 128, 128, .4)"
 _CELL = "padding: .15em .8em; text-align: left; white-space: nowrap"

@@ -18,7 +18,9 @@ from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Figure, Undefined
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
-from .render import choose_patches, panel, specific_grid, strip
+from .marks import marks_of
+from .panels import panel, specific_grid, strip
+from .patches import choose_patches
 
 
 def pictures_of(
@@ -69,6 +71,7 @@ def pair_panel(
 ) -> Image.Image:
     """The composed panel of one pair; without `has_truth` its target only stands in for one that nobody knows."""
     maps, (region, reference_region, words) = observation.maps, _outlines(pair)
+    g2r = maps.undefined_g2r or maps.g2r_region.unified
     return panel(
         name=pair.name,
         reference=pair.reference,
@@ -77,13 +80,18 @@ def pair_panel(
         made=observation.painted or "what the model made of it",
         truth=pair.target if has_truth else None,
         r2g=maps.r2g.unified,
-        g2r=maps.undefined_g2r or maps.g2r_region.unified,
+        g2r=g2r,
         region=region,
         reference_region=reference_region,
         figures=figures,
         subtitle=f"{subtitle} · R2G is the paper's: it can move without the picture changing (compare IMACS_g, centred)",
         outlined=words,
         drawing=_drawing(pair),
+        # What is kept of an edit is no object that a box could be around.
+        marks=(
+            None if pair.mask is None else marks_of(maps.r2g.unified, pair.mask),
+            None if _is_kept(pair) else marks_of(g2r, pair.reference_mask),
+        ),
         note=_of_the_kept_region(pair),
     )
 
