@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from ..pairs.region_words import HOLE, OBJECT
 from .marks import Marks
 from .render import GREY, Map, Mask, Size, outlined_on, problem, relative, scaled, times
 from .sheet import Tile, legend, map_tile, sheet
@@ -34,8 +35,8 @@ def panel(
     reference_region: Mask,
     figures: dict[str, str],
     subtitle: str = "",
-    outlined: tuple[str, str] = ("the hole", "the object"),
-    drawing: str = "the hole",
+    outlined: tuple[str, str] = (HOLE, OBJECT),
+    drawing: str = HOLE,
     marks: tuple[Marks | None, Marks | None] = (None, None),
     note: str = "",
 ) -> Image.Image:

@@ -18,6 +18,7 @@ from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Figure, Undefined
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
+from ..pairs.region_words import CHANGED, HOLE, OBJECT, called, titled
 from .marks import marks_of
 from .panels import panel, specific_grid, strip
 from .patches import choose_patches
@@ -59,7 +60,7 @@ def figures_of_pair(evaluation: Evaluation, number: int, pair: ValidationPair) -
     for figure in all_figures():
         if Need.KEPT in figure.needs and pair.kept is None:
             continue  # most pairs are no edits
-        title = figure.title.replace("the hole", "the kept region") if _is_kept(pair) else figure.title
+        title = titled(figure.title, called(pair.region_in_words))
         tag = of_copying_layer(figure.tag, evaluation.copying_layer)
         if figure.on_panel and isinstance(tag, str) and tag in evaluation.figures:
             out[title] = _short(evaluation.figures[tag][number], figure.unit).replace(f" ({pair.undefined_kept})", "")
@@ -146,18 +147,18 @@ def _is_kept(pair: ValidationPair) -> bool:
 
 
 def _drawing(pair: ValidationPair) -> str:
-    return "the kept region" if _is_kept(pair) else "the hole"
+    return called(pair.region_in_words)
 
 
 def _outlines(pair: ValidationPair) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, str]]:
     """What is outlined on the generated picture and on the reference, and what it is: of an edit what changes, since a line
     around all the rest would not say on which side it is meant."""
     if pair.mask is not None or pair.kept is None:
-        return pair.mask, pair.reference_mask, ("the hole", "the object")
-    changed, on_reference = "the changed part", pair.reference_region
+        return pair.mask, pair.reference_mask, (HOLE, OBJECT)
+    on_reference = pair.reference_region
     if pair.reference_mask is not None:
-        return ~pair.kept, pair.reference_mask, (changed, "the object")
-    return ~pair.kept, None if on_reference is None else ~on_reference, (changed, changed)
+        return ~pair.kept, pair.reference_mask, (CHANGED, OBJECT)
+    return ~pair.kept, None if on_reference is None else ~on_reference, (CHANGED, CHANGED)
 
 
 def _of_the_kept_region(pair: ValidationPair) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..figures.record import Evaluation
 from ..figures.values import Undefined, reference_tag
+from ..pairs.region_words import called, called_together
 from ..store.evaluation_file import pairs_file_name
 from .index_file import number, refuse_newer
 from .refusal import Refusal
@@ -93,6 +94,7 @@ def describe(file: ArrayFile) -> dict[str, Any]:
             {"name": name, "figures": {tag: _figure(evaluation.figures[tag][i]) for tag in tags}}
             for i, name in enumerate(evaluation.pairs)
         ],
+        **_region_names(evaluation),
         "layers": list(evaluation.layers),
         "heads": _most(file, "by_head") or _most(file, "information", axis=1),
         "looked_at": _looked_at(evaluation, file),
@@ -271,6 +273,17 @@ def _layers_of(file: ArrayFile, evaluation: Evaluation, reference: int) -> list[
             except _NOT_OURS:
                 raise Refusal(404, f"{i}/{prefix}layers in {file.name} can't be read.") from None
     return list(evaluation.layers)
+
+
+def _region_names(evaluation: Evaluation) -> dict[str, Any]:
+    """What figures call the region they look at, and what each pair's is called; older runs name none."""
+    own = evaluation.fingerprint.get("regions")
+    known = own if isinstance(own, list) and all(isinstance(one, str) for one in own) else []
+    together = called_together(known)
+    names = (
+        [called(one) for one in known] if len(known) == len(evaluation.pairs) else [together] * len(evaluation.pairs)
+    )
+    return {"region": together, "regions": names}
 
 
 def _figure(value: Any) -> Any:

@@ -29,7 +29,7 @@ export async function loadView(state, listing, wantsLayers) {
   if (evaluation.refusal) return unreadable(evaluation);
   const reference = referenceOf(state, evaluation);
   const figure = figureOf(state, index);
-  declare(index);
+  declare(index, evaluation);
   const kind = isOfLayer(figure) ? kindOf(figure) : layerScoreOf(state, index);
   const [scene, bits, before, overlaid, layers] = await Promise.all([
     loadScene(state, state.run, step).catch(refused),

@@ -3,7 +3,6 @@
 import {el} from './dom.js';
 import {change, state} from './state.js';
 
-const NAMES = {hole: 'hole', object: 'object', kept: 'kept region'};
 const PLACES = {generated: 'on the generated picture', reference: 'on the reference'};
 
 // Where a region comes from, as `kept_origin` of a pair says it.
@@ -12,9 +11,9 @@ const RULES = {Otsu: "Otsu's method", fixed: 'a fixed threshold'};
 
 // `place`: where it is outlined, or nothing.
 function inWords({name, origin}, place = '') {
-  const known = [Object.hasOwn(NAMES, name) ? NAMES[name] : name, place].filter(Boolean).join(' ');
+  const known = [name, place].filter(Boolean).join(' ');
   const [, rule, threshold] = DERIVED.exec(origin) ?? [];
-  if (rule) return `${known}, derived by ${RULES[rule]} (${threshold})`;
+  if (rule) return `${known}, derived by ${RULES[rule]} (kept: ${threshold})`;
   return origin === 'file' ? `${known}, from a file` : origin && origin !== 'given' ? `${known} (${origin})` : known;
 }
 
