@@ -19,6 +19,7 @@ from ..pairs.region_words import called, called_together
 from ..store.evaluation_file import pairs_file_name
 from .index_file import number, refuse_newer
 from .refusal import Refusal
+from .regions import words
 from .stored_arrays import Array, ArrayFile
 
 MAP_BYTES = 2**20
@@ -108,6 +109,7 @@ def describe(file: ArrayFile) -> dict[str, Any]:
         },
         "reference_lines": _reference_lines(evaluation.reference_lines),
         "generated": [int(pair) for pair in known if f"{pair}/generated" in file.header.arrays],
+        "made": [_made(file, pair) for pair in known],
         "maps": {pair: sorted(names) for pair, names in maps.items()},
         "undefined": _missing(evaluation, maps),
     }
@@ -273,6 +275,14 @@ def _layers_of(file: ArrayFile, evaluation: Evaluation, reference: int) -> list[
             except _NOT_OURS:
                 raise Refusal(404, f"{i}/{prefix}layers in {file.name} can't be read.") from None
     return list(evaluation.layers)
+
+
+def _made(file: ArrayFile, pair: str) -> str:
+    """How a picture was made that is no finished sample; the picture is shown whether or not that can be read."""
+    try:
+        return words(file, f"{pair}/generated_origin")
+    except Refusal:
+        return ""
 
 
 def _region_names(evaluation: Evaluation) -> dict[str, Any]:

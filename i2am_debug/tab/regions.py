@@ -52,7 +52,7 @@ def regions(file: ArrayFile, pair: int) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "of": [side for side in sides if side not in taken],
-                "origin": _words(file, f"{pair}/{stored}_origin"),
+                "origin": words(file, f"{pair}/{stored}_origin"),
                 "height": inside.shape[0],
                 "width": inside.shape[1],
                 "bits": base64.b64encode(np.packbits(inside).tobytes()).decode(),
@@ -80,8 +80,8 @@ def _decoded(file: ArrayFile, name: str) -> np.ndarray:
         raise Refusal(422, f"{name} in {file.name} is no PNG that can be read.") from None
 
 
-def _words(file: ArrayFile, name: str) -> str:
-    """Nothing where there are none."""
+def words(file: ArrayFile, name: str) -> str:
+    """Stored in UTF-8; nothing where there are none."""
     if name not in file.header.arrays:
         return ""
     stored = file.read(name, dtypes=("U8",), most_bytes=_WORDS_BYTES).tobytes()

@@ -118,6 +118,7 @@ def test_it_opens_at_the_newest_evaluation_with_both_pictures(tab: Tab) -> None:
     tab.is_at(16)
     words = tab.words()
     assert "Generated" in words and "Reference" in words and all(f"demo_0{i}" in words for i in range(8))
+    assert re.search(r"predicted in one step from \d+% noise", words), "a blurred picture says why it is"
 
 
 def test_hovering_a_generated_patch_lights_what_it_draws_from(tab: Tab, logdir: Path) -> None:

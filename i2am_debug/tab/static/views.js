@@ -183,7 +183,9 @@ export function makeViews(shown, below) {
       const panel = panels[side];
       const isStandIn = which === 'target';
       panel.title.textContent = side === 'generated' ? (isStandIn ? 'Target' : 'Generated') : referenceWords(scene);
-      panel.note.textContent = isStandIn && bitmap ? 'no generated picture is kept for this pair (pictures= of I2AMCallback)' : note;
+      const made = which === 'generated' ? evaluation.made[scene.pair] : ''; // of a picture that is no finished sample
+      panel.note.textContent =
+        isStandIn && bitmap ? 'no generated picture is kept for this pair (pictures= of I2AMCallback)' : note || made;
       panel.element.style.setProperty('--aspect', aspectOf(bitmap));
       panel.bar.style.background = gradient(state.colours);
       panel.canvas.setAttribute(
