@@ -152,6 +152,8 @@ def _add_what_was_seen(
     diagnosis.add(SECTION, "way", WAYS[way.name] + (f"; not by teacher forcing: {way.instead}" if way.instead else ""))
     diagnosis.add(SECTION, "sizes", _sizes_in_words(evaluator.sizes))
     diagnosis.add(SECTION, "regions", counted_regions(regions_in_words(evaluator.pairs)))
+    if evaluator.of_masks:
+        diagnosis.add(SECTION, "masks", evaluator.of_masks)
     diagnosis.add(SECTION, "tokens", grids_in_words(maps))
     by_layer: dict[str, list[str]] = {}
     for layer, of_layer in maps.r2g.by_layer.items():

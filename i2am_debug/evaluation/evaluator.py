@@ -5,6 +5,8 @@ Looking (`Evaluator.observe`, on every process) is apart from scoring (`Evaluato
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 import time
 import warnings
@@ -50,6 +52,8 @@ from .references import blank_colour
 from .truth import Encode
 from .ways import Way, WayName, choose_way
 
+logger = logging.getLogger("i2am_debug")
+
 _CODE_OF: dict[WayName, tuple[str, ...]] = {
     "loss_fn": ("loss_fn",),
     "teacher_forcing": ("call", "encode"),
@@ -87,6 +91,8 @@ class Evaluator:
     """The way that is taken, once `check` or `prepare` has chosen it."""
     at_most: int | None = field(default=None, init=False)
     """So many pairs at once fit in memory, where `batch_size` turned out not to."""
+    of_masks: str = field(default="", init=False)
+    """What becomes of the pairs' masks, where the pipeline does not take them; known once they are checked."""
     make_trace: Callable[..., Trace] | None = field(default=None, init=False)
     """In place of `trace`, while a pilot measures."""
     _asked_at_once: int = field(default=1, init=False)
@@ -176,7 +182,7 @@ class Evaluator:
             default_call(pipeline)
         self._find_kept_regions(pipeline)
         self._regions: list[str] = []
-        self._sizes, self._without_prompt, names = [], [], []
+        self._sizes, self._without_prompt, names, with_mask = [], [], [], []
 
         def look(pair: ValidationPair) -> None:
             names.append(pair.name)
@@ -186,6 +192,7 @@ class Evaluator:
                 self._without_prompt.append(pair.name)
             if by_default:
                 references_of(pipeline, pair)
+            with_mask.append(pair.mask is not None)
 
         self._pair_hashes, self._names = self.pairs.check(look), names
         if 0 < len(self._without_prompt) < len(self.pairs):
@@ -194,6 +201,12 @@ class Evaluator:
                 f"{', '.join(self._without_prompt[:5])}; they are called with an empty one",
                 stacklevel=2,
             )
+        if by_default and any(with_mask) and "mask_image" not in inspect.signature(type(pipeline).__call__).parameters:
+            self.of_masks = (
+                f"{type(pipeline).__name__} takes no mask: those of {sum(with_mask)} pairs are the region that figures look "
+                "at, and are called the hole"
+            )
+            logger.info("i2am: %s", self.of_masks)
         self.way_for(pipeline)
 
     @property

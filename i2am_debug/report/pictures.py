@@ -68,7 +68,13 @@ def figures_of_pair(evaluation: Evaluation, number: int, pair: ValidationPair) -
 
 
 def pair_panel(
-    observation: Observation, pair: ValidationPair, figures: dict[str, str], subtitle: str, *, has_truth: bool = True
+    observation: Observation,
+    pair: ValidationPair,
+    figures: dict[str, str],
+    subtitle: str,
+    *,
+    has_truth: bool = True,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """The composed panel of one pair; without `has_truth` its target only stands in for one that nobody knows."""
     maps, (region, reference_region, words) = observation.maps, _outlines(pair)
@@ -93,7 +99,7 @@ def pair_panel(
             None if pair.mask is None else marks_of(maps.r2g.unified, pair.mask),
             None if _is_kept(pair) else marks_of(g2r, pair.reference_mask),
         ),
-        note=_of_the_kept_region(pair),
+        note=" ".join(filter(None, [_of_the_kept_region(pair), *(f"Note: {note}." for note in notes)])),
     )
 
 
@@ -166,6 +172,9 @@ def _of_the_kept_region(pair: ValidationPair) -> str:
     if not _is_kept(pair):
         return f"No kept region: {pair.undefined_kept}." if pair.undefined_kept and pair.mask is None else ""
     how = str(pair.kept_origin).replace("target", "truth").replace("file", "given")
+    (width, height), (wide, high) = pair.target.size, pair.reference.size
+    if how.startswith("derived") and width * high != wide * height:
+        how += f"; the reference, {wide}×{high}, was stretched to the truth's {width}×{height} for it"
     return f"Kept region: where truth and reference look alike ({how}); what is there ought to come from its own place."
 
 

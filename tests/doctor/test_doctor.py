@@ -121,6 +121,7 @@ def test_the_cure_of_a_broken_set_up_works(
         code, text, _ = doctor(f"set_ups:{name}", "--pairs", pairs)
         assert code == ExitCode.OK, text
         assert text.endswith("result: ready") and "IMACS_r;" in text
+        assert ("takes no mask: those of 8 pairs are the region" in text) == ("Inpaint" not in text), text
 
 
 def test_the_cure_of_wrong_pairs_works(doctor, pairs: Path, tmp_path: Path) -> None:

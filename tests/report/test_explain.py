@@ -215,6 +215,19 @@ def test_a_kept_region_is_named_in_strips_and_what_changes_is_outlined(
     assert "box IoU" not in said(words) and "strongest part" not in said(words), "what is kept is no object"
 
 
+def test_a_panel_says_what_was_stretched_and_what_looking_noted(seen: Any, words: list[str]) -> None:
+    pair, observation, _ = seen
+    wide = pair.reference.resize((64, 32))
+    kept = dataclasses.replace(pair, mask=None, reference_mask=None, reference=wide, kept=~pair.mask)
+    pair_panel(observation, kept, {}, "")
+    assert "stretched" not in said(words) and "Note" not in said(words), "a region that was given fits"
+    derived = dataclasses.replace(kept, kept_origin="derived: Otsu, |target − reference| < 0.081")
+    pair_panel(observation, derived, {}, "", notes=["a second product was taken"])
+    text = said(words)
+    assert "< 0.081; the reference, 64×32, was stretched to the truth's 32×32 for it)" in text
+    assert "Note: a second product was taken." in text
+
+
 def test_single_patches_are_chosen_from_what_is_kept(seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pair, observation, _ = seen
     asked = []
