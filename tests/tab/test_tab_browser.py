@@ -23,6 +23,7 @@ from i2am_debug.demo.finetune import new_accelerator, new_callback
 from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 from i2am_debug.figures.distances import js_distance
+from i2am_debug.figures.registry import higher_is_worse
 from i2am_debug.figures.values import Undefined
 from i2am_debug.pairs.pair import ValidationPair
 from i2am_debug.store.run_store import RunStore
@@ -210,7 +211,8 @@ def test_a_link_to_what_is_not_there_says_what_is_shown_instead(tab: Tab, state:
 def test_pairs_are_sorted_by_what_they_lost_and_can_be_chosen(tab: Tab) -> None:
     texts = tab.page.locator(".pairs li, .pairs [role=option]").all_inner_texts()
     changes = [float(found[0].replace("−", "-")) for text in texts if (found := re.findall(r"[+−-]\d+\.\d+", text))]
-    assert len(changes) == 8 and changes == sorted(changes)
+    shown = tab.page.locator(".timeline .tag").inner_text()
+    assert len(changes) == 8 and changes == sorted(changes, reverse=higher_is_worse(shown))
     before = tab.pixels("generated")
     tab.page.locator(".pairs li, .pairs [role=option]").nth(3).click()
     tab.page.wait_for_function("before => document.querySelector('.views canvas').toDataURL() !== before", arg=before)
@@ -224,6 +226,7 @@ def test_the_timeline_has_alert_marks_and_steps(tab: Tab, logdir: Path) -> None:
     assert alert.text.splitlines()[0] in tab.page.locator(".bubble").inner_text()
     mark.first.click()
     tab.is_at(alert.global_step)
+    assert tab.page.locator(".alert-now").get_attribute("data-severity") == alert.severity
     shown = tab.page.locator(".alert-now").inner_text()
     assert all(line in shown for line in alert.text.splitlines()), "all of it, where it can be copied"
     figure = alert.findings[0].figure
@@ -247,6 +250,10 @@ def test_a_run_with_an_alert_is_marked_and_shown_first(browser: Any, logdir: Pat
         assert tab.ready() == "b_alerted 16"
         options = tab.page.locator("select.run option").all_inner_texts()
         assert options == ["a_healthy", f"b_alerted ⚠ {alert.severity}, step {alert.global_step}"]
+        fired = [finding.figure for finding in alert.findings if finding.severity == alert.severity]
+        assert tab.page.locator(".timeline .tag").inner_text() == fired[0], "it opens on what fired last"
+        mark = tab.page.get_by_role("button", name=re.compile(f"Alert at step {alert.global_step} .*{alert.severity}"))
+        assert mark.inner_text() == {"critical": "!!", "warning": "!", "info": "i"}[alert.severity]
         tab.page.close()
 
 
