@@ -16,7 +16,6 @@ from i2am_debug.capture.trace import Trace, trace
 from i2am_debug.errors import I2AMError
 from i2am_debug.evaluation.calls import default_call, picture_of
 from i2am_debug.guard.random_states import RandomStates
-from i2am_debug.report.marks import marks_of
 from i2am_debug.report.panels import panel
 
 from ..trackers import RunTrackers
@@ -102,7 +101,6 @@ class Explaining(Attached):
             own = self._logdir or Path(self._accelerator.project_dir or "runs") / "i2am_debug"
             self._trackers = RunTrackers(self._accelerator.trackers, own)
         self._trackers.numbers({f"validation/{name}": value for name, value in figures.items()}, self._step)
-        g2r = maps.undefined_g2r or maps.g2r.unified
         drawn = panel(
             name=f"validation, call {self._calls}",
             reference=_first_picture(references) or Image.new("RGB", (64, 64), "grey"),
@@ -110,12 +108,11 @@ class Explaining(Attached):
             generated=_made(output),
             truth=None,
             r2g=maps.r2g.unified,
-            g2r=g2r,
+            g2r=maps.undefined_g2r or maps.g2r.unified,
             region=None,
             reference_region=None,
             figures={name.replace("_", " "): f"{value:.3f}" for name, value in figures.items()},
             subtitle=f"step {self._step}, the script's own call",
-            marks=(None, marks_of(g2r, None)),
         )
         self._trackers.picture(f"validation_{self._calls - 1:02d}", drawn, self._step)
         self._trackers.flush()

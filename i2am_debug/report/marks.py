@@ -1,4 +1,4 @@
-"""Where a map says that something is, marked on its picture: the box around its strongest part and its maximum."""
+"""Where a map says that something is, marked on its picture: the box around its heaviest part and its maximum."""
 
 from __future__ import annotations
 

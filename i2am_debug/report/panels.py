@@ -18,7 +18,7 @@ from .render import GREY, Map, Mask, Size, outlined_on, problem, relative, scale
 from .sheet import Tile, legend, map_tile, sheet
 
 _OWN_SCALE = "Each map is scaled to its own maximum, at least to 2 × uniform (uniform = attention spread evenly)."
-_MARKS = "IoU: of the dashed box, around the strongest part of the map, with the box of what is outlined."
+_MARKS = "IoU: of the dashed box, around the heaviest part of the map, with the box of what is outlined."
 
 
 def panel(

@@ -94,10 +94,9 @@ def pair_panel(
         subtitle=f"{subtitle} · R2G is the paper's: it can move without the picture changing (compare IMACS_g, centred)",
         outlined=words,
         drawing=_drawing(pair),
-        # What is kept of an edit is no object that a box could be around.
         marks=(
             None if pair.mask is None else marks_of(maps.r2g.unified, pair.mask),
-            None if _is_kept(pair) else marks_of(g2r, pair.reference_mask),
+            marks_of(g2r, pair.reference_mask) if _has_object(pair) else None,
         ),
         note=" ".join(filter(None, [_of_the_kept_region(pair), *(f"Note: {note}." for note in notes)])),
     )
@@ -150,6 +149,11 @@ def level_strips(
 
 def _is_kept(pair: ValidationPair) -> bool:
     return pair.mask is None and pair.kept is not None
+
+
+def _has_object(pair: ValidationPair) -> bool:
+    """Whether there is an object that a box could be around: what an edit keeps is none, nor is what is restored."""
+    return pair.mask is not None or (pair.reference_mask is not None and pair.kept is None)
 
 
 def _drawing(pair: ValidationPair) -> str:

@@ -136,7 +136,7 @@ def legend(
 def _explain_marks(canvas: Image.Image, x: int, y: int) -> None:
     draw, plain = ImageDraw.Draw(canvas), font(14)
     for words, paint in (
-        ("strongest part", lambda ground: draw_box(ground, Box(top=0.15, left=0.1, bottom=0.85, right=0.9))),
+        ("heaviest part", lambda ground: draw_box(ground, Box(top=0.15, left=0.1, bottom=0.85, right=0.9))),
         ("maximum", lambda ground: draw_ring(ground, (0.5, 0.5))),
     ):
         ground = Image.new("RGB", (26, 18), GROUND)

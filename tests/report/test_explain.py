@@ -189,7 +189,7 @@ def test_a_hole_is_outlined_and_named(seen: Any, words: list[str], outlines: lis
     assert "Masked input" in text and "what the hole draws from it" in text and "kept" not in text.lower()
     assert [o.tolist() for o in outlines] == [pair.reference_mask.tolist(), pair.mask.tolist()]
     assert text.count("box IoU") == 2 and text.count("maximum hits") + text.count("maximum misses") == 2
-    assert "strongest part maximum" in text and "IoU: of the dashed box" in text
+    assert "heaviest part maximum" in text and "IoU: of the dashed box" in text
     outlines.clear()
     level_strips(observation.maps, pair, observation.generated)["layers"]()
     assert "what the hole draws from the reference (G2R), by layer" in said(words) and "Outlined: the object." in said(
@@ -212,7 +212,7 @@ def test_a_kept_region_is_named_in_strips_and_what_changes_is_outlined(
     outlines.clear()
     pair_panel(observation, dataclasses.replace(kept, reference_mask=pair.reference_mask), {}, "")
     assert "the object outlined" in said(words) and (outlines[0] == pair.reference_mask).all()
-    assert "box IoU" not in said(words) and "strongest part" not in said(words), "what is kept is no object"
+    assert "box IoU" not in said(words) and "heaviest part" not in said(words), "what is kept is no object"
 
 
 def test_a_panel_says_what_was_stretched_and_what_looking_noted(seen: Any, words: list[str]) -> None:
@@ -247,4 +247,7 @@ def test_an_evaluation_draws_pairs_without_any_region(seen: Any, words: list[str
     text = said(words)
     assert "what the model draws from it" in text and "No kept region: the target is another." in text
     assert "Outlined" not in text and "their own place" not in text
-    assert "strongest part" in text and "IoU" not in text, "a box, and nothing to compare it with"
+    assert "heaviest part" not in text and "IoU" not in text
+    words.clear()
+    pair_panel(observation, dataclasses.replace(pair, reference_mask=None), {}, "")
+    assert "heaviest part maximum" in said(words) and said(words).count("box IoU") == 1, "that of G2R stands alone"
