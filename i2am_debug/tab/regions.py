@@ -31,10 +31,11 @@ _REGIONS = (
 
 
 def regions(file: ArrayFile, pair: int) -> list[dict[str, Any]]:
-    """The regions that are outlined on a pair's pictures, as far as its file has them: {name, of, origin, height, width, bits}.
+    """The regions that are outlined on a pair's pictures, as far as its file has them.
 
-    Of a region, "of" names the pictures it is outlined on, at the same shares of their height and width; "origin" says in words
-    where it comes from, or nothing; "bits" is base64 of its pixels row by row, eight a byte, the first in the highest bit, 1
+    They are {name, of, origin, sought, height, width, bits}: "of" names the pictures one is outlined on, at the same shares of
+    their height and width; "origin" says in words where it comes from, or nothing; "sought" whether maps are to point at it,
+    which they are not in an edit; "bits" is base64 of its pixels row by row, eight a byte, the first in the highest bit, 1
     inside, the last byte filled up with 0.
 
     Raises:
@@ -59,7 +60,8 @@ def regions(file: ArrayFile, pair: int) -> list[dict[str, Any]]:
             }
         )
         taken.update(sides)
-    return found
+    is_edit = any(region["name"] == CHANGED for region in found)
+    return [{**region, "sought": not is_edit} for region in found]
 
 
 def _decoded(file: ArrayFile, name: str) -> np.ndarray:

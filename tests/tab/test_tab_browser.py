@@ -26,6 +26,7 @@ from i2am_debug.figures.distances import js_distance
 from i2am_debug.figures.registry import higher_is_worse
 from i2am_debug.figures.values import Undefined
 from i2am_debug.pairs.pair import ValidationPair
+from i2am_debug.report.marks import marks_of
 from i2am_debug.store.run_store import RunStore
 
 pytestmark = pytest.mark.browser
@@ -255,6 +256,32 @@ def test_a_run_with_an_alert_is_marked_and_shown_first(browser: Any, logdir: Pat
         mark = tab.page.get_by_role("button", name=re.compile(f"Alert at step {alert.global_step} .*{alert.severity}"))
         assert mark.inner_text() == {"critical": "!!", "warning": "!", "info": "i"}[alert.severity]
         tab.page.close()
+
+
+def test_the_heaviest_part_is_that_of_the_library(tab: Tab, logdir: Path) -> None:
+    box = tab.page.get_by_role("checkbox", name="Heaviest part")
+    assert not box.is_checked()
+    before = {side: tab.pixels(side) for side in ("generated", "reference")}
+    box.check()
+    pairs = validation_pairs(8, seed=7)
+    with safe_open(RunStore(logdir / "finetune").evaluations()[-1].path, framework="numpy") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys() if name.endswith("/unified")}  # noqa: SIM118
+    for number in range(8):
+        tab.page.locator(".pair", has_text=f"demo_0{number}").click()
+        tab.page.locator(f".pair[aria-pressed=true]:has-text('demo_0{number}')").wait_for()
+        for at, (name, mask) in enumerate((("r2g", pairs[number].mask), ("g2r", pairs[number].reference_mask))):
+            expected = marks_of(stored[f"{number}/{name}/unified"], mask)
+            assert expected is not None
+            words = expected.words.replace(" ·", ",")
+            tab.page.wait_for_function(
+                "([at, words]) => document.querySelectorAll('.views .marked')[at].textContent === words",
+                arg=[at, words],
+            )
+    tab.page.locator(".pair", has_text="demo_00").click()
+    for side, one in before.items():
+        tab.changes(side, one)
+    assert "p.i2am_debug.marks=true" in tab.page.evaluate("location.hash")
+    tab.screenshot("heaviest_part")
 
 
 def test_the_matrix_of_information_selects_a_layer(tab: Tab, logdir: Path) -> None:

@@ -24,6 +24,7 @@ const DEFAULTS = {
   g2r: 'g2r', // g2r_region
   colours: 'cividis',
   strength: 65,
+  marks: false, // around the heaviest part of a map
   outlines: true, // of the hole, the object and what an edit changes
   pins: '', // see patches.js
   sort: 'fall',
