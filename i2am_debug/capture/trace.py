@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,8 @@ from .product import Buffers, shares, taken_heads
 from .regions import Regions
 from .sampler_steps import StepCounter, scheduler_name
 from .taps import ModuleRun, SeenProduct, normaliser_of
+
+_NAMED = 3  # layers in a note
 
 
 def trace(
@@ -149,7 +152,8 @@ class Trace(AbstractContextManager["Trace"]):
         if reference not in self._accumulators:
             raise IndexError(f"reference {reference}: these were seen: {sorted(self._accumulators)}")
         with torch.autocast("cpu", enabled=False):  # the sums come to the CPU, where the caller's autocast may be on
-            return self._accumulators[reference].maps(image, self._steps.total, self._every_head)
+            found = self._accumulators[reference].maps(image, self._steps.total, self._every_head)
+        return replace(found, notes=self.notes)
 
     @property
     def references(self) -> tuple[int, ...]:
@@ -159,11 +163,13 @@ class Trace(AbstractContextManager["Trace"]):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was seen in another way than the cheapest, and why."""
-        if not self._without_normaliser:
+        layers = list(self._without_normaliser)
+        if not layers:
             return ()
+        more = f" and {len(layers) - _NAMED} others" if len(layers) > _NAMED else ""
         return (
             "the attention kernel gave no logarithmic normaliser, so that the reference mass took a second product over all "
-            f"keys, in {', '.join(self._without_normaliser)}",
+            f"keys, in {', '.join(layers[:_NAMED])}{more}",
         )
 
     @property

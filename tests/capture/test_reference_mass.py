@@ -30,6 +30,7 @@ def test_both_ways_give_one_mass_and_leave_the_output_as_it_was(kernel: SDPBacke
             assert all(map(torch.equal, plain, denoise(model, given, guidance=False)))
     assert bool(t.notes) == (kernel is SDPBackend.MATH)
     assert all("transformer_blocks.0" in note and "second product" in note for note in t.notes)
+    assert t.maps().notes == t.notes and len(" ".join(t.notes)) < 300, "of many layers the first are named"
     for image in (0, 1):
         found, expected = t.maps(image).reference_mass, fused.maps(image).reference_mass
         assert found == pytest.approx(expected, abs=1e-6) and all(0 < mass < 1 for mass in found.values())
