@@ -66,7 +66,7 @@ SHORT = Sizes(
     many=16,
     trials=50,
     trained_seeds=(0,),
-    trained_steps=6,
+    trained_steps=2,
     checkpoints=2,
     processes=1,
 )
