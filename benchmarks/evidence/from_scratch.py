@@ -1,7 +1,7 @@
 """Inpainting models of three designs, trained from scratch and looked at on the way: what `inpainting` reads.
 
 `python -m benchmarks.evidence.from_scratch --folder F [--seeds N …] [--processes N]` makes what is missing in F. A training
-takes five to eight minutes of one core.
+takes four to five minutes of one core; more than one on a core at once, longer.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import permutation_test, rankdata
 
 from i2am_debug.figures.values import Undefined
 
@@ -60,6 +60,25 @@ def correlation(
     if not np.isfinite(found):
         return Undefined("the same everywhere")
     return resampled(lambda chosen: way(figure_TC[chosen], quality_TC[chosen]), trainings, resamples)
+
+
+def share_by_chance(
+    way: Callable[[np.ndarray, np.ndarray], float], figure_TC: np.ndarray, quality_TC: np.ndarray, resamples: int
+) -> float | Undefined:
+    """Of all ways to give the trainings each other's figures, whole, the share that go with quality as much as their own or
+    more: an exact one-sided test; of drawn ways where there are more than `resamples`."""
+    if len(figure_TC) < _FEWEST or not np.isfinite(way(figure_TC, quality_TC)):
+        return Undefined("no trainings to tell apart")
+    found = permutation_test(
+        (np.arange(len(figure_TC)),),
+        lambda order: way(figure_TC[order], quality_TC),
+        permutation_type="pairings",
+        alternative="greater",
+        vectorized=False,
+        n_resamples=resamples,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
 
 
 def _ranks(*columns: np.ndarray, axis: int) -> list[np.ndarray]:
