@@ -87,16 +87,16 @@ def _formed(
     object_BR: torch.Tensor | None,
     rows: RowSums | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """R2G, centred R2G, with an object its mass, and the logarithmic normaliser: (U, 3 or 4, G); G2R of all and of the region:
+    """R2G, centred R2G, with an object its mass, and the logarithmic normaliser: (U, 4, G); G2R of all and of the region:
     (U, 2, R); the attention information: (U,). Tokens, `region_BG` (sum 1) and `object_BR` in the order of `rows`' patches.
     """
     from . import fused_kernels as kernels
 
     (B, all_heads, G, H), R, N = q_BNGH.shape, k_BNRH.shape[2], len(heads)
     U, device = B * N, q_BNGH.device
-    lse, under_row, shift = torch.empty(3, U, G, device=device)
+    entropy, shift = torch.empty(2, U, G, device=device)
     sums, column_lse = torch.empty(2, U, 2, R, device=device)
-    spread = torch.empty(U, 3, G, device=device)
+    spread = torch.empty(U, 4, G, device=device)  # R2G, centred R2G, the object's mass, the logarithmic normaliser
     orders = (None, None) if rows is None else tuple(patches.order for patches in rows.patches)
     given = (q_BNGH, k_BNRH, _numbers(tuple(heads), device), orders[0], orders[1])
     sizes = (N, all_heads // k_BNRH.shape[1], G, R, H, scale, *q_BNGH.stride(), *k_BNRH.stride())
@@ -110,9 +110,9 @@ def _formed(
     )
     blocks_g, blocks_r = -(-G // _BLOCK), -(-R // _BLOCK)
     with torch.cuda.device_of(q_BNGH):
-        kernels.rows_kernel[U, blocks_g](*given, lse, under_row, shift, *sizes, **how)
+        kernels.rows_kernel[U, blocks_g](*given, spread, entropy, shift, *sizes, **how)
         kernels.columns_kernel[U, blocks_r](
-            *given, lse, shift, region_BG, sums, column_lse, *sizes, **how, REGION=region_BG is not None
+            *given, spread, shift, region_BG, sums, column_lse, *sizes, **how, REGION=region_BG is not None
         )
         factors = (1, 1) if rows is None else tuple(patches.to_wide.factor for patches in rows.patches)
         shape = G // factors[0], R // factors[1]
@@ -120,19 +120,17 @@ def _formed(
             count, first = (images.stop - images.start) * (own.stop - own.start), images.start * N + own.start
             wide = None if rows is None else torch.empty(count, *shape, device=device)
             kernels.spread_kernel[count, blocks_g](
-                *given, lse, shift, column_lse, object_BR, spread, wide, first, *sizes,
+                *given, spread, shift, column_lse, object_BR, wide, first, *sizes,
                 **how, OBJECT=object_BR is not None, WIDE=rows is not None, FG=factors[0], FR=factors[1],
             )  # fmt: skip
             if rows is not None:
                 rows.add_wide(images, own, wide, 0)
-    entropy = lse - under_row
     if region_BG is None:
-        entropy = entropy.mean(-1)
+        mean_entropy = entropy.mean(-1)
     else:
-        entropy = (entropy.unflatten(0, (B, N)) * region_BG[:, None]).sum(-1).flatten()
-    bits = torch.special.entr(sums[:, 1]).sum(-1).sub_(entropy).div_(math.log(2)).clamp_min_(0)
-    maps = spread if object_BR is not None else spread[:, :2]
-    return torch.cat([maps, lse[:, None]], 1), sums, bits
+        mean_entropy = (entropy.unflatten(0, (B, N)) * region_BG[:, None]).sum(-1).flatten()
+    bits = torch.special.entr(sums[:, 1]).sum(-1).sub_(mean_entropy).div_(math.log(2)).clamp_min_(0)
+    return spread, sums, bits
 
 
 @lru_cache(maxsize=256)

@@ -38,12 +38,13 @@ def _of_unit(q, k, heads, first, N, SHARE, sqb, sqn, skb, skn):
 
 @triton.jit
 def rows_kernel(
-    q, k, heads, order_g, order_r, lse, mean_under_row, shift,
+    q, k, heads, order_g, order_r, spread, entropy, shift,
     N, SHARE, G, R, H, scale,
     sqb, sqn, sqg, sqh, skb, skn, skr, skh,
     ORDERED_G: tl.constexpr, ORDERED_R: tl.constexpr, BG: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """Of each generated token: the logarithmic normaliser of its row, its mean logit under that row, and over R: (U, G)."""
+    """Of each generated token: the logarithmic normaliser of its row, in the last of `spread` (U, 4, G); the row's `entropy`,
+    nats, and its mean logit `shift`, (U, G)."""
     unit, _image, queries, keys = _of_unit(q, k, heads, 0, N, SHARE, sqb, sqn, skb, skn)
     g, own_g, g_there = _places(tl.program_id(1), BG, G, order_g, ORDERED_G)
     x = _vectors(queries, own_g, g_there, sqg, sqh, H, BH)
@@ -63,14 +64,15 @@ def rows_kernel(
         plain += tl.sum(tl.where(r_there[None, :], logits, 0.0), 1)
         top = higher
     at = unit.to(tl.int64) * G + g
-    tl.store(lse + at, top + tl.log(total), mask=g_there)
-    tl.store(mean_under_row + at, under_row / total, mask=g_there)
+    lse = top + tl.log(total)
+    tl.store(spread + unit.to(tl.int64) * 4 * G + 3 * G + g, lse, mask=g_there)
+    tl.store(entropy + at, lse - under_row / total, mask=g_there)
     tl.store(shift + at, plain / R, mask=g_there)
 
 
 @triton.jit
 def columns_kernel(
-    q, k, heads, order_g, order_r, lse, shift, region, sums, column_lse,
+    q, k, heads, order_g, order_r, spread, shift, region, sums, column_lse,
     N, SHARE, G, R, H, scale,
     sqb, sqn, sqg, sqh, skb, skn, skr, skh,
     ORDERED_G: tl.constexpr, ORDERED_R: tl.constexpr, REGION: tl.constexpr,
@@ -91,7 +93,7 @@ def columns_kernel(
         g, own_g, g_there = _places(block, BG, G, order_g, ORDERED_G)
         x = _vectors(queries, own_g, g_there, sqg, sqh, H, BH)
         at = unit.to(tl.int64) * G + g
-        row_lse = tl.load(lse + at, mask=g_there, other=float("inf"))
+        row_lse = tl.load(spread + unit.to(tl.int64) * 4 * G + 3 * G + g, mask=g_there, other=float("inf"))
         row_shift = tl.load(shift + at, mask=g_there, other=0.0)
         logits = tl.where(g_there[:, None], tl.dot(x, tl.trans(y), input_precision="ieee") * scale, float("-inf"))
         p = tl.exp(logits - row_lse[:, None])
@@ -115,21 +117,21 @@ def columns_kernel(
 
 @triton.jit
 def spread_kernel(
-    q, k, heads, order_g, order_r, lse, shift, column_lse, on_object, spread, wide,
+    q, k, heads, order_g, order_r, spread, shift, column_lse, on_object, wide,
     first, N, SHARE, G, R, H, scale,
     sqb, sqn, sqg, sqh, skb, skn, skr, skh,
     ORDERED_G: tl.constexpr, ORDERED_R: tl.constexpr, OBJECT: tl.constexpr, WIDE: tl.constexpr,
     FG: tl.constexpr, FR: tl.constexpr, BG: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """Of each generated token of the units from `first` on: R2G, of centred logits too, and its row's share on the object,
-    `spread` (U, 3, G); and its row summed over patches of FG consecutive generated tokens and of the FR reference tokens that
-    lie R / FR apart, `wide` (units from `first` on, G / FG, R / FR)."""
+    """Of each generated token of the units from `first` on: R2G, of centred logits too, and its row's share on the object, the
+    first three of `spread` (U, 4, G); and its row summed over patches of FG consecutive generated tokens and of the FR
+    reference tokens that lie R / FR apart, `wide` (units from `first` on, G / FG, R / FR)."""
     unit, image, queries, keys = _of_unit(q, k, heads, first, N, SHARE, sqb, sqn, skb, skn)
     g, own_g, g_there = _places(tl.program_id(1), BG, G, order_g, ORDERED_G)
     x = _vectors(queries, own_g, g_there, sqg, sqh, H, BH)
-    at = unit.to(tl.int64) * G + g
-    row_lse = tl.load(lse + at, mask=g_there, other=float("inf"))
-    row_shift = tl.load(shift + at, mask=g_there, other=0.0)
+    at = unit.to(tl.int64) * 4 * G + g
+    row_lse = tl.load(spread + at + 3 * G, mask=g_there, other=float("inf"))
+    row_shift = tl.load(shift + unit.to(tl.int64) * G + g, mask=g_there, other=0.0)
     r2g = tl.zeros((BG,), tl.float32)
     centred = tl.zeros((BG,), tl.float32)
     share = tl.zeros((BG,), tl.float32)
@@ -160,7 +162,6 @@ def spread_kernel(
             summed = tl.sum(tl.reshape(pooled, (BG // FG, FG, BR)), 1)
             where = (tl.program_id(0).to(tl.int64) * (G // FG) + rows[:, None]) * patches + patch[None, :]
             tl.store(wide + where, summed, mask=(rows[:, None] < G // FG) & (patch[None, :] < patches))
-    at = unit.to(tl.int64) * 3 * G + g
     tl.store(spread + at, r2g / R, mask=g_there)
     tl.store(spread + at + G, centred / R, mask=g_there)
     if OBJECT:
