@@ -279,9 +279,8 @@ class Accumulator:
         fine, small = _finest(list(grids.values())), _finest(list(self._step_rows))
         by_layer, unified, weight = {}, 0, 0.0
         for name, sums in layers.items():
-            sum_over_steps = self._layer_rows[name][image : image + 1]
-            patches = row_pooling(*sums.row_grids, sum_over_steps.device)
-            rows = in_order(sum_over_steps, patches)[0].cpu().float() / sums.count
+            patches = row_pooling(*sums.row_grids, torch.device("cpu"))
+            rows = in_order(self._layer_rows[name][image].cpu(), patches).float() / sums.count
             on_reference = _resize_rows(rows, grids[name], (grids[name][0], fine[1]))
             by_layer[name] = (grids[name][0], _sum_1(on_reference, dim=-1).numpy())
             layer_weight = sum(sums.weights)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..grids import Grid
-from .patches import Patches, column_patches, row_patches, taken
+from .patches import Patches, column_patches, row_patches
 from .product import shares
 
 SIDE, HEAD_SIDE = 32, 16  # patches a side, at most: of a layer's rows, and of those of heads and steps
@@ -82,10 +82,16 @@ class RowSums:
         self.product_Bgr.zero_()
 
 
-def in_order(mean_Bgr: torch.Tensor, patches: tuple[Patches, Patches]) -> torch.Tensor:
-    """Rows as `RowSums.mean_Bgr` holds them, with patches row by row of their grids."""
-    generated, reference = patches
-    return taken(taken(mean_Bgr, reference.wide_back), generated.wide_back, 1)
+def in_order(mean_gr: torch.Tensor, patches: tuple[Patches, Patches]) -> torch.Tensor:
+    """Rows as `RowSums.mean_Bgr` holds them, (…, g, r) on the CPU, with patches row by row of their grids.
+
+    By numpy, which gathers columns five times as fast as torch.
+    """
+    rows = mean_gr.numpy()
+    for axis, own in zip((-2, -1), patches, strict=True):
+        if own.wide_back is not None:
+            rows = rows.take(own.wide_back.numpy(), axis=axis)
+    return torch.from_numpy(rows)
 
 
 def _add(sums: torch.Tensor, x: torch.Tensor, share: float | torch.Tensor, weight: float = 1.0) -> None:

@@ -1,21 +1,15 @@
 """The kernels for CUDA against the same float64 truth; where there is no CUDA, as Triton's interpreter runs them."""
-# ruff: noqa: E402 - whether they are interpreted is settled when they are imported
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 
 import pytest
 import torch
-
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
-pytest.importorskip("triton", minversion=None if CUDA else "3.9", reason="older interpreters fail on today's numpy")
-
 from row_sums import row_sums
 from test_attention import assert_attribution, make, oracle
 
@@ -23,12 +17,18 @@ from i2am_debug.capture import fused
 from i2am_debug.capture.attention import attribute
 from i2am_debug.capture.rows import RowSums
 
+CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+# On the CPU: interpreters before 3.9 fail on today's numpy.
+pytest.importorskip("triton", minversion=None if CUDA else "3.9")
 
 
 @pytest.fixture(autouse=True)
-def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On any device, and never the other way unseen."""
     monkeypatch.setattr(fused, "_DEVICES", ("cuda", "cpu"))
+    yield
+    assert not fused._failed
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 35, 24, 8), (1, 2, 70, 1, 8), (1, 2, 1, 24, 20), (1, 4, 7, 130, 3)])
