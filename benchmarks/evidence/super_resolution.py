@@ -58,9 +58,9 @@ def measure(sizes: Sizes, _runs: Path) -> Section:
         f"of the {_PATCHES} patches whose row (SRAM, all heads) has its maximum at its own place; chance {1 / _PATCHES:.3f}. "
         f"Concentration of a row: {np.log2(_PATCHES):.0f} bit less its entropy; its rank correlation, within a picture, with "
         "the standard deviation of the true picture in the 8×8 pixels around the patch, about a period of its textures "
-        "(texture against flat areas), and as a control with that of another picture; and with what both have beyond their means "
-        "over pictures at that place, since the middle has more detail than the edge. G2R is the mean of the rows: how much each "
-        "patch of the reference is looked at. Intervals are over pictures.",
+        "(texture against flat areas), and as a control with that of another picture; and with what both have beyond their "
+        "means over pictures at that place, since the middle has more detail than the edge. G2R is the mean of the rows: how "
+        "much each patch of the reference is looked at. Intervals are over pictures.",
         said=_in_words(found, wrong, quality, layers),
         tables=[
             _by_layer(found["all"], wrong),
