@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.evidence.looked_at import held_out, look
-from i2am_debug.report.render import strip
+from i2am_debug.report.panels import strip
 
 LAYERS = ("up_blocks.0.attentions.1", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1")
 PAIRS, SHOWN = 16, 4

@@ -2,7 +2,8 @@
 
 4096 generated and 4096 reference tokens beside 512 of text, 24 heads of 128 channels, all looked at: both directions, rows,
 reference mass and the maps read out. Looked at and not are run in turn in one process of one thread; a ratio is the CPU time
-that looking adds over that of the product itself. Memory is the growth of a fresh process's peak.
+that looking adds over that of the product itself. Memory is the growth of a fresh process's peak. `--device cuda`: the same by
+the clock on the wall.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.measuring import grown_mib, paired_ratios
+from benchmarks.measuring import clock, grown_mib, paired_ratios
 
 TEXT, GENERATED, REFERENCE, HEADS, CHANNELS = 512, (64, 64), (64, 64), 24, 128
 RATIO, MIB = 0.6, 64
 
 
-def ways(dtype_name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def ways(dtype_name: str, device: str = "cpu") -> tuple[Callable[[], Any], Callable[[], Any]]:
     """One forward of a joint attention module: not looked at, and looked at."""
     import torch
     import torch.nn.functional as F
@@ -71,7 +71,7 @@ def ways(dtype_name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokens = TEXT + GENERATED[0] * GENERATED[1] + REFERENCE[0] * REFERENCE[1]
-    q, k, v = (torch.randn(1, HEADS, tokens, CHANNELS, dtype=getattr(torch, dtype_name)) for _ in range(3))
+    q, k, v = (torch.randn(1, HEADS, tokens, CHANNELS, dtype=getattr(torch, dtype_name)).to(device) for _ in range(3))
     denoiser = Denoiser()
 
     def plain() -> None:
@@ -87,24 +87,26 @@ def ways(dtype_name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return plain, look
 
 
-def grown(dtype_name: str) -> float:
+def grown(dtype_name: str, device: str) -> float:
     """MiB by which looking raises a process's peak over the module's own; run in a fresh one."""
-    return grown_mib(*ways(dtype_name))
+    return grown_mib(*ways(dtype_name, device), device)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.joint", description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of both ways (default: 3)")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory:
-        print(json.dumps(grown(args.dtype)))
+        print(json.dumps(grown(args.dtype, args.device)))
         return 0
-    found: dict[str, Any] = paired_ratios(*ways(args.dtype), args.rounds, time.process_time)
+    found: dict[str, Any] = paired_ratios(*ways(args.dtype, args.device), args.rounds, clock(args.device))
     added = [ratio - 1 for ratio in found["ratios"]]
-    command = [sys.executable, "-m", "benchmarks.joint", "--dtype", args.dtype, "--memory"]
+    same = ["--dtype", args.dtype, "--device", args.device]
+    command = [sys.executable, "-m", "benchmarks.joint", *same, "--memory"]
     found["mib"] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(
         f"looking adds {np.median(added):.2f} x the product's own time ({min(added):.2f} to {max(added):.2f}; at most "

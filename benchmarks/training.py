@@ -9,7 +9,9 @@ writes and draws counts for the run it is done for. It tells, each as a ratio of
 - the training thread's time: what it computed itself, and on the wall from the first step to the last, the calls included.
 - the step that follows an evaluation, while another thread writes.
 
-A tiny model's steps are short beside an evaluation, so it also says how long they would have to be.
+A tiny model's steps are short beside an evaluation, so it also says how long they would have to be. `--model real` trains an
+IP-Adapter on a UNet of Stable Diffusion 1.5's size, 512x512, four pictures a step, in bfloat16: for CUDA, where only the wall
+counts.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from i2am_debug.callbacks import I2AMCallback
 
+from benchmarks.evaluation import guided_unet
+from i2am_debug import ValidationPairs
 from i2am_debug.demo.demo_model import demo_model
 from i2am_debug.demo.finetune import fine_tune, new_accelerator
 
 RATIO = 1.02
+_PICTURES = 4  # a step of the model of real size
 
 
 def _not_watched(step: int) -> None:
@@ -49,25 +55,72 @@ class Took(NamedTuple):
     thread_on_the_wall: float
 
 
+class FineTune(NamedTuple):
+    """One that has not begun."""
+
+    accelerator: Accelerator
+    pipeline: Any
+    pairs: ValidationPairs
+    training: Iterator[tuple[int, float]]
+    """(step, loss) of each step, when the device has done it."""
+    batch_size: int
+    """Of an evaluation."""
+
+
+def of_demo(model: str, accelerator: Accelerator, steps: int) -> FineTune:
+    demo = demo_model(model)
+    pipeline, pairs = demo.load(device=accelerator.device), demo.validation_pairs()
+    return FineTune(
+        accelerator, pipeline, pairs, fine_tune(accelerator, demo, pipeline, steps=steps, seed=0), len(pairs)
+    )
+
+
+def of_real_size(accelerator: Accelerator, steps: int) -> FineTune:
+    """The parts that encode pictures and text are tiny: what they give is the same at every step."""
+    device = accelerator.device
+    pipeline, pairs = guided_unet("real", str(device), torch.float32)
+    unet = pipeline.unet.requires_grad_(False).train()
+    trained = [w for name, w in unet.named_parameters() if "_ip" in name or "encoder_hid_proj" in name]
+    optimizer = torch.optim.AdamW([w.requires_grad_() for w in trained], lr=1e-5)
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    with torch.no_grad():
+        text = pipeline.encode_prompt("", device, _PICTURES, False)[0]
+        embeds = pipeline.prepare_ip_adapter_image_embeds([pairs[0].reference], None, device, _PICTURES, False)
+
+    def training() -> Iterator[tuple[int, float]]:
+        for step in range(steps):
+            latents, noise = torch.randn(2, _PICTURES, 4, 64, 64, device=device)
+            times = torch.randint(1000, (_PICTURES,), device=device)
+            noisy = pipeline.scheduler.add_noise(latents, noise, times)
+            predicted = unet(noisy, times, text, added_cond_kwargs={"image_embeds": embeds}).sample
+            loss = (predicted - noise).square().mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            yield step + 1, loss.item()
+
+    return FineTune(accelerator, pipeline, pairs, training(), 4)
+
+
 class Run:
     """A fine-tune and what its steps took."""
 
     def __init__(self, model: str, logdir: Path, name: str, steps: int, *, watched: bool, **settings: Any) -> None:
-        demo = demo_model(model)
         set_seed(0)
-        accelerator = new_accelerator(logdir, name)
-        pipeline = demo.load(device=accelerator.device)
-        self._training: Iterator[tuple[int, float]] = fine_tune(accelerator, demo, pipeline, steps=steps, seed=0)
+        if model == "real":
+            tune = of_real_size(new_accelerator(logdir, name, mixed_precision="bf16"), steps)
+        else:
+            tune = of_demo(model, new_accelerator(logdir, name), steps)
+        self._training = tune.training
         self._on_step_end: Callable[[int], None] = _not_watched
         self._end: Callable[[int], None] = _not_watched
         self._written: Callable[[], object] = lambda: None
         if watched:
-            pairs = demo.validation_pairs()
             callback = I2AMCallback(
-                accelerator,
-                pipeline=pipeline,
-                pairs=pairs,
-                batch_size=len(pairs),
+                tune.accelerator,
+                pipeline=tune.pipeline,
+                pairs=tune.pairs,
+                batch_size=tune.batch_size,
                 on_error="raise",
                 disable_progress_bar=True,
                 **settings,
@@ -170,7 +223,9 @@ def in_words(name: str, found: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--model", choices=("inpainting", "edit"), default="inpainting", help="default: inpainting")
+    parser.add_argument(
+        "--model", choices=("inpainting", "edit", "real"), default="inpainting", help="default: inpainting"
+    )
     parser.add_argument(
         "--rounds", type=int, default=5, help="rounds of both (default: 5), after a half that is not counted"
     )
@@ -179,9 +234,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     found = measured(args.model, args.rounds, args.every, every_n_steps=args.every)
     found["ratio"] = float(np.median(found["ratios"]))
+    on_cuda = torch.cuda.is_available()
     found["reached"] = {
-        "in all": found["ratio"] <= RATIO,
-        "the training thread": float(np.median(found["thread"])) <= RATIO,
+        "in all": on_cuda or found["ratio"] <= RATIO,
+        "the training thread": float(np.median(found["thread_on_the_wall" if on_cuda else "thread"])) <= RATIO,
         "after an evaluation": float(np.median(found["after_an_evaluation_on_the_wall"]))
         <= found["others_on_the_wall"][1],
     }

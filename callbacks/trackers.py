@@ -20,7 +20,8 @@ from i2am_debug.figures.record import Evaluation
 from i2am_debug.figures.values import Undefined
 from i2am_debug.store.files import PLUGIN_NAME
 
-from ..figures.registry import all_figures, of_copying_layer
+from ..figures.declared import PROBE
+from ..figures.registry import LAYER, all_figures, of_copying_layer
 from .event_writer import PictureWriter, SharedWriter
 
 PICTURES = "i2am_pictures"
@@ -97,7 +98,7 @@ class RunTrackers:
         for score, lines in evaluation.reference_lines.items():
             values.update({f"{PREFIX}reference_lines/{score}/{line}": float(v) for line, v in lines.items()})
         step = evaluation.global_step
-        text = "\n".join(f"- `{PREFIX}{tag}`: undefined: {reason}" for tag, reason in undefined.items())
+        text = "\n".join(_undefined_in_words(undefined))
         with self._shared.writing() as writer:
             for tag, number in values.items():
                 writer.add_scalar(tag, number, step)
@@ -177,6 +178,18 @@ def marker() -> Any:
     return summary_pb2.Summary(
         value=[summary_pb2.Summary.Value(tag=f"{PREFIX}evaluations", tensor=tensor, metadata=metadata)]
     )
+
+
+def _undefined_in_words(undefined: Mapping[str, str]) -> Iterable[str]:
+    """A line for each figure, but one for all probes and for all layers with the same reason, which are many."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for tag, reason in undefined.items():
+        kind = PROBE + "…" if tag.startswith(PROBE) else tag
+        kind = f"{LAYER}…/{tag.rpartition('/')[2]}" if tag.startswith(LAYER) else kind
+        alike.setdefault((kind, reason), []).append(tag)
+    for (kind, reason), tags in alike.items():
+        named = f"`{PREFIX}{tags[0]}`" if len(tags) == 1 else f"{len(tags)} of `{PREFIX}{kind}`"
+        yield f"- {named}: undefined: {reason}"
 
 
 def _chart_layout(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:

@@ -137,6 +137,9 @@ def _add_run(commands: Any) -> None:
     how_often.add_argument(
         "--budget", type=float, metavar="SHARE", help="evaluate so that it takes this share of the time, as 0.02"
     )
+    run.add_argument(
+        "--baseline", type=Path, metavar="FILE", help="a stored evaluation to compare with (default: the run's first)"
+    )
     run.add_argument("--logdir", type=Path, help="where to write if the script has no TensorBoard tracker")
     run.add_argument("--pipeline", metavar="CLASS", help="the pipeline's class, if the script does not import it")
     run.add_argument(
@@ -181,7 +184,7 @@ def _run(args: argparse.Namespace) -> int:
         return _usage_error(f"run: {wrong}")
     from .callbacks.launcher.script import run_script
 
-    words = ("pairs", "allow_outside", "every_n_steps", "budget", "logdir", "pipeline", "model")
+    words = ("pairs", "allow_outside", "every_n_steps", "budget", "baseline", "logdir", "pipeline", "model")
     given = {name: getattr(args, name) for name in words}
     own = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
     try:

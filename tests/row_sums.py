@@ -29,13 +29,16 @@ def row_sums(
     images: int,
     all_heads: int,
     sides: tuple[int, int] = (32, 16),
+    device: torch.device | str = "cpu",
 ) -> RowSums:
-    grids, device = (generated, reference), torch.device("cpu")
+    grids = generated, reference
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pooled, "SIDE", sides[0])
         patched.setattr(pooled, "HEAD_SIDE", sides[1])
         accumulator = Accumulator(CapturePlan.full())
-        return accumulator.rows("layer", 0, grids, heads, images=images, all_heads=all_heads, device=device)
+        return accumulator.rows(
+            "layer", 0, grids, heads, images=images, all_heads=all_heads, device=torch.device(device)
+        )
 
 
 def pooled_rows(

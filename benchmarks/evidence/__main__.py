@@ -11,7 +11,17 @@ from pathlib import Path
 from .section import Section
 from .sizes import LONG, SHORT
 
-PARTS = ("detection", "super_resolution", "faithfulness", "sanity", "ambiguity", "trust", "sampling", "pairs")
+PARTS = (
+    "inpainting",
+    "detection",
+    "super_resolution",
+    "faithfulness",
+    "sanity",
+    "ambiguity",
+    "trust",
+    "sampling",
+    "pairs",
+)
 """In the order of the document."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
 HEAD = """# Evidence
@@ -30,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         "--runs",
         type=Path,
         default=Path("runs/alerts"),
-        help="fine-tunes of benchmarks.alerts (default: runs/alerts)",
+        help="fine-tunes of benchmarks.alerts; from_scratch/ in it: trainings of the part inpainting (default: runs/alerts)",
     )
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):

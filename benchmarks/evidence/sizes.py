@@ -29,6 +29,13 @@ class Sizes:
     """Pairs that few are drawn of."""
     trials: int
     """So often a few are drawn of them."""
+    trained_seeds: tuple[int, ...]
+    """Of inpainting models trained from scratch, each design with each."""
+    trained_steps: int
+    checkpoints: int
+    """Of each training."""
+    processes: int | None
+    """That train at once, one thread each; None: one a core."""
 
 
 LONG = Sizes(
@@ -42,6 +49,10 @@ LONG = Sizes(
     draws=20,
     many=256,
     trials=1000,
+    trained_seeds=tuple(range(5)),
+    trained_steps=800,
+    checkpoints=10,
+    processes=None,
 )
 SHORT = Sizes(
     seeds=(0,),
@@ -54,4 +65,8 @@ SHORT = Sizes(
     draws=2,
     many=16,
     trials=50,
+    trained_seeds=(0,),
+    trained_steps=2,
+    checkpoints=2,
+    processes=1,
 )

@@ -16,7 +16,7 @@ from i2am_debug.capture.trace import Trace, trace
 from i2am_debug.errors import I2AMError
 from i2am_debug.evaluation.calls import default_call, picture_of
 from i2am_debug.guard.random_states import RandomStates
-from i2am_debug.report.render import panel
+from i2am_debug.report.panels import panel
 
 from ..trackers import RunTrackers
 from .loaded_parts import LoadedParts

@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 
 from ..grids import Grid, pooled_grid
 from .attention import Attribution
+from .layer_sums import LayerSums
 from .maps import NO_GRID, ONE_TOKEN, AttributionMaps, DirectionMaps, SpecificRows
 from .plan import CapturePlan
 from .product import shares
@@ -32,57 +32,12 @@ _LARGE = (
 )  # numbers in a layer's rows from which on they are summed in half precision: large models have 60 such layers
 
 
-@dataclass(kw_only=True)
-class _LayerSums:
-    """Sums of one layer over sampler steps, for a batch of B images; `per_head` ones as (B, N, tokens)."""
-
-    generated_grid: Grid
-    reference_grid: Grid | None
-    heads: list[int]
-    weights: tuple[float, ...]
-    places: dict[str, slice] = field(default_factory=dict)
-    """Where each kind of map lies in the last dimension of the sums below."""
-    per_head: torch.Tensor | None = None
-    per_step: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Step → (B, tokens), mean over heads; (B, N, tokens) where the heads of a step are resized one by one."""
-    forwards: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    shares: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
-    count: int = 0
-
-    def of_heads(self, name: str, image: int) -> torch.Tensor:
-        """(N, tokens), mean over steps, on the CPU."""
-        assert self.per_head is not None
-        return (self.per_head[image, :, self.places[name]] / self.count).cpu()
-
-    def of_steps(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
-        """(steps, tokens), mean over heads, on the CPU; a step may look at a layer twice (two forwards), their mean counts."""
-        each = self._each_step(name, image, steps)
-        return each if each.ndim == 2 else shares(self.weights, each.device) @ each
-
-    def of_groups(self, name: str, image: int, steps: Sequence[int], of_group: np.ndarray) -> torch.Tensor:
-        """(N, tokens), mean over the steps of a group, on the CPU; only where a step's heads are kept apart."""
-        return self._each_step(name, image, steps)[torch.from_numpy(of_group)].mean(0)
-
-    def _each_step(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
-        each = [self.per_step[s][image][..., self.places[name]] / self.forwards[s] for s in steps]
-        return torch.stack(each).cpu()
-
-    @property
-    def reference_tokens(self) -> int:
-        place = self.places["g2r"]
-        return place.stop - place.start
-
-    @property
-    def row_grids(self) -> tuple[Grid, Grid]:
-        return self.generated_grid, self.reference_grid or (1, self.reference_tokens)
-
-
 class Accumulator:
     """Running sums of what was captured; `maps(image, total)` reads them out."""
 
     def __init__(self, plan: CapturePlan) -> None:
         self._plan = plan
-        self._layers: dict[str, _LayerSums] = {}
+        self._layers: dict[str, LayerSums] = {}
         self._layer_rows: dict[str, torch.Tensor] = {}  # layer → sum over steps, as `RowSums.mean_Bgr`
         # Rows of heads and steps are summed over layers of equal grids at once: keeping layer x head would not scale.
         self._head_rows: dict[tuple[Grid, Grid], torch.Tensor] = {}
@@ -156,7 +111,7 @@ class Accumulator:
         self.images, weights = len(found.r2g_BNG), tuple(heads.values())
         sums = self._layers.setdefault(
             layer,
-            _LayerSums(generated_grid=grids[0], reference_grid=grids[1], heads=list(heads), weights=weights),
+            LayerSums(generated_grid=grids[0], reference_grid=grids[1], heads=list(heads), weights=weights),
         )
         values = {
             "r2g": found.r2g_BNG,
@@ -178,6 +133,7 @@ class Accumulator:
         sums.per_step[step] = sums.per_step[step] + in_step if step in sums.per_step else in_step
         sums.forwards[step] += 1
         sums.count += 1
+        sums.read = None
 
     def add_share(self, layer: str, name: str, value_B: torch.Tensor) -> None:
         """Adds one product's share of the reference, (B,) in [0, 1]: "reference_mass", "branch_share", …; NaN: has none."""
@@ -250,13 +206,13 @@ class Accumulator:
     def _all_heads(self) -> int:
         return 1 + max(max(s.heads) for s in self._layers.values())
 
-    def _spread(self, sums: _LayerSums, values_N: torch.Tensor) -> np.ndarray:
+    def _spread(self, sums: LayerSums, values_N: torch.Tensor) -> np.ndarray:
         """Values of the looked-at heads at their own index, NaN elsewhere."""
         out = np.full(1 + max(sums.heads), np.nan, dtype=np.float32)
         out[sums.heads] = values_N.numpy()
         return out
 
-    def _grid(self, sums: _LayerSums, name: str) -> Grid:
+    def _grid(self, sums: LayerSums, name: str) -> Grid:
         return sums.row_grids[0 if name.startswith("r2g") else 1]
 
     def _direction(self, name: str, image: int, steps: tuple[int, ...], groups_TS: np.ndarray) -> DirectionMaps:
@@ -336,9 +292,9 @@ class Accumulator:
         for own, by_step in self._step_rows.items():
             for step, group in zip(steps, groups_TS.argmax(0), strict=True):
                 time_rows[group] = time_rows[group] + _resize_rows(by_step[step][image].cpu(), own, small)
-        for own, of_heads in self._head_rows.items():
+        for own, of_heads in ((own, rows[image].cpu()) for own, rows in self._head_rows.items()):
             for head in self._heads_seen[own]:
-                head_rows[head] = head_rows[head] + _resize_rows(of_heads[image, head].cpu(), own, small)
+                head_rows[head] = head_rows[head] + _resize_rows(of_heads[head], own, small)
         return SpecificRows(
             generated_grid=fine[0],
             reference_grid=fine[1],

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .fused import can_fuse, form_fused
 from .patches import taken
 from .precision import float32_products
 from .product import Buffers, chunk_room, groups, normalised, slices, units
@@ -79,21 +80,26 @@ def attribute(
     orders = [p and p.order for p in patches]
     region = None if query_weight_BG is None else taken(normalised(query_weight_BG.float()), orders[0])
     on_object = None if key_weight_BR is None else taken(key_weight_BR.float(), orders[1])
-    room, buffers = chunk_bytes or chunk_room(q_BNGH.device), buffers or Buffers()
-    whole = (chunk_bytes or _WHOLE * room) >= 4 * G * R
-    found: list[tuple[torch.Tensor, ...]] = []
-    with float32_products(q_BNGH.device.type):
-        for images, own in groups(B, len(chosen), 4 * (G + R) * (H + 10), _THIN_BYTES):
-            q = units(q_BNGH, images, own, chosen, 1, orders[0]).mul(H**-0.5 if scale is None else scale)
-            k = units(k_BNRH, images, own, chosen, share, orders[1])
-            part = _Part(q, k, (images, own), buffers, room)
-            part.weigh(region, on_object)
-            part.form_whole(rows) if whole else part.form_in_chunks(rows)
-            found.append(part.found())
-        if rows is not None:
-            rows.finish()
-    whole = found[0] if len(found) == 1 else (torch.cat(each) for each in zip(*found, strict=True))
-    on_generated, on_reference, bits = (x.unflatten(0, (B, len(chosen))) for x in whole)
+    scale = H**-0.5 if scale is None else scale
+    found = None
+    if chunk_bytes is None and can_fuse(q_BNGH, k_BNRH, rows):
+        found = form_fused(q_BNGH, k_BNRH, chosen, scale, region, on_object, rows)
+    if found is None:
+        room, whole = chunk_bytes or chunk_room(q_BNGH.device), chunk_bytes or _WHOLE * chunk_room(q_BNGH.device)
+        parts: list[tuple[torch.Tensor, ...]] = []
+        buffers = buffers or Buffers()
+        with float32_products(q_BNGH.device.type):
+            for images, own in groups(B, len(chosen), 4 * (G + R) * (H + 10), _THIN_BYTES):
+                q = units(q_BNGH, images, own, chosen, 1, orders[0]).mul(scale)
+                k = units(k_BNRH, images, own, chosen, share, orders[1])
+                part = _Part(q, k, (images, own), buffers, room)
+                part.weigh(region, on_object)
+                part.form_whole(rows) if whole >= 4 * G * R else part.form_in_chunks(rows)
+                parts.append(part.found())
+        found = parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    if rows is not None:
+        rows.finish()
+    on_generated, on_reference, bits = (x.unflatten(0, (B, len(chosen))) for x in found)
     generated_back, reference_back = (p and p.back for p in patches)
     on_generated, on_reference = taken(on_generated, generated_back), taken(on_reference, reference_back)
     return Attribution(

@@ -102,6 +102,8 @@ class AttributionMaps:
     """Why G2R does not exist here, or None."""
     undefined_place: str | None = None
     """Why no mask can be laid over G2R: it does not exist, or its tokens have no grid and are one row, (1, n)."""
+    notes: tuple[str, ...] = ()
+    """What was seen in another way than the cheapest, and why."""
 
     @property
     def layers(self) -> tuple[str, ...]:

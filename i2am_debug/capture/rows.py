@@ -44,9 +44,13 @@ class RowSums:
     def add(self, images: slice, own: slice, p_UcR: torch.Tensor, start: int) -> None:
         """Adds the rows of the generated tokens from number `start` on, of some images and some of the heads looked at."""
         generated, reference = self.patches
-        shape = images.stop - images.start, own.stop - own.start
         wide, first = generated.to_wide.rows(p_UcR, start)
-        wide = reference.to_wide.columns(wide)
+        self.add_wide(images, own, reference.to_wide.columns(wide), first)
+
+    def add_wide(self, images: slice, own: slice, wide: torch.Tensor, first: int) -> None:
+        """Adds rows that are sums over wide patches, from the generated patch number `first` on: (U, patches, patches)."""
+        generated, reference = self.patches
+        shape = images.stop - images.start, own.stop - own.start
         mean = self.product_Bgr[images, first : first + wide.shape[1]].flatten(1)[:, None]
         whole = shares(tuple(self.heads.values()), wide.device)[own]
         mean.baddbmm_(whole.expand(shape[0], 1, -1), wide.view(*shape, -1))

@@ -139,11 +139,31 @@ class _Normaliser(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func in _FUSED:
-            queries = args[0].shape[2]
-            given = output[1].flatten(2, -1) if output[1].ndim == 4 else output[1]  # cuDNN's is (B, N, Q, 1)
-            if given.ndim == 3 and given.shape[2] >= queries:  # some are padded
-                self.found = given[:, :, :queries].detach()
+            self.found = _of_queries(output[1], args[0].shape[2])
         return output
+
+
+def _of_queries(given: torch.Tensor | None, queries: int) -> torch.Tensor | None:
+    """A kernel's normalisers as (B, N, Q); CUDA's give none, or an empty one, where no gradient will ask for it."""
+    if given is None:
+        return None
+    given = given.flatten(2, -1) if given.ndim == 4 else given  # cuDNN's is (B, N, Q, 1)
+    return given[:, :, :queries].detach() if given.ndim == 3 and given.shape[2] >= queries else None  # some are padded
+
+
+def normaliser_of(
+    query_BNQH: torch.Tensor, key_BNKH: torch.Tensor, scale: float | None, mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Logarithm of each row's sum of exponentials over all keys, (B, N, Q), asked of torch's fused attention kernel as if
+    for a gradient; None where it chooses another one, as for some masks.
+
+    Args:
+        mask: the model's own, broadcastable to (B, N, Q, K): True = seen, or added to the logits.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _Normaliser() as normaliser:
+        q, k = (x.clone() if x.is_inference() else x.detach() for x in (query_BNQH, key_BNKH))
+        _SDPA(q.requires_grad_(), k, k, attn_mask=mask, scale=scale)
+    return normaliser.found
 
 
 def _by_name(args: tuple, kwargs: dict) -> dict[str, Any]:

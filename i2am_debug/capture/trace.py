@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,9 @@ from .plan import CapturePlan, HeadChoice
 from .product import Buffers, shares, taken_heads
 from .regions import Regions
 from .sampler_steps import StepCounter, scheduler_name
-from .taps import ModuleRun, SeenProduct
+from .taps import ModuleRun, SeenProduct, normaliser_of
+
+_NAMED = 3  # layers in a note
 
 
 def trace(
@@ -149,7 +152,8 @@ class Trace(AbstractContextManager["Trace"]):
         if reference not in self._accumulators:
             raise IndexError(f"reference {reference}: these were seen: {sorted(self._accumulators)}")
         with torch.autocast("cpu", enabled=False):  # the sums come to the CPU, where the caller's autocast may be on
-            return self._accumulators[reference].maps(image, self._steps.total, self._every_head)
+            found = self._accumulators[reference].maps(image, self._steps.total, self._every_head)
+        return replace(found, notes=self.notes)
 
     @property
     def references(self) -> tuple[int, ...]:
@@ -159,11 +163,13 @@ class Trace(AbstractContextManager["Trace"]):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was seen in another way than the cheapest, and why."""
-        if not self._without_normaliser:
+        layers = list(self._without_normaliser)
+        if not layers:
             return ()
+        more = f" and {len(layers) - _NAMED} others" if len(layers) > _NAMED else ""
         return (
             "the attention kernel gave no logarithmic normaliser, so that the reference mass took a second product over all "
-            f"keys, in {', '.join(self._without_normaliser)}",
+            f"keys, in {', '.join(layers[:_NAMED])}{more}",
         )
 
     @property
@@ -287,18 +293,35 @@ class Trace(AbstractContextManager["Trace"]):
             )
             normalisers.append(found.log_normaliser_BNG)
             accumulator.add(run.name, self._steps.step, (layout.generated_grid, reference.grid), heads, found)
-        if layout.joint and seen.log_normaliser is not None:
-            whole = taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
+        if not layout.joint:
+            return
+        whole = self._normaliser(q, keys, seen, layout, chosen, mask)
+        if whole is not None:
             mass_RBNG = torch.stack([mass_of(own, whole) for own in normalisers])
-        elif layout.joint:
+        else:
             self._without_normaliser.setdefault(run.name)
             tokens = [r.tokens for r in layout.references.values()]
             mass_RBNG = reference_mass(
                 q, keys, tokens, heads=chosen, scale=seen.scale, mask=mask, buffers=self._buffers
             )
-        else:
-            return
         self._add_reference_mass(run.name, layout, shares(tuple(heads.values()), q.device) @ mass_RBNG)
+
+    @staticmethod
+    def _normaliser(
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        seen: SeenProduct,
+        layout: Layout,
+        chosen: tuple[int, ...],
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """(B, N, G) over all keys, for nothing from the model's own kernel, or else of one that is asked for these heads
+        alone; None where no fused kernel can."""
+        if seen.log_normaliser is not None:
+            return taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
+        share = q.shape[1] // keys.shape[1]
+        of_heads = taken_heads(q, chosen), taken_heads(keys, [head // share for head in chosen])
+        return normaliser_of(*of_heads, seen.scale, mask)
 
     def _own_mask(self, run: ModuleRun, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
         """The mask's part for the conditional rows and the generated tokens, read once for each product of a forward call."""

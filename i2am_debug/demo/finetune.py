@@ -67,7 +67,6 @@ class DemoResult:
             "kept place": "kept_place",
             "reference mass": "reference_mass",
             "copying layer": f"layer/{self.evaluations[0].copying_layer}/imacs_r_hole",
-            "IMACS_r": "imacs_r",
             "IMACS_g": "imacs_g",
             "loss": "loss",
         }

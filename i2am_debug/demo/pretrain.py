@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,8 +22,19 @@ from .recipe import Modules, Recipe
 from .shipped_weights import save_weights
 
 
-def train(recipe: Recipe, steps: int, seed: int, *, progress: bool = True) -> Modules:
-    """Trains fresh modules; returns them in evaluation mode."""
+def train(
+    recipe: Recipe,
+    steps: int,
+    seed: int,
+    *,
+    progress: bool = True,
+    after_step: Callable[[int, Modules], None] | None = None,
+) -> Modules:
+    """Trains fresh modules; returns them in evaluation mode.
+
+    Args:
+        after_step: called with the global step, from 1, and the modules; touches no random state but its own.
+    """
     torch.manual_seed(seed)
     modules, settings = recipe.new_modules(), recipe.settings
     parameters = [p for module in modules.values() for p in module.parameters()]
@@ -38,7 +50,7 @@ def train(recipe: Recipe, steps: int, seed: int, *, progress: bool = True) -> Mo
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up_then_cosine)
     draws = torch.Generator().manual_seed(1000 + seed)
     bar = tqdm(range(steps), desc="pretrain", disable=not progress)
-    for _ in bar:
+    for global_step in bar:
         loss = recipe.batch_loss(modules, draws)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, settings["clip_norm"])
@@ -46,6 +58,8 @@ def train(recipe: Recipe, steps: int, seed: int, *, progress: bool = True) -> Mo
         optimizer.zero_grad()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if after_step is not None:
+            after_step(global_step + 1, modules)
     return {name: module.eval() for name, module in modules.items()}
 
 

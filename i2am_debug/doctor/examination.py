@@ -34,6 +34,7 @@ def examine(
     _hush()
     installed(diagnosis)
     if named is None:
+        diagnosis.unchecked.append("a pipeline and its pairs, since none was named (PIPELINE_FOLDER or MODULE:FACTORY)")
         return diagnosis
     try:
         found = given(named)
@@ -82,6 +83,9 @@ def examine_pipeline(
     family = find(diagnosis, pipeline, evaluator or Evaluator(**{**settings, "pairs": ValidationPairs([])}))
     if evaluator is None and not diagnosis.findings and family is not None:
         diagnosis.add("a look at the pairs", "not taken", "no pairs: --pairs FOLDER, with metadata.jsonl")
+        diagnosis.unchecked.append(
+            "the pairs, their call, which figures they give and what looking costs, since none were named (--pairs FOLDER)"
+        )
     if evaluator is None or family is None or any(one.fatal for one in diagnosis.findings):
         return
     try:

@@ -37,6 +37,8 @@ class Diagnosis:
     sections: dict[str, dict[str, str]] = field(default_factory=dict)
     """Title → label → what is so."""
     findings: list[Finding] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    """What could not be checked since it was not named, and how it is."""
 
     def add(self, section: str, label: str, text: object) -> None:
         """Adds a fact."""
@@ -64,6 +66,7 @@ class Diagnosis:
         for title, facts in self.sections.items():
             lines += [title, *(line for label, text in facts.items() for line in _fact(label, text)), ""]
         lines.append(f"result: {self.result}")
+        lines += [line for one in self.unchecked for line in _wrapped("not checked: ", one, indent=2)]
         for number, one in enumerate(self.findings, 1):
             lines += _wrapped(f"{number}. ", one.what)
             lines += _wrapped("   cure: ", one.cure) if one.cure else []
@@ -74,6 +77,7 @@ class Diagnosis:
         return {
             "result": self.result,
             "exit_code": int(self.exit_code),
+            "not_checked": self.unchecked,
             "sections": self.sections,
             "findings": [{"what": one.what, "cure": one.cure, "fatal": one.fatal} for one in self.findings],
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from ..capture.plan import choose_heads
+from ..evaluation.calls import edits_its_reference
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.memory import peak_memory
 from ..evaluation.pilot import Choice
@@ -33,6 +35,7 @@ _PACKAGE = Path(__file__).parents[1]
 _LONG = 20.0  # seconds of a look that is not repeated
 _FEW_STEPS = 2  # of a sampler, where looking is by sampling
 _ENOUGH = 8  # pairs
+_SIZES = 3  # that are told
 _LEAST = 0.1  # seconds on another device: below, it is not arithmetic that takes the time
 
 
@@ -80,6 +83,7 @@ def look(diagnosis: Diagnosis, evaluator: Evaluator, pipeline: Any, card: Card |
     if card is not None:
         _add_card(diagnosis, card, cost, len(evaluator.pairs), pipeline)
     _find_limits(diagnosis, evaluator, evaluation)
+    _find_what_pairs_lack(diagnosis, evaluator, pipeline)
 
 
 def _looked(evaluator: Evaluator, pipeline: Any) -> tuple[list[Observation], _Cost]:
@@ -146,7 +150,10 @@ def _add_what_was_seen(
     there, missing = figures_found(evaluation)
     diagnosis.add(SECTION, "pairs", f"{len(evaluator.pairs)}, {len(observations)} of them looked at")
     diagnosis.add(SECTION, "way", WAYS[way.name] + (f"; not by teacher forcing: {way.instead}" if way.instead else ""))
+    diagnosis.add(SECTION, "sizes", _sizes_in_words(evaluator.sizes))
     diagnosis.add(SECTION, "regions", counted_regions(regions_in_words(evaluator.pairs)))
+    if evaluator.of_masks:
+        diagnosis.add(SECTION, "masks", evaluator.of_masks)
     diagnosis.add(SECTION, "tokens", grids_in_words(maps))
     by_layer: dict[str, list[str]] = {}
     for layer, of_layer in maps.r2g.by_layer.items():
@@ -204,6 +211,35 @@ def _find_limits(diagnosis: Diagnosis, evaluator: Evaluator, evaluation: Evaluat
         )
     for cure, (reason, titles) in _by_cure(figures_found(evaluation)[1]).items():
         diagnosis.find(f"{reason}: without a value are {'; '.join(titles)}", cure)
+
+
+def _find_what_pairs_lack(diagnosis: Diagnosis, evaluator: Evaluator, pipeline: Any) -> None:
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    takes_prompt = evaluator.call is None and evaluator.loss_fn is None and "prompt" in parameters
+    if takes_prompt and len(evaluator.without_prompt) == len(evaluator.pairs):  # of some the evaluator itself warns
+        diagnosis.find(
+            f"no pair has a prompt, and {type(pipeline).__name__} takes one: they are called with an empty one",
+            "prompt in metadata.jsonl (prompt= of a ValidationPair)",
+        )
+    unlike = sum(
+        target[0] * reference[1] != target[1] * reference[0] and region not in ("hole", "kept: given")
+        for (target, reference), region in zip(evaluator.sizes, regions_in_words(evaluator.pairs), strict=True)
+    )
+    if unlike and edits_its_reference(pipeline):
+        diagnosis.find(
+            f"target and reference of {unlike} pairs have unlike shapes: the reference is stretched to the target's where the "
+            "two are compared, so that what is kept is found in the wrong place",
+            "a reference of the target's shape; or kept_mask_file_name in metadata.jsonl (kept=), what is kept",
+        )
+
+
+def _sizes_in_words(sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> str:
+    """ "target 512×512, reference 256×256 (of 14 pairs); …", the most frequent first."""
+    words = [
+        f"target {target[0]}×{target[1]}, reference {reference[0]}×{reference[1]} (of {count} pairs)"
+        for (target, reference), count in Counter(sizes).most_common()
+    ]
+    return "; ".join([*words[:_SIZES], *(["…"] if len(words) > _SIZES else [])])
 
 
 def _by_cure(missing: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, list[str]]]:

@@ -5,6 +5,8 @@ Looking (`Evaluator.observe`, on every process) is apart from scoring (`Evaluato
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 import time
 import warnings
@@ -50,6 +52,8 @@ from .references import blank_colour
 from .truth import Encode
 from .ways import Way, WayName, choose_way
 
+logger = logging.getLogger("i2am_debug")
+
 _CODE_OF: dict[WayName, tuple[str, ...]] = {
     "loss_fn": ("loss_fn",),
     "teacher_forcing": ("call", "encode"),
@@ -87,10 +91,13 @@ class Evaluator:
     """The way that is taken, once `check` or `prepare` has chosen it."""
     at_most: int | None = field(default=None, init=False)
     """So many pairs at once fit in memory, where `batch_size` turned out not to."""
+    of_masks: str = field(default="", init=False)
+    """What becomes of the pairs' masks, where the pipeline does not take them; known once they are checked."""
     make_trace: Callable[..., Trace] | None = field(default=None, init=False)
     """In place of `trace`, while a pilot measures."""
     _asked_at_once: int = field(default=1, init=False)
-    _sizes: list[Any] = field(default_factory=list, init=False)
+    _sizes: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list, init=False)
+    _without_prompt: list[str] = field(default_factory=list, init=False)
     _names: list[str] = field(default_factory=list, init=False)
     _code: dict[str, str | None] = field(default_factory=dict, init=False)
 
@@ -175,25 +182,42 @@ class Evaluator:
             default_call(pipeline)
         self._find_kept_regions(pipeline)
         self._regions: list[str] = []
-        self._sizes, names, without_prompt = [], [], []
+        self._sizes, self._without_prompt, names, with_mask = [], [], [], []
 
         def look(pair: ValidationPair) -> None:
             names.append(pair.name)
             self._regions.append(pair.region_in_words)
             self._sizes.append((pair.target.size, pair.reference.size))
             if not pair.prompt:
-                without_prompt.append(pair.name)
+                self._without_prompt.append(pair.name)
             if by_default:
                 references_of(pipeline, pair)
+            with_mask.append(pair.mask is not None)
 
         self._pair_hashes, self._names = self.pairs.check(look), names
-        if 0 < len(without_prompt) < len(self.pairs):
+        if 0 < len(self._without_prompt) < len(self.pairs):
             warnings.warn(
-                f"{len(without_prompt)} of {len(self.pairs)} pairs have no prompt: {', '.join(without_prompt[:5])}; they are "
-                "called with an empty one",
+                f"{len(self._without_prompt)} of {len(self.pairs)} pairs have no prompt: "
+                f"{', '.join(self._without_prompt[:5])}; they are called with an empty one",
                 stacklevel=2,
             )
+        if by_default and any(with_mask) and "mask_image" not in inspect.signature(type(pipeline).__call__).parameters:
+            self.of_masks = (
+                f"{type(pipeline).__name__} takes no mask: those of {sum(with_mask)} pairs are the region that figures look "
+                "at, and are called the hole"
+            )
+            logger.info("i2am: %s", self.of_masks)
         self.way_for(pipeline)
+
+    @property
+    def without_prompt(self) -> list[str]:
+        """Names of the pairs that have none; known once they are checked."""
+        return self._without_prompt
+
+    @property
+    def sizes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """(width, height) of each pair's target and of its reference; known once they are checked."""
+        return self._sizes
 
     def _refuse_heads_of_another_model(self, modules: Mapping[str, Any]) -> None:
         """Before training time is spent: heads that came with a baseline may be of layers that this model has not."""

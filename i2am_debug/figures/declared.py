@@ -56,7 +56,8 @@ IMACS_R = DeclaredFigure(
     tag="imacs_r",
     title="IMACS_r",
     meaning="How far what the generated picture draws on (G2R) lies on the object in the reference, or kept region, scored as "
-    "IMACS_g; over all generated tokens, which can hide what happens in the hole.",
+    "IMACS_g; over all generated tokens, which can hide what happens in the hole. It tells little of quality "
+    "(docs/evidence.md).",
     range=_SCORE,
     margin=0.05,
     needs=(Need.OBJECT, Need.SEVERAL_TOKENS),
@@ -65,9 +66,6 @@ IMACS_R = DeclaredFigure(
     without_each_step=lambda v: v.imacs_without_each(v.maps.g2r.by_step, v.reference_region),
     reference_lines=lambda v: v.imacs_lines(v.maps.g2r, v.reference_region),
     chart="IMACS_r",
-    band=True,
-    in_log=True,
-    on_panel=True,
 )
 IMACS_R_HOLE = DeclaredFigure(
     tag="imacs_r_hole",
@@ -236,7 +234,8 @@ REFERENCE_MASS = DeclaredFigure(
 EDITED_MASS = DeclaredFigure(
     tag="edited_mass",
     title="reference mass of what is changed",
-    meaning="Reference mass of the changed region's tokens alone: those in the hole, or outside the kept region.",
+    meaning="Reference mass of the changed region's tokens alone: those in the hole, or outside the kept region. It tells "
+    "nothing of quality (docs/evidence.md).",
     unit=REFERENCE_MASS.unit,
     range=_SHARE,
     needs=(Need.HOLE, Need.JOINT_ATTENTION),

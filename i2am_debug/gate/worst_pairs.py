@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..report.render import comparison
+from ..report.panels import comparison
 from ..store.evaluation_file import pairs_file_name, read_arrays
 from ..store.packing import unpack_picture
 from .baseline import MAPS, PICTURES

@@ -83,7 +83,8 @@ def explain(
         raise InvalidPair(f"{type(pipeline).__name__} refused the call: {error}") from error
     evaluation = evaluator.score(observations, global_step=0, pipeline=pipeline, baseline=None)
     figures = figures_of_pair(evaluation, 0, pair)
-    return pair_panel(observations[0], pair, figures, type(pipeline).__name__, has_truth=image is not None)
+    seen, title = observations[0], type(pipeline).__name__
+    return pair_panel(seen, pair, figures, title, has_truth=image is not None, notes=seen.maps.notes)
 
 
 def _refuse_what_does_not_fit(pipeline: Any, *, image: Any, mask: Any, prompt: str | None) -> None:

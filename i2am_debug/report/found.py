@@ -50,6 +50,7 @@ def what_was_found(
         *([f"plan: {evaluation.chosen}"] if evaluation.chosen else []),
         f"tokens: {grids_in_words(maps)}",
         f"regions: {counted_regions(evaluation.fingerprint.get('regions', ()))}",
+        *(f"note: {note}" for note in maps.notes),
         f"copying layer: {copying if isinstance(copying, Undefined) else f'{copying}, {_bits(evaluation)} bit'}",
         f"figures: {'; '.join(there)}",
         f"probes, the loss with: {'; '.join(probes) or 'none could be tried'}",

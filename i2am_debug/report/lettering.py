@@ -1,4 +1,4 @@
-"""Text inside a drawn picture: the font, and words made to fit. Used by `render` only; imports matplotlib for its fonts."""
+"""Text inside a drawn picture: the font, and words made to fit. Imports matplotlib for its fonts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 from PIL import ImageFont
+
+SMALLEST_TEXT = 12  # pixels
 
 
 @lru_cache(maxsize=32)

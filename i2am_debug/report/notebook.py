@@ -18,7 +18,7 @@ from ..figures.estimates import Estimate
 from ..figures.record import Evaluation
 from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Undefined
-from .render import strip
+from .panels import strip
 
 _LINE = "1px solid rgba(128, 128, 128, .4)"
 _CELL = "padding: .15em .8em; text-align: left; white-space: nowrap"
@@ -70,7 +70,8 @@ def alert_html(alert: Alert) -> str:
 
 def maps_png(maps: AttributionMaps) -> bytes:
     """Both directions, over all sampler steps and by time, on empty canvases; a PNG."""
-    sheets = [_strip("R2G: regions that the reference influences", maps.r2g)]
+    note = " ".join(f"Note: {note}." for note in maps.notes)
+    sheets = [_strip("R2G: regions that the reference influences", maps.r2g, note)]
     if maps.undefined_g2r is None:
         sheets.append(_strip("G2R: parts of the reference that contribute", maps.g2r))
     whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), sheets[0].getpixel((0, 0)))
@@ -81,7 +82,7 @@ def maps_png(maps: AttributionMaps) -> bytes:
     return encoded.getvalue()
 
 
-def _strip(title: str, direction: DirectionMaps) -> Image.Image:
+def _strip(title: str, direction: DirectionMaps, note: str = "") -> Image.Image:
     height, width = direction.unified.shape
     if min(height, width) == 1:
         height, width = 1, 2  # tokens without a grid become bars
@@ -93,6 +94,7 @@ def _strip(title: str, direction: DirectionMaps) -> Image.Image:
         maps=[direction.unified, *times],
         labels=["all steps", *(f"time group {number}" for number in range(len(times)))],
         columns=1 + len(times),
+        note=note,
     )
 
 

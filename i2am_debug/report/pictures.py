@@ -18,7 +18,10 @@ from ..figures.registry import all_figures, of_copying_layer
 from ..figures.values import Figure, Undefined
 from ..pairs.collection import ValidationPairs
 from ..pairs.pair import ValidationPair
-from .render import choose_patches, panel, specific_grid, strip
+from ..pairs.region_words import CHANGED, HOLE, OBJECT, called, titled
+from .marks import marks_of
+from .panels import panel, specific_grid, strip
+from .patches import choose_patches
 
 
 def pictures_of(
@@ -57,7 +60,7 @@ def figures_of_pair(evaluation: Evaluation, number: int, pair: ValidationPair) -
     for figure in all_figures():
         if Need.KEPT in figure.needs and pair.kept is None:
             continue  # most pairs are no edits
-        title = figure.title.replace("the hole", "the kept region") if _is_kept(pair) else figure.title
+        title = titled(figure.title, called(pair.region_in_words))
         tag = of_copying_layer(figure.tag, evaluation.copying_layer)
         if figure.on_panel and isinstance(tag, str) and tag in evaluation.figures:
             out[title] = _short(evaluation.figures[tag][number], figure.unit).replace(f" ({pair.undefined_kept})", "")
@@ -65,10 +68,17 @@ def figures_of_pair(evaluation: Evaluation, number: int, pair: ValidationPair) -
 
 
 def pair_panel(
-    observation: Observation, pair: ValidationPair, figures: dict[str, str], subtitle: str, *, has_truth: bool = True
+    observation: Observation,
+    pair: ValidationPair,
+    figures: dict[str, str],
+    subtitle: str,
+    *,
+    has_truth: bool = True,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """The composed panel of one pair; without `has_truth` its target only stands in for one that nobody knows."""
     maps, (region, reference_region, words) = observation.maps, _outlines(pair)
+    g2r = maps.undefined_g2r or maps.g2r_region.unified
     return panel(
         name=pair.name,
         reference=pair.reference,
@@ -77,14 +87,18 @@ def pair_panel(
         made=observation.painted or "what the model made of it",
         truth=pair.target if has_truth else None,
         r2g=maps.r2g.unified,
-        g2r=maps.undefined_g2r or maps.g2r_region.unified,
+        g2r=g2r,
         region=region,
         reference_region=reference_region,
         figures=figures,
         subtitle=f"{subtitle} · R2G is the paper's: it can move without the picture changing (compare IMACS_g, centred)",
         outlined=words,
         drawing=_drawing(pair),
-        note=_of_the_kept_region(pair),
+        marks=(
+            None if pair.mask is None else marks_of(maps.r2g.unified, pair.mask),
+            marks_of(g2r, pair.reference_mask) if _has_object(pair) else None,
+        ),
+        note=" ".join(filter(None, [_of_the_kept_region(pair), *(f"Note: {note}." for note in notes)])),
     )
 
 
@@ -137,19 +151,24 @@ def _is_kept(pair: ValidationPair) -> bool:
     return pair.mask is None and pair.kept is not None
 
 
+def _has_object(pair: ValidationPair) -> bool:
+    """Whether there is an object that a box could be around: what an edit keeps is none, nor is what is restored."""
+    return pair.mask is not None or (pair.reference_mask is not None and pair.kept is None)
+
+
 def _drawing(pair: ValidationPair) -> str:
-    return "the kept region" if _is_kept(pair) else "the hole"
+    return called(pair.region_in_words)
 
 
 def _outlines(pair: ValidationPair) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, str]]:
     """What is outlined on the generated picture and on the reference, and what it is: of an edit what changes, since a line
     around all the rest would not say on which side it is meant."""
     if pair.mask is not None or pair.kept is None:
-        return pair.mask, pair.reference_mask, ("the hole", "the object")
-    changed, on_reference = "the changed part", pair.reference_region
+        return pair.mask, pair.reference_mask, (HOLE, OBJECT)
+    on_reference = pair.reference_region
     if pair.reference_mask is not None:
-        return ~pair.kept, pair.reference_mask, (changed, "the object")
-    return ~pair.kept, None if on_reference is None else ~on_reference, (changed, changed)
+        return ~pair.kept, pair.reference_mask, (CHANGED, OBJECT)
+    return ~pair.kept, None if on_reference is None else ~on_reference, (CHANGED, CHANGED)
 
 
 def _of_the_kept_region(pair: ValidationPair) -> str:
@@ -157,6 +176,9 @@ def _of_the_kept_region(pair: ValidationPair) -> str:
     if not _is_kept(pair):
         return f"No kept region: {pair.undefined_kept}." if pair.undefined_kept and pair.mask is None else ""
     how = str(pair.kept_origin).replace("target", "truth").replace("file", "given")
+    (width, height), (wide, high) = pair.target.size, pair.reference.size
+    if how.startswith("derived") and width * high != wide * height:
+        how += f"; the reference, {wide}×{high}, was stretched to the truth's {width}×{height} for it"
     return f"Kept region: where truth and reference look alike ({how}); what is there ought to come from its own place."
 
 

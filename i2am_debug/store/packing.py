@@ -50,7 +50,8 @@ def pack_observations(
     """`pack_pair` of every `Observation`: arrays by "<pair number>/<name>", and pair number → grids of its rows.
 
     Those of further references stand under "<pair number>/reference_1/<name>", with the names of their "layers" as JSON
-    where these are others than the first reference's; all of a pair share its `PAIR_BYTES`.
+    where these are others than the first reference's; all of a pair share its `PAIR_BYTES`. Beside "generated" stands
+    "generated_origin", words in UTF-8, where it is no finished sample.
     """
     arrays: dict[str, np.ndarray] = {}
     grids: dict[str, Any] = {}
@@ -61,6 +62,8 @@ def pack_observations(
             own, own_grids = pack_pair(maps, copying_layer, None if prefix else observation.generated, room)
             if list(maps.information) != list(observation.maps.information):
                 own["layers"] = np.frombuffer(json.dumps(list(maps.information)).encode(), dtype=np.uint8)
+            if "generated" in own and observation.painted:
+                own["generated_origin"] = np.frombuffer(observation.painted.encode(), dtype=np.uint8)
             arrays.update({f"{observation.index}/{prefix}{name}": value for name, value in own.items()})
             grids[str(observation.index)].update({prefix + name: grid for name, grid in own_grids.items()})
     return arrays, grids

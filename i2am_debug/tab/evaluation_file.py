@@ -15,9 +15,11 @@ from PIL import Image
 
 from ..figures.record import Evaluation
 from ..figures.values import Undefined, reference_tag
+from ..pairs.region_words import called, called_together
 from ..store.evaluation_file import pairs_file_name
 from .index_file import number, refuse_newer
 from .refusal import Refusal
+from .regions import words
 from .stored_arrays import Array, ArrayFile
 
 MAP_BYTES = 2**20
@@ -93,6 +95,7 @@ def describe(file: ArrayFile) -> dict[str, Any]:
             {"name": name, "figures": {tag: _figure(evaluation.figures[tag][i]) for tag in tags}}
             for i, name in enumerate(evaluation.pairs)
         ],
+        **_region_names(evaluation),
         "layers": list(evaluation.layers),
         "heads": _most(file, "by_head") or _most(file, "information", axis=1),
         "looked_at": _looked_at(evaluation, file),
@@ -106,6 +109,7 @@ def describe(file: ArrayFile) -> dict[str, Any]:
         },
         "reference_lines": _reference_lines(evaluation.reference_lines),
         "generated": [int(pair) for pair in known if f"{pair}/generated" in file.header.arrays],
+        "made": [_made(file, pair) for pair in known],
         "maps": {pair: sorted(names) for pair, names in maps.items()},
         "undefined": _missing(evaluation, maps),
     }
@@ -271,6 +275,25 @@ def _layers_of(file: ArrayFile, evaluation: Evaluation, reference: int) -> list[
             except _NOT_OURS:
                 raise Refusal(404, f"{i}/{prefix}layers in {file.name} can't be read.") from None
     return list(evaluation.layers)
+
+
+def _made(file: ArrayFile, pair: str) -> str:
+    """How a picture was made that is no finished sample; the picture is shown whether or not that can be read."""
+    try:
+        return words(file, f"{pair}/generated_origin")
+    except Refusal:
+        return ""
+
+
+def _region_names(evaluation: Evaluation) -> dict[str, Any]:
+    """What figures call the region they look at, and what each pair's is called; older runs name none."""
+    own = evaluation.fingerprint.get("regions")
+    known = own if isinstance(own, list) and all(isinstance(one, str) for one in own) else []
+    together = called_together(known)
+    names = (
+        [called(one) for one in known] if len(known) == len(evaluation.pairs) else [together] * len(evaluation.pairs)
+    )
+    return {"region": together, "regions": names}
 
 
 def _figure(value: Any) -> Any:

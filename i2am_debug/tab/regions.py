@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..pairs.region_words import CHANGED, HOLE, OBJECT
 from .refusal import Refusal
 from .stored_arrays import ArrayFile
 
@@ -20,19 +21,21 @@ BYTES = 2**18
 _WORDS_BYTES = 2**12
 
 # How each is stored, what it is called, and which pictures it is outlined on, its own first. Those of a hole and an object are
-# theirs: figures look at what is kept only where a pair has none (`ValidationPair.region`, `reference_region`).
+# theirs: figures look at what is kept only where a pair has none (`ValidationPair.region`, `reference_region`). What changes is
+# outlined, as on panels: a line around all the rest would not say on which side it is meant.
 _REGIONS = (
-    ("mask", "hole", ("generated",)),
-    ("reference_mask", "object", ("reference",)),
-    ("kept", "kept", ("generated", "reference")),
+    ("mask", HOLE, ("generated",)),
+    ("reference_mask", OBJECT, ("reference",)),
+    ("kept", CHANGED, ("generated", "reference")),
 )
 
 
 def regions(file: ArrayFile, pair: int) -> list[dict[str, Any]]:
-    """The regions of a pair that its file has and its figures look at: {name, of, origin, height, width, bits}.
+    """The regions that are outlined on a pair's pictures, as far as its file has them.
 
-    Of a region, "of" names the pictures it is outlined on, at the same shares of their height and width; "origin" says in words
-    where it comes from, or nothing; "bits" is base64 of its pixels row by row, eight a byte, the first in the highest bit, 1
+    They are {name, of, origin, sought, height, width, bits}: "of" names the pictures one is outlined on, at the same shares of
+    their height and width; "origin" says in words where it comes from, or nothing; "sought" whether maps are to point at it,
+    which they are not in an edit; "bits" is base64 of its pixels row by row, eight a byte, the first in the highest bit, 1
     inside, the last byte filled up with 0.
 
     Raises:
@@ -45,19 +48,20 @@ def regions(file: ArrayFile, pair: int) -> list[dict[str, Any]]:
     for stored, name, sides in _REGIONS:
         if f"{pair}/{stored}" not in file.header.arrays or sides[0] in taken:
             continue
-        inside = _decoded(file, f"{pair}/{stored}")
+        inside = _decoded(file, f"{pair}/{stored}") != (name == CHANGED)
         found.append(
             {
                 "name": name,
                 "of": [side for side in sides if side not in taken],
-                "origin": _words(file, f"{pair}/{stored}_origin"),
+                "origin": words(file, f"{pair}/{stored}_origin"),
                 "height": inside.shape[0],
                 "width": inside.shape[1],
                 "bits": base64.b64encode(np.packbits(inside).tobytes()).decode(),
             }
         )
         taken.update(sides)
-    return found
+    is_edit = any(region["name"] == CHANGED for region in found)
+    return [{**region, "sought": not is_edit} for region in found]
 
 
 def _decoded(file: ArrayFile, name: str) -> np.ndarray:
@@ -78,8 +82,8 @@ def _decoded(file: ArrayFile, name: str) -> np.ndarray:
         raise Refusal(422, f"{name} in {file.name} is no PNG that can be read.") from None
 
 
-def _words(file: ArrayFile, name: str) -> str:
-    """Nothing where there are none."""
+def words(file: ArrayFile, name: str) -> str:
+    """Stored in UTF-8; nothing where there are none."""
     if name not in file.header.arrays:
         return ""
     stored = file.read(name, dtypes=("U8",), most_bytes=_WORDS_BYTES).tobytes()

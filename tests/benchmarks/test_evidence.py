@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks.evidence import detection, trust
 from benchmarks.evidence.__main__ import PARTS, document
-from benchmarks.evidence.section import Section
+from benchmarks.evidence.section import FOUND, Section
 from benchmarks.evidence.sizes import SHORT
+from i2am_debug.figures.declaration import COPYING_LAYER
+from i2am_debug.figures.declared import FIGURES
 
 
 def test_detection_in_short() -> None:
@@ -53,6 +55,19 @@ def test_a_figure_that_follows_quality_is_told_from_one_that_does_not(tmp_path: 
         assert found["loss"]["rho"][0] == pytest.approx(1) and found["reference_gap"]["rho"][0] == pytest.approx(1)
         assert abs(found["imacs_g"]["rho"][0]) < 0.8
         assert found["loss"]["seen"] == 6 and found["loss"]["before_loss"] == found["loss"]["after_loss"] == 0
+
+
+def test_what_stands_in_front_is_worth_something() -> None:
+    """Of every figure in the log, on panels, with a chart of its own or shown where there is room for one alone."""
+    found = json.loads((FOUND / "trust.json").read_text(encoding="utf-8"))["values"]
+    front = [f for f in FIGURES if f.in_log or f.on_panel or f.band or f.prominence]
+    judged = 0
+    for figure in front:
+        tag = "copying_layer" if figure.tag.startswith(COPYING_LAYER) else figure.tag
+        rhos = [of_model[tag]["rho"][0] for of_model in found.values() if tag in of_model]
+        assert not rhos or max(rhos) > 0.5, (figure.tag, rhos)
+        judged += bool(rhos)
+    assert judged >= 6
 
 
 def test_the_document_is_of_what_was_found() -> None:

@@ -170,6 +170,9 @@ def test_what_an_evaluation_leaves_in_tensorboard_and_on_disk(tmp_path, caplog):
     assert max(panel.width, panel.height) <= 1024
     written = [t for t in events.Tags()["tensors"] if t.startswith("i2am/undefined")]
     assert written, "the first evaluation has no baseline to be distant from, and must say so"
+    words = events.Tensors(written[0])[0].tensor_proto.string_val[0].decode()
+    assert "- 6 of `i2am/layer/…/kept_place`: undefined: no kept region" in words
+    assert len(re.findall("probe/", words)) == 1 and "- 13 of `i2am/probe/…`: undefined: probes are tried at" in words
     assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 1, "a second writer loses the script's points"
 
     stored, maps = read_evaluation(tmp_path / "run/plugins/i2am_debug/step_00000005.safetensors")

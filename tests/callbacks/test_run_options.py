@@ -119,11 +119,16 @@ def test_a_file_says_everything_that_the_callbacks_arguments_say(write, tmp_path
     assert options.logdir == tmp_path / "log" and options.stops
 
 
-def test_the_command_line_goes_before_the_file(write, tmp_path):
+def test_the_command_line_goes_before_the_file(write, tmp_path, monkeypatch):
     file = write('[tool.i2am]\npairs = "beside_the_file:pairs"\nevery_n_steps = 7\nlogdir = "log"')
     options = read_options({"budget": 0.02, "logdir": tmp_path / "other", "model": None}, file)
     assert options.settings["budget"] == 0.02 and "every_n_steps" not in options.settings
     assert options.logdir == tmp_path / "other" and not options.stops
+    handed = []
+    monkeypatch.setattr("i2am_debug.callbacks.launcher.script.run_script", lambda *given: handed.append(given))
+    assert cli.main(["run", "--config", str(file), "--baseline", "b.safetensors", __file__, "--", "-x"]) == ExitCode.OK
+    ((_, arguments, given, config),) = handed
+    assert arguments == ["-x"] and str(read_options(given, config).settings["baseline"]) == "b.safetensors"
 
 
 def test_pairs_and_rules_are_looked_for_from_the_file_on(write, tmp_path):

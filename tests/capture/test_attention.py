@@ -69,7 +69,7 @@ def oracle(
 def assert_same(found: torch.Tensor, expected: np.ndarray, name: str = "", tolerance: float = 1e-5) -> None:
     assert found.dtype == torch.float32, name
     assert tuple(found.shape) == expected.shape, name
-    error = np.abs(found.double().numpy() - expected).max() / np.abs(expected).max()
+    error = np.abs(found.double().cpu().numpy() - expected).max() / np.abs(expected).max()
     assert error <= tolerance, f"{name}: off by {error:.1e} of its maximum"
 
 
@@ -78,7 +78,7 @@ def assert_attribution(found: Attribution, expected: dict[str, np.ndarray]) -> N
         if name in expected:
             assert_same(getattr(found, name), expected[name], name)
     # bits are a difference of two entropies of up to log2 R, so the error is measured against that
-    bits = found.information_BN.double().numpy()
+    bits = found.information_BN.double().cpu().numpy()
     R = expected["g2r_BNR"].shape[-1]
     assert np.abs(bits - expected["information_BN"]).max() <= 1e-5 * max(1.0, np.log2(R))
 

@@ -5,6 +5,7 @@ On the CPU nothing waits, but the operations that would are the same; those of t
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,11 @@ class UNet:
         self.sample = torch.randn(1, 4, 8, 8).repeat(2, 1, 1, 1)
         self.states = torch.cat([torch.zeros(1, 10, 12), torch.randn(1, 10, 12)])
 
+    def to_cuda(self) -> None:
+        self.pipeline.unet.cuda()
+        self.pipeline.scheduler.set_timesteps(3, device="cuda")
+        self.sample, self.states = self.sample.cuda(), self.states.cuda()
+
     def run(self, step: int) -> None:
         self.pipeline.unet(self.sample, self.pipeline.scheduler.timesteps[step].expand(2), self.states)
 
@@ -60,9 +66,21 @@ class Kontext:
         self.pipeline = tiny_transformer()
         prompt = dict(encoder_hidden_states=torch.randn(1, TEXT, 12), pooled_projections=torch.randn(1, 8))
         self.given = inputs(1) | prompt
+        self.times = torch.tensor([1, 0.75])
+
+    def to_cuda(self) -> None:
+        self.pipeline.cuda()
+        self.times = self.times.cuda()
+        self.given = _on_cuda(self.given)
 
     def run(self, step: int) -> None:
-        self.pipeline(**self.given, timestep=torch.full((1,), 1 - step / 4))
+        self.pipeline(**self.given, timestep=self.times[step : step + 1])
+
+
+def _on_cuda(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {name: _on_cuda(value) for name, value in x.items()}
+    return x.cuda() if isinstance(x, torch.Tensor) else x
 
 
 def counted(case: Any, step: int) -> Counter[str]:
@@ -94,3 +112,34 @@ def test_waiting_would_be_seen() -> None:
         with Waiting() as waiting:
             wait()
         assert sum(waiting.seen.values()) == 1
+
+
+def waits(case: Any, step: int) -> int:
+    """How often CUDA itself says that a forward waits."""
+    with warnings.catch_warnings(record=True) as seen, torch.no_grad():
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            case.run(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(one.message) for one in seen)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("case", [UNet, Kontext], ids=["cross-attention", "joint attention"])
+def test_cuda_itself_sees_no_waiting(case: Any) -> None:
+    case = case()
+    case.to_cuda()
+    plain = [waits(case, 1) for _ in range(3)][-1]  # the first ones prepare libraries
+    mask = torch.zeros(16, 16)
+    mask[4:12, 4:12] = 1
+    with trace(case.pipeline, family=case.family, mask=mask.numpy(), reference_mask=mask.numpy()):
+        with torch.no_grad():
+            case.run(0)
+        assert waits(case, 1) == plain + isinstance(case, Kontext)  # its noise time, before the model begins
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_says_when_something_waits() -> None:
+    assert waits(SimpleNamespace(run=lambda step: torch.ones(1, device="cuda").item()), 0) == 1

@@ -121,6 +121,7 @@ def test_the_cure_of_a_broken_set_up_works(
         code, text, _ = doctor(f"set_ups:{name}", "--pairs", pairs)
         assert code == ExitCode.OK, text
         assert text.endswith("result: ready") and "IMACS_r;" in text
+        assert ("takes no mask: those of 8 pairs are the region" in text) == ("Inpaint" not in text), text
 
 
 def test_the_cure_of_wrong_pairs_works(doctor, pairs: Path, tmp_path: Path) -> None:
@@ -243,7 +244,10 @@ def test_folders_that_are_not_there_are_said_before_anything_is_loaded(capsys, t
 def test_with_nothing_it_says_what_is_installed(doctor) -> None:
     code, said, _ = doctor()
     assert code == ExitCode.OK and said.startswith("installed i2am-debug 0.1.0 Python 3.")
-    assert f"torch {torch.__version__}" in said and said.endswith("result: ready")
+    assert f"torch {torch.__version__}" in said
+    assert said.endswith(
+        "result: ready not checked: a pipeline and its pairs, since none was named (PIPELINE_FOLDER or MODULE:FACTORY)"
+    )
 
 
 def test_what_is_missing_or_too_old_is_told_with_the_command(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,11 +267,30 @@ def test_what_the_package_warns_of_is_a_finding(doctor, tmp_path: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     code, said, _ = doctor("set_ups:no_adapter_cured", "--pairs", folder)
     assert code == ExitCode.FAILED and "1. 1 of 8 pairs have no prompt: target_0" in said
+    assert "no pair has a prompt" not in said and "sizes target 32×32, reference 32×32 (of 8 pairs)" in said
+
+
+def test_pairs_that_lack_prompts_or_have_unlike_shapes_are_told(doctor, tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "val", without=["prompt", "mask_file_name", "reference_mask_file_name"])
+    code, said, _ = doctor("set_ups:no_adapter_cured", "--pairs", folder)
+    assert code == ExitCode.FAILED and "no pair has a prompt, and StableDiffusionPipeline takes one" in said
+    assert "not checked" not in said
+    folder = write_pairs(tmp_path / "edits", without=["mask_file_name", "reference_mask_file_name"])
+    for number in range(3):
+        with Image.open(folder / f"reference_{number}.png") as reference:
+            smaller = reference.resize((SIDE, SIDE // 2))
+        smaller.save(folder / f"reference_{number}.png")
+    said = doctor("i2am_debug.demo.edit.pipeline:load_edit_pipeline", "--pairs", folder)[1]
+    assert (
+        "sizes target 32×32, reference 32×32 (of 5 pairs); target 32×32, reference 32×16 (of 3 pairs) regions" in said
+    )
+    assert "target and reference of 3 pairs have unlike shapes: the reference is stretched" in said
 
 
 def test_without_pairs_the_pipeline_is_described(doctor) -> None:
     code, said, _ = doctor("set_ups:no_adapter_cured")
     assert code == ExitCode.OK and "not taken no pairs: --pairs FOLDER" in said
+    assert "result: ready not checked: the pairs, their call, which figures they give and what looking costs" in said
     assert "family ip_adapter, found from the model" in said and "IPAdapterAttnProcessor2_0 × 7" in said
 
 

@@ -88,7 +88,7 @@ def test_what_the_jobs_keep_is_what_they_write(checkout: Path) -> None:
 def test_the_example_rules_are_read_and_act(checkout: Path) -> None:
     rules = {rule.name: rule for rule in Rules.from_toml(EXAMPLES / "i2am.toml").rules}
     assert rules["gap-drop"].severity == "critical" and rules["gap-drop"].kind == "drop"
-    assert not {"loss-rise", "loss-above-best"} & rules.keys() and rules["imacs-r-floor"].limit == 0.1
+    assert not {"loss-rise", "loss-above-best"} & rules.keys() and rules["information-floor"].limit == 1
 
 
 def test_the_example_test_is_the_same_gate(checkout: Path) -> None:

@@ -44,9 +44,9 @@ def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def outlines(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every region outlined from here on."""
     seen: list[np.ndarray] = []
-    original = render._outlined
+    original = render.outline
     monkeypatch.setattr(
-        render, "_outlined", lambda picture, mask, size: seen.append(np.asarray(mask)) or original(picture, mask, size)
+        render, "outline", lambda picture, region: seen.append(np.asarray(region)) or original(picture, region)
     )
     return seen
 
@@ -188,6 +188,8 @@ def test_a_hole_is_outlined_and_named(seen: Any, words: list[str], outlines: lis
     text = said(words)
     assert "Masked input" in text and "what the hole draws from it" in text and "kept" not in text.lower()
     assert [o.tolist() for o in outlines] == [pair.reference_mask.tolist(), pair.mask.tolist()]
+    assert text.count("box IoU") == 2 and text.count("maximum hits") + text.count("maximum misses") == 2
+    assert "heaviest part maximum" in text and "IoU: of the dashed box" in text
     outlines.clear()
     level_strips(observation.maps, pair, observation.generated)["layers"]()
     assert "what the hole draws from the reference (G2R), by layer" in said(words) and "Outlined: the object." in said(
@@ -210,6 +212,20 @@ def test_a_kept_region_is_named_in_strips_and_what_changes_is_outlined(
     outlines.clear()
     pair_panel(observation, dataclasses.replace(kept, reference_mask=pair.reference_mask), {}, "")
     assert "the object outlined" in said(words) and (outlines[0] == pair.reference_mask).all()
+    assert "box IoU" not in said(words) and "heaviest part" not in said(words), "what is kept is no object"
+
+
+def test_a_panel_says_what_was_stretched_and_what_looking_noted(seen: Any, words: list[str]) -> None:
+    pair, observation, _ = seen
+    wide = pair.reference.resize((64, 32))
+    kept = dataclasses.replace(pair, mask=None, reference_mask=None, reference=wide, kept=~pair.mask)
+    pair_panel(observation, kept, {}, "")
+    assert "stretched" not in said(words) and "Note" not in said(words), "a region that was given fits"
+    derived = dataclasses.replace(kept, kept_origin="derived: Otsu, |target − reference| < 0.081")
+    pair_panel(observation, derived, {}, "", notes=["a second product was taken"])
+    text = said(words)
+    assert "< 0.081; the reference, 64×32, was stretched to the truth's 32×32 for it)" in text
+    assert "Note: a second product was taken." in text
 
 
 def test_single_patches_are_chosen_from_what_is_kept(seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,3 +247,7 @@ def test_an_evaluation_draws_pairs_without_any_region(seen: Any, words: list[str
     text = said(words)
     assert "what the model draws from it" in text and "No kept region: the target is another." in text
     assert "Outlined" not in text and "their own place" not in text
+    assert "heaviest part" not in text and "IoU" not in text
+    words.clear()
+    pair_panel(observation, dataclasses.replace(pair, reference_mask=None), {}, "")
+    assert "heaviest part maximum" in said(words) and said(words).count("box IoU") == 1, "that of G2R stands alone"

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from i2am_debug.report import render
-from i2am_debug.report.render import choose_patches, heat, panel, specific_grid, strip
+from i2am_debug.report import lettering, render, sheet
+from i2am_debug.report.panels import panel, specific_grid, strip
+from i2am_debug.report.patches import choose_patches
+from i2am_debug.report.render import heat
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 
@@ -144,9 +146,9 @@ def test_no_token_is_lost_when_there_are_more_tokens_than_pixels() -> None:
 def test_small_pictures_stay_crisp_and_large_ones_are_smoothed() -> None:
     checks = np.indices((16, 16)).sum(0) % 2 * 255
     small = Image.fromarray(checks.astype(np.uint8))
-    assert len(np.unique(np.asarray(render._scaled(small, (160, 160))))) == 2
+    assert len(np.unique(np.asarray(render.scaled(small, (160, 160))))) == 2
     large = small.resize((1600, 1600), Image.Resampling.NEAREST)
-    assert len(np.unique(np.asarray(render._scaled(large, (150, 150))))) > 2
+    assert len(np.unique(np.asarray(render.scaled(large, (150, 150))))) > 2
 
 
 @pytest.mark.parametrize("size", [(32, 32), (512, 384), (384, 512), (1600, 200), (100, 900), (1, 1)])
@@ -161,10 +163,10 @@ def test_pictures_fit_and_keep_their_aspect(size: tuple[int, int]) -> None:
         strip(title="heads", picture=picture, maps=[peak_map(8, 8, 1, 1)] * 7, labels=list("abcdefg")),
         strip(title="one", picture=picture, maps=[peak_map(8, 8, 1, 1)], labels=["a"]),
     ]
-    for sheet in sheets:
-        assert sheet.mode == "RGB"
-        assert max(sheet.size) <= render.LONGEST
-        assert (np.asarray(sheet)[-render._MARGIN + 6 :] == render._PAPER).all(), "nothing is cut off at the bottom"
+    for drawn in sheets:
+        assert drawn.mode == "RGB"
+        assert max(drawn.size) <= sheet.LONGEST
+        assert (np.asarray(drawn)[-sheet.MARGIN + 6 :] == sheet._PAPER).all(), "nothing is cut off at the bottom"
 
 
 def test_a_panel_says_what_it_shows(words) -> None:
@@ -205,7 +207,7 @@ def test_the_outline_shows_on_black_and_on_white() -> None:
     mask[2:6, :4] = True
     for ground in (0, 255):
         plain = np.full((80, 80, 3), ground, dtype=int)
-        drawn = np.asarray(render._outlined(Image.fromarray(plain.astype(np.uint8)), mask, (80, 80)), dtype=int)
+        drawn = np.asarray(render.outlined_on(Image.fromarray(plain.astype(np.uint8)), mask, (80, 80)), dtype=int)
         changed = abs(drawn - plain).max(2) > 150
         assert changed[18:24, 10:30].any(0).all(), "upper border"
         assert changed[30:50, :4].any(1).all(), "closed where the mask touches the picture's edge"
@@ -257,15 +259,17 @@ def test_specific_grid_shows_the_row_of_the_chosen_patch(words, monkeypatch: pyt
     rows = np.full((6 * 4, 3 * 5), 0.01, dtype=np.float32)
     rows[4 * 4 + 1, 2 * 5 + 3] = 1.0
     seen = []
-    original = render._overlay
+    original = sheet.overlay
     monkeypatch.setattr(
-        render, "_overlay", lambda picture, map, *rest: seen.append(map) or original(picture, map, *rest)
+        sheet,
+        "overlay",
+        lambda picture, map, *rest, **marks: seen.append(map) or original(picture, map, *rest, **marks),
     )
     options = dict(
         title="patches", generated=GREY, reference=GREY, rows=rows, generated_grid=(6, 4), reference_grid=(3, 5)
     )
-    sheet = specific_grid(**options, patches=[(4, 1), (0, 0)])
-    assert max(sheet.size) <= render.LONGEST
+    drawn = specific_grid(**options, patches=[(4, 1), (0, 0)])
+    assert max(drawn.size) <= sheet.LONGEST
     assert np.unravel_index(seen[0].argmax(), seen[0].shape) == (2, 3)
     assert np.ptp(seen[1]) == 0
     for expected in ("1 generated", "patch (4, 1)", "2 generated", "patch (0, 0)", "max 1.0 ×", "one patch boxed"):
@@ -280,10 +284,10 @@ def test_text_is_never_too_small_and_never_leaves_the_picture(words) -> None:
     long = "очень-длинное-имя_" * 20
     panel(**pair(name=long, subtitle=long, figures={long: long, "a": long}))
     strip(title=long, picture=GREY, maps=[long] + [peak_map(4, 4, 1, 1)] * 11, labels=[long] * 12)
-    assert min(size for _, size in words) >= render.SMALLEST_TEXT
+    assert min(size for _, size in words) >= lettering.SMALLEST_TEXT
     for text, size in words:
         for line in text.splitlines():
-            assert render.font(int(size), bold=True).getlength(line) < 1100
+            assert lettering.font(int(size), bold=True).getlength(line) < 1100
 
 
 def test_names_that_the_font_lacks_stay_distinguishable(words) -> None:

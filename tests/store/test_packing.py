@@ -267,7 +267,8 @@ def test_the_generated_picture(side: int, form: str, stored: int) -> None:
 def look(index: int, further: dict[int, Any] | None = None, **changes: Any) -> Any:
     """What is read of a `Observation`."""
     maps = maps_of(**{"generated": (8, 6), "reference": (4, 5), **changes})
-    return SimpleNamespace(index=index, maps=maps, generated=noise(8 + index), further=further or {})
+    painted = "predicted in one step from 26% noise" if index > 9 else ""
+    return SimpleNamespace(index=index, maps=maps, generated=noise(8 + index), painted=painted, further=further or {})
 
 
 def test_looks_are_packed_under_the_numbers_of_their_pairs() -> None:
@@ -278,6 +279,7 @@ def test_looks_are_packed_under_the_numbers_of_their_pairs() -> None:
         own, own_grids = pack_pair(given.maps, "layer.1", given.generated)
         assert json.loads(json.dumps(grids))[str(given.index)] == own_grids
         expected.update({f"{given.index}/{name}": value for name, value in own.items()})
+    assert arrays.pop("11/generated_origin").tobytes() == b"predicted in one step from 26% noise"
     assert arrays.keys() == expected.keys() and grids.keys() == {"3", "11"}
     for name, value in expected.items():
         np.testing.assert_array_equal(arrays[name], value)

@@ -23,8 +23,10 @@ from i2am_debug.demo.finetune import new_accelerator, new_callback
 from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
 from i2am_debug.figures.distances import js_distance
+from i2am_debug.figures.registry import higher_is_worse
 from i2am_debug.figures.values import Undefined
 from i2am_debug.pairs.pair import ValidationPair
+from i2am_debug.report.marks import marks_of
 from i2am_debug.store.run_store import RunStore
 
 pytestmark = pytest.mark.browser
@@ -118,6 +120,7 @@ def test_it_opens_at_the_newest_evaluation_with_both_pictures(tab: Tab) -> None:
     tab.is_at(16)
     words = tab.words()
     assert "Generated" in words and "Reference" in words and all(f"demo_0{i}" in words for i in range(8))
+    assert re.search(r"predicted in one step from \d+% noise", words), "a blurred picture says why it is"
 
 
 def test_hovering_a_generated_patch_lights_what_it_draws_from(tab: Tab, logdir: Path) -> None:
@@ -209,7 +212,8 @@ def test_a_link_to_what_is_not_there_says_what_is_shown_instead(tab: Tab, state:
 def test_pairs_are_sorted_by_what_they_lost_and_can_be_chosen(tab: Tab) -> None:
     texts = tab.page.locator(".pairs li, .pairs [role=option]").all_inner_texts()
     changes = [float(found[0].replace("−", "-")) for text in texts if (found := re.findall(r"[+−-]\d+\.\d+", text))]
-    assert len(changes) == 8 and changes == sorted(changes)
+    shown = tab.page.locator(".timeline .tag").inner_text()
+    assert len(changes) == 8 and changes == sorted(changes, reverse=higher_is_worse(shown))
     before = tab.pixels("generated")
     tab.page.locator(".pairs li, .pairs [role=option]").nth(3).click()
     tab.page.wait_for_function("before => document.querySelector('.views canvas').toDataURL() !== before", arg=before)
@@ -223,6 +227,7 @@ def test_the_timeline_has_alert_marks_and_steps(tab: Tab, logdir: Path) -> None:
     assert alert.text.splitlines()[0] in tab.page.locator(".bubble").inner_text()
     mark.first.click()
     tab.is_at(alert.global_step)
+    assert tab.page.locator(".alert-now").get_attribute("data-severity") == alert.severity
     shown = tab.page.locator(".alert-now").inner_text()
     assert all(line in shown for line in alert.text.splitlines()), "all of it, where it can be copied"
     figure = alert.findings[0].figure
@@ -246,7 +251,37 @@ def test_a_run_with_an_alert_is_marked_and_shown_first(browser: Any, logdir: Pat
         assert tab.ready() == "b_alerted 16"
         options = tab.page.locator("select.run option").all_inner_texts()
         assert options == ["a_healthy", f"b_alerted ⚠ {alert.severity}, step {alert.global_step}"]
+        fired = [finding.figure for finding in alert.findings if finding.severity == alert.severity]
+        assert tab.page.locator(".timeline .tag").inner_text() == fired[0], "it opens on what fired last"
+        mark = tab.page.get_by_role("button", name=re.compile(f"Alert at step {alert.global_step} .*{alert.severity}"))
+        assert mark.inner_text() == {"critical": "!!", "warning": "!", "info": "i"}[alert.severity]
         tab.page.close()
+
+
+def test_the_heaviest_part_is_that_of_the_library(tab: Tab, logdir: Path) -> None:
+    box = tab.page.get_by_role("checkbox", name="Heaviest part")
+    assert not box.is_checked()
+    before = {side: tab.pixels(side) for side in ("generated", "reference")}
+    box.check()
+    pairs = validation_pairs(8, seed=7)
+    with safe_open(RunStore(logdir / "finetune").evaluations()[-1].path, framework="numpy") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys() if name.endswith("/unified")}  # noqa: SIM118
+    for number in range(8):
+        tab.page.locator(".pair", has_text=f"demo_0{number}").click()
+        tab.page.locator(f".pair[aria-pressed=true]:has-text('demo_0{number}')").wait_for()
+        for at, (name, mask) in enumerate((("r2g", pairs[number].mask), ("g2r", pairs[number].reference_mask))):
+            expected = marks_of(stored[f"{number}/{name}/unified"], mask)
+            assert expected is not None
+            words = expected.words.replace(" ·", ",")
+            tab.page.wait_for_function(
+                "([at, words]) => document.querySelectorAll('.views .marked')[at].textContent === words",
+                arg=[at, words],
+            )
+    tab.page.locator(".pair", has_text="demo_00").click()
+    for side, one in before.items():
+        tab.changes(side, one)
+    assert "p.i2am_debug.marks=true" in tab.page.evaluate("location.hash")
+    tab.screenshot("heaviest_part")
 
 
 def test_the_matrix_of_information_selects_a_layer(tab: Tab, logdir: Path) -> None:

@@ -134,11 +134,12 @@ def heading(tab: Tab) -> tuple[str, str, str]:
 def test_a_run_of_version_0_1_0_is_shown(browser: Any, address: str) -> None:
     tab = opened(browser, address, "p.i2am_debug.run=old")
     tab.is_at(24)
-    watched = COPYING_LAYER_IMACS_R_HOLE
-    assert heading(tab) == (watched.title, f"{watched.meaning} ({watched.tag})", watched.tag)
+    assert heading(tab)[2] == "reference_gap", "what fired last, and is critical"
     assert "fine at step 8" in tab.words()
-    tab.page.get_by_label("Score", exact=True).select_option("reference_gap")
-    tab.page.wait_for_function("document.querySelector('.timeline h2').innerText === 'reference gap'")
+    watched = COPYING_LAYER_IMACS_R_HOLE
+    tab.page.get_by_label("Score", exact=True).select_option(watched.tag)
+    tab.page.wait_for_function("title => document.querySelector('.timeline h2').innerText === title", arg=watched.title)
+    assert heading(tab) == (watched.title, f"{watched.meaning} ({watched.tag})", watched.tag)
     tab.screenshot("run_of_0.1.0")
     assert unexpected(tab) == []
 

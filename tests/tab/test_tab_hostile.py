@@ -342,7 +342,7 @@ SHOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "regions: 50000 × 50000 claimed": (regions({"0/mask": picture(50_000, 50_000)}), "has more pixels a side than 512"),
     "regions: named in markup": (
         regions({"0/kept": picture(9, 9, real=True), "0/kept_origin": MARKUP.encode()}),
-        f"kept region on both ({MARKUP})",
+        f"the changed part on both ({MARKUP})",
     ),
     "pictures: a link out": (no_pictures, "leads out of the logdir"),
     "alerts: garbage": (

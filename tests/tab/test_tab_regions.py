@@ -1,4 +1,4 @@
-"""The outlines of the hole, the object and the kept region: what is stored and served of them, and where they are drawn."""
+"""Outlines of the hole, the object and what an edit changes: what is stored and served of them, and where they are drawn."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from test_tab_backend import asker, own
 
 from benchmarks.browser import tensorboard
 from i2am_debug.pairs.pair import ValidationPair
+from i2am_debug.pairs.region_words import called_together, titled
 from i2am_debug.store.packing import pack_pictures
 from i2am_debug.store.run_store import RunStore
 from i2am_debug.tab import regions
@@ -76,7 +77,8 @@ def write(run: Path, given: list[ValidationPair], *, steps: tuple[int, ...] = (0
             found[f"{number}/g2r/unified"] = np.full((1, 8), 1 / 8, np.float32)
     for step in steps:
         names = tuple(one.name for one in given)
-        evaluated = evaluation(step, count=count, pairs=names, fingerprint={"pairs": list(names), "seed": 0})
+        told = {"pairs": list(names), "seed": 0, "regions": [one.region_in_words for one in given]}
+        evaluated = evaluation(step, count=count, pairs=names, fingerprint=told)
         store.write(evaluated, found, {})
         store.write_pairs(evaluated, given)
     return run
@@ -118,12 +120,12 @@ def inside(region: dict[str, Any]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        (0, [("hole", ["generated"], "", HOLE), ("object", ["reference"], "", OBJECT)]),
+        (0, [("the hole", ["generated"], "", HOLE), ("the object", ["reference"], "", OBJECT)]),
         (1, []),
-        (2, [("kept", ["generated", "reference"], DERIVED, KEPT)]),
-        (3, [("object", ["reference"], "", OBJECT), ("kept", ["generated"], "file", KEPT)]),
-        (4, [("hole", ["generated"], "", HOLE)]),
-        (6, [("kept", ["generated", "reference"], MARKUP, KEPT)]),
+        (2, [("the changed part", ["generated", "reference"], DERIVED, ~KEPT)]),
+        (3, [("the object", ["reference"], "", OBJECT), ("the changed part", ["generated"], "file", ~KEPT)]),
+        (4, [("the hole", ["generated"], "", HOLE)]),
+        (6, [("the changed part", ["generated", "reference"], MARKUP, ~KEPT)]),
     ],
     ids=lambda value: PAIRS[value].name if isinstance(value, int) else "",
 )
@@ -136,15 +138,31 @@ def test_a_pairs_regions_are_those_that_its_figures_look_at(logdir: Path, number
     assert ("generated" in of) == (one.region is not None)
     assert ("reference" in of) == (one.reference_region is not None)
     if one.region is not None:
-        np.testing.assert_array_equal(of["generated"], one.region)
+        np.testing.assert_array_equal(of["generated"], one.region if one.mask is not None else ~one.region)
 
 
 def test_a_run_of_version_0_1_0_has_the_regions_whose_masks_it_stored(logdir: Path) -> None:
     found = {name: got for name, _, _, got in served(logdir, 0, "old")}
     stored = load_file(pairs_file(OLD))
-    for name, mask in (("hole", "0/mask"), ("object", "0/reference_mask")):
+    for name, mask in (("the hole", "0/mask"), ("the object", "0/reference_mask")):
         truth = np.asarray(Image.open(io.BytesIO(stored[mask].tobytes())).convert("L")) > 127
         np.testing.assert_array_equal(found[name], truth)
+
+
+def test_what_figures_look_at_has_one_name(logdir: Path) -> None:
+    def named(run: str, step: int = 8) -> tuple[str, list[str]]:
+        found = asker(logdir, run).json("evaluation", run=run, step=step)
+        return found["region"], found["regions"]
+
+    kept, none = "the kept region", "all of the picture"
+    assert named("run") == ("the hole", ["the hole", none, kept, kept, "the hole", "the hole", kept])
+    assert named("plain") == (none, [none, none])
+    assert set(named("old")[1]) == {"the hole"}, "older runs don't say"
+    assert called_together(["none", "kept: given"]) == kept
+    assert [titled("IMACS_r of the hole above chance", one) for one in (kept, "the hole")] == [
+        "IMACS_r of the kept region above chance",
+        "IMACS_r of the hole above chance",
+    ]
 
 
 def test_a_region_of_a_large_picture_is_small_and_lies_where_it_lay(tmp_path: Path) -> None:
@@ -163,7 +181,7 @@ def test_the_noisiest_region_is_within_the_bounds(tmp_path: Path) -> None:
     write(
         tmp_path / "run", [ValidationPair(name="a", reference=picture((8, 8)), target=picture((500, 500)), mask=noisy)]
     )
-    assert [name for name, *_ in served(tmp_path, 0)] == ["hole"]
+    assert [name for name, *_ in served(tmp_path, 0)] == ["the hole"]
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -333,7 +351,10 @@ def test_hole_and_object_are_outlined_where_they_are(browser: Any, address: str,
         box = tab.canvas(side).bounding_box()
         assert shown.shape[1] == pytest.approx(ratio * box["width"], abs=1), "a pixel of its own for each of the screen"
         assert_outlined(shown, changed, mask, 4 if ratio == 1 else 8)
-    assert tab.page.locator(".outlined .note").inner_text() == "hole on the generated picture; object on the reference"
+    assert (
+        tab.page.locator(".outlined .note").inner_text()
+        == "the hole on the generated picture; the object on the reference"
+    )
     assert tab.errors == []
     tab.page.close()
 
@@ -342,18 +363,20 @@ def test_hole_and_object_are_outlined_where_they_are(browser: Any, address: str,
 @pytest.mark.parametrize(
     ("number", "masks", "words"),
     [
-        (2, (KEPT, KEPT), "kept region on both, derived by Otsu's method (|target − reference| < 0.081)"),
-        (3, (KEPT, OBJECT), "kept region on the generated picture, from a file; object on the reference"),
-        (4, (HOLE, None), "hole on the generated picture"),
-        (6, (KEPT, KEPT), f"kept region on both ({MARKUP})"),
+        (2, (~KEPT, ~KEPT), "the changed part on both, derived by Otsu's method (kept: |target − reference| < 0.081)"),
+        (3, (~KEPT, OBJECT), "the changed part on the generated picture, from a file; the object on the reference"),
+        (4, (HOLE, None), "the hole on the generated picture"),
+        (6, (~KEPT, ~KEPT), f"the changed part on both ({MARKUP})"),
     ],
     ids=lambda value: PAIRS[value].name if isinstance(value, int) else "",
 )
-def test_a_kept_region_is_outlined_where_there_is_neither_hole_nor_object(
+def test_what_an_edit_changes_is_outlined_where_there_is_neither_hole_nor_object(
     browser: Any, address: str, number: int, masks: tuple[Any, Any], words: str
 ) -> None:
     tab = opened(browser, address, number=number)
     assert tab.page.locator(".outlined .note").inner_text() == words
+    variants = tab.page.get_by_label("G2R of").locator("option").all_inner_texts()
+    assert variants == ["All of the picture", "The hole" if masks[0] is HOLE else "The kept region"]
     for side, mask in zip(("generated", "reference"), masks, strict=True):
         shown, changed = outlines(tab, tab.canvas(side))
         if mask is None:
@@ -396,7 +419,7 @@ def test_a_further_reference_has_no_outline(browser: Any, address: str) -> None:
     tab.page.get_by_role("group", name="References").get_by_role("button").nth(1).click()
     tab.changes("reference", before)
     assert not outlines(tab, tab.canvas("reference"))[1].any() and outlines(tab, tab.canvas("generated"))[1].any()
-    assert tab.page.locator(".outlined .note").inner_text() == "hole on the generated picture"
+    assert tab.page.locator(".outlined .note").inner_text() == "the hole on the generated picture"
     tab.page.close()
 
 
@@ -429,7 +452,7 @@ def test_what_is_compared_is_outlined_too(browser: Any, address: str) -> None:
     for number in range(3):
         shown, changed = outlines(tab, tab.page.locator(".compare canvas").nth(number))
         assert_outlined(shown, changed, OBJECT, 4)
-    assert "Outlined: object" in tab.page.locator(".compare").inner_text()
+    assert "Outlined: the object" in tab.page.locator(".compare").inner_text()
     toggle(tab).uncheck()
     assert "Outlined" not in tab.page.locator(".compare").inner_text()
     tab.page.close()
@@ -463,11 +486,16 @@ def test_a_saved_picture_has_the_outlines_that_are_shown(browser: Any, address: 
 @pytest.mark.browser
 def test_a_run_of_version_0_1_0_and_pairs_without_regions_are_shown(browser: Any, address: str) -> None:
     tab = opened(browser, address, "old")
-    assert tab.page.locator(".outlined .note").inner_text() == "hole on the generated picture; object on the reference"
+    assert (
+        tab.page.locator(".outlined .note").inner_text()
+        == "the hole on the generated picture; the object on the reference"
+    )
     assert outlines(tab, tab.canvas("generated"))[1].any()
     tab.page.close()
     tab = opened(browser, address, "plain")
     assert tab.page.locator(".outlined").is_hidden() and toggle(tab).count() == 0
+    assert tab.page.get_by_label("G2R of").locator("option").all_inner_texts() == ["All of the picture"]
+    assert " hole" not in tab.words() and "IMACS_r of all of the picture in the copying layer" in tab.words()
     assert tab.errors == []
     tab.page.close()
 
@@ -478,6 +506,6 @@ def test_a_region_that_can_not_be_read_is_told_and_the_pictures_are_shown(browse
     tab.says("No outlines: 0/mask in pairs_")
     assert toggle(tab).count() == 0 and "Target" in tab.words()
     tab.page.locator(".pair", has_text="two references").click()
-    tab.says("hole on the generated picture; object on the reference")
+    tab.says("the hole on the generated picture; the object on the reference")
     assert toggle(tab).is_checked()
     tab.page.close()

@@ -110,15 +110,15 @@ async function readPicture(response) {
   return {value: bitmap, bytes: 4 * bitmap.width * bitmap.height};
 }
 
-// [{name, origin, of: sides, border}] of the regions that a pair has.
+// [{name, origin, of: sides, sought, border, isInside}] of the regions that a pair has; `isInside(pixel)` by its number, row by row.
 async function readRegions(response) {
   const {regions} = await response.json();
-  const value = regions.map(({name, origin, of, height, width, bits}) => {
+  const value = regions.map(({name, origin, of, sought, height, width, bits}) => {
     const bytes = Uint8Array.from(atob(bits), (one) => one.charCodeAt(0));
     const isInside = (pixel) => ((bytes[pixel >> 3] >> (7 - (pixel & 7))) & 1) === 1;
-    return {name, origin, of, border: traced(height, width, isInside)};
+    return {name, origin, of, sought, border: traced(height, width, isInside), isInside};
   });
-  return {value, bytes: value.reduce((sum, {border}) => sum + border.runs.byteLength, 0)};
+  return {value, bytes: value.reduce((sum, {border: {runs, height, width}}) => sum + runs.byteLength + (height * width) / 8, 0)};
 }
 
 export const fetchRuns = async () => (await readJson(await ask(address('runs')))).value;

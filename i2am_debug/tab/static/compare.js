@@ -2,7 +2,8 @@
 
 import {gradient} from './colour.js';
 import {el, field, number, setOptions} from './dom.js';
-import {aspectOf, extent, fit, isBars, paint, surface} from './paint.js';
+import {extent} from './extent.js';
+import {aspectOf, fit, isBars, paint, surface} from './paint.js';
 import {bordersOf, outlinedWords} from './regions.js';
 import {change, state} from './state.js';
 import {heatOf} from './views.js';

@@ -3,7 +3,7 @@
 import {COLOUR_MAPS} from './colour.js';
 import {el, field, setOptions} from './dom.js';
 import {titleOf} from './figures.js';
-import {G2R_VARIANTS, headsOf, LEVELS, layerOf, layersOf, R2G_VARIANTS, within} from './levels.js';
+import {g2rVariants, headsOf, LEVELS, layerOf, layersOf, R2G_VARIANTS, within} from './levels.js';
 import {readPins} from './patches.js';
 import {change, state} from './state.js';
 
@@ -148,7 +148,7 @@ export function makeSidePanel() {
     setOptions(head, headOptions, String(shownHead));
     setOptions(direction, DIRECTIONS, state.direction);
     setOptions(r2g, R2G_VARIANTS, state.r2g);
-    setOptions(g2r, G2R_VARIANTS, state.g2r);
+    setOptions(g2r, g2rVariants(state, evaluation), state.g2r);
     setOptions(colours, COLOUR_MAPS.map((name) => [name, name]), state.colours);
     redraw();
     for (const name of ['time', 'layer', 'head']) {

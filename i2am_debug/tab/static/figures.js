@@ -8,9 +8,11 @@ const PROBE = 'probe/';
 const REFERENCE = /^reference_([1-9]\d{0,2})\//;
 
 let declared = {}; // tag → title, meaning, unit, worse, …; of the run that is shown
+let region = ''; // what its figures look at, where that is no hole
 
-export const declare = (index) => {
+export const declare = (index, evaluation) => {
   declared = index.declared ?? {};
+  region = evaluation.region ?? '';
 };
 
 // Of any reference or layer.
@@ -29,9 +31,12 @@ export const layerNameOf = (tag) => tag.slice(LAYER.length, -kindOf(tag).length 
 // Losses with something of a pair wrong: there only now and then, and many.
 export const isProbe = (tag) => tag.startsWith(PROBE);
 
+// Titles are declared for a hole.
+const asCalled = (title) => (region ? title.replaceAll('of the hole', () => `of ${region}`) : title);
+
 // What a person calls it.
 export function titleOf(tag) {
-  const title = declarationOf(tag)?.title ?? tag;
+  const title = asCalled(declarationOf(tag)?.title ?? tag);
   const reference = tag.match(REFERENCE);
   const where = isOfLayer(tag) ? ` in ${layerNameOf(tag)}` : '';
   return `${reference ? `Reference ${reference[1]}: ` : ''}${title}${where}`;
@@ -59,7 +64,7 @@ export const linesOf = (tag) => declarationOf(tag)?.lines_of ?? tag;
 export const layerKinds = () =>
   Object.values(declared)
     .filter((figure) => figure.of_layer)
-    .map(({tag, title}) => [tag, title]);
+    .map(({tag, title}) => [tag, asCalled(title)]);
 
 // Where there is room for one figure, the first of these that has a value is shown.
 export const mostTelling = (index) =>

@@ -14,7 +14,7 @@ import {change, onChange, onHash, readHash, showing, state} from './state.js';
 import {makeTimeline} from './timeline.js';
 import {makeViews} from './views.js';
 
-const ONLY_REDRAWN = ['strength', 'pins', 'outlines'];
+const ONLY_REDRAWN = ['strength', 'pins', 'outlines', 'marks'];
 const QUIET_MILLISECONDS = 120; // before the neighbours are loaded ahead
 
 export async function render() {

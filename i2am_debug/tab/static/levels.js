@@ -15,10 +15,14 @@ export const R2G_VARIANTS = [
   ['r2g_centred', 'Centred'],
   ['r2g_object_mass', 'Weight on the object'],
 ];
-export const G2R_VARIANTS = [
-  ['g2r', 'All of the picture'],
-  ['g2r_region', 'The hole'],
-];
+
+// A pair without a region has the whole only.
+export function g2rVariants(state, evaluation) {
+  const region = evaluation.regions[pairOf(state, evaluation)];
+  const [whole, named] = [['g2r', 'All of the picture'], ['g2r_region', capital(region)]];
+  if (named[1] !== whole[1]) return [whole, named];
+  return state.g2r === 'g2r' ? [whole] : [whole, ['g2r_region', 'Its region: it has none']];
+}
 
 // The chosen pair, or the last one where there are fewer.
 export const pairOf = (state, evaluation) => Math.max(0, Math.min(state.pair, evaluation.pairs.length - 1));
@@ -108,9 +112,11 @@ export function whyMissing(evaluation, name) {
 }
 
 const sentence = (reason) => {
-  const capital = reason.charAt(0).toUpperCase() + reason.slice(1);
-  return /[.!?]$/.test(capital) ? capital : `${capital}.`;
+  const begun = capital(reason);
+  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 };
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 // What the level shows, for headings.
 export function levelWords(state, evaluation) {

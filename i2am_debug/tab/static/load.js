@@ -29,7 +29,7 @@ export async function loadView(state, listing, wantsLayers) {
   if (evaluation.refusal) return unreadable(evaluation);
   const reference = referenceOf(state, evaluation);
   const figure = figureOf(state, index);
-  declare(index);
+  declare(index, evaluation);
   const kind = isOfLayer(figure) ? kindOf(figure) : layerScoreOf(state, index);
   const [scene, bits, before, overlaid, layers] = await Promise.all([
     loadScene(state, state.run, step).catch(refused),
@@ -56,12 +56,20 @@ export function loadNeighbours(state, {index, step, scene}) {
   }
 }
 
-// The chosen score, if the run has it; else the most telling one that has values: not every run has masks, or a loss.
+// The chosen score, if the run has it; else that of the newest alert, else the most telling one: of those that have values, since
+// not every run has masks, or a loss.
 function figureOf(state, index) {
   if (isOfLayer(state.figure) || Object.hasOwn(index.figures, state.figure)) return state.figure;
   const hasValues = (tag) => own(index.figures, tag)?.mean.some(Number.isFinite);
   const tags = Object.keys(index.figures);
-  return [...mostTelling(index), ...tags].find(hasValues) ?? tags[0] ?? '';
+  return [...alerted(index), ...mostTelling(index), ...tags].find(hasValues) ?? tags[0] ?? '';
+}
+
+// What the newest alert is of, the most severe first.
+function alerted(index) {
+  const order = ['critical', 'warning', 'info'];
+  const findings = index.alerts.at(-1)?.findings ?? [];
+  return findings.toSorted((a, b) => order.indexOf(a.severity) - order.indexOf(b.severity)).map(({figure}) => figure);
 }
 
 // The chosen score of single layers, if there is such a one; else the most telling.

@@ -2,6 +2,7 @@
 
 import {drawBorders} from './borders.js';
 import {colours} from './colour.js';
+import {drawMarks} from './marks.js';
 
 const MOST_PIXELS = 2048;
 const BARS_FROM = 0.62; // of the height, where tokens without a grid are drawn as bars
@@ -26,16 +27,6 @@ export const isBars = (grid) => grid[0] === 1 && grid[1] > 1;
 // Width over height of a panel. A picture of one row of pixels would have none, and one of one column no end.
 export const aspectOf = (bitmap) => (bitmap ? Math.max(1 / 8, Math.min(8, bitmap.width / bitmap.height)) : 1);
 
-// Largest value and sum of a map.
-export function extent(values) {
-  let [top, sum] = [0, 0];
-  for (const value of values) {
-    if (value > top) top = value;
-    sum += value;
-  }
-  return {top, sum};
-}
-
 // Gives the canvas as many pixels as it has on the screen; true if that changed.
 export function fit(own) {
   const ratio = window.devicePixelRatio || 1;
@@ -49,14 +40,15 @@ export function fit(own) {
 }
 
 // `heat` {values, grid} or null; `top` the value that gets the last colour; `low` the value that gets the first one;
-// `borders` of regions of the picture; `chosen` tokens with an outline on `chosenGrid`; `pointer` one more, dashed.
-export function paint(own, {bitmap, heat, top, low = 0, colourMap, strength, even, borders = [], chosen, chosenGrid, pointer, pointerGrid}) {
+// `borders` of regions of the picture; `marks` of the map; `chosen` tokens with an outline on `chosenGrid`; `pointer` one more, dashed.
+export function paint(own, {bitmap, heat, top, low = 0, colourMap, strength, even, borders = [], marks, chosen, chosenGrid, pointer, pointerGrid}) {
   const bars = heat && isBars(heat.grid);
   const place = placeOf(own.canvas, bitmap, bars);
   drawBase(own, bitmap, place, heat && !bars ? 0.55 * Math.min(1, strength / 65) : 0);
   if (heat && bars) drawBars(own, heat, top, low, colourMap);
   else if (heat) drawGrid(own, heat, top, low, colourMap, strength, even);
   drawLines(own, borders, place);
+  if (marks) drawMarks(own.context, marks, place, Math.max(1, own.canvas.width / Math.max(1, own.canvas.clientWidth)));
   if (chosen?.length) outline(own, chosen, chosenGrid, false);
   if (pointer !== null && pointer !== undefined) outline(own, [pointer], pointerGrid, true);
 }

@@ -24,7 +24,8 @@ const DEFAULTS = {
   g2r: 'g2r', // g2r_region
   colours: 'cividis',
   strength: 65,
-  outlines: true, // of the hole, the object and the kept region
+  marks: false, // around the heaviest part of a map
+  outlines: true, // of the hole, the object and what an edit changes
   pins: '', // see patches.js
   sort: 'fall',
   lines: false, // make room for reference lines that are far away

@@ -8,6 +8,7 @@ import {change, state} from './state.js';
 
 const HEIGHT = 240;
 const ROOM = {left: 50, right: 18, top: 14, bottom: 30};
+const SIGNS = {critical: '!!', warning: '!', info: 'i'}; // of alerts; a colour alone is not seen by all
 
 // `opened()` is called when the scores of single layers are to be seen.
 export function makeTimeline(opened) {
@@ -191,11 +192,14 @@ export function makeTimeline(opened) {
     mark.alertText = `${run.name}\n${alert.text.split('\n')[0]}`; // the rest stands below the chart
     mark.style.left = `${x.at(alert.global_step)}px`;
     mark.style.color = colourOf(run);
+    mark.dataset.severity = alert.severity;
+    mark.firstChild.textContent = SIGNS[alert.severity] ?? '!';
+    mark.setAttribute('aria-label', `Alert at step ${alert.global_step} of ${run.name}, ${alert.severity}`);
     return mark;
   }
 
   function makeMark(run, step) {
-    const mark = el('button', {class: 'mark', type: 'button', 'aria-label': `Alert at step ${step} of ${run}`}, '!');
+    const mark = el('button', {class: 'mark', type: 'button'}, el('span', {}));
     mark.setAttribute('aria-describedby', bubble.id);
     for (const event of ['mouseenter', 'focus']) mark.addEventListener(event, () => showAlert(mark));
     for (const event of ['mouseleave', 'blur']) mark.addEventListener(event, hideAlert);
@@ -221,6 +225,7 @@ export function makeTimeline(opened) {
     const key = JSON.stringify([main.name, alert?.global_step, data.step, alert?.text, data.alertsProblem]);
     if (now.dataset.key === key) return; // what is open stays open
     now.dataset.key = key;
+    now.dataset.severity = alert?.severity ?? '';
     if (!alert) return now.replaceChildren(data.alertsProblem ?? '');
     const [headline, ...rest] = alert.text.split('\n');
     const isNow = alert.global_step === data.step;

@@ -2,9 +2,11 @@
 
 import {gradient} from './colour.js';
 import {el, number, percent} from './dom.js';
-import {aspectOf, extent, fit, isBars, paint, surface} from './paint.js';
+import {extent} from './extent.js';
+import {comparedWords, marksOf} from './marks.js';
+import {aspectOf, fit, isBars, paint, surface} from './paint.js';
 import {columnSum, meanRow, moved, onGrid, readPins, rectangle, toggled, writePins} from './patches.js';
-import {bordersOf, makeRegions, outlinedWords} from './regions.js';
+import {ANYWHERE, bordersOf, makeRegions, outlinedWords, soughtOn} from './regions.js';
 import {change, state} from './state.js';
 
 const SIDES = ['generated', 'reference'];
@@ -136,6 +138,8 @@ export function makeViews(shown, below) {
     const panel = panels[side];
     const found = heatOf(scene, side, chosen);
     panel.heat = found.heat;
+    const sought = state.marks && found.heat ? soughtOn(scene, side) : null;
+    const marks = sought && marksOf(found.heat);
     const {top, sum} = found.heat ? extent(found.heat.values) : {top: 0, sum: 0};
     Object.assign(panel, {top, sum});
     paint(panel.surface, {
@@ -145,6 +149,7 @@ export function makeViews(shown, below) {
       colourMap: state.colours,
       strength: state.strength,
       borders: bordersOf(scene[side]),
+      marks,
       chosen: chosen?.side === side ? chosen.tokens : null,
       chosenGrid: chosen?.grid,
       // With something pinned the pointer only reads.
@@ -155,6 +160,7 @@ export function makeViews(shown, below) {
     panel.reason.textContent = found.reason ?? '';
     panel.reason.hidden = !found.reason;
     panel.legend.hidden = !found.heat;
+    panel.marked.textContent = marks && sought !== ANYWHERE ? comparedWords(marks, sought) : '';
     if (found.heat) {
       const times = sum > 0 ? (top * found.heat.values.length) / sum : 0;
       panel.most.textContent = number(top);
@@ -183,7 +189,9 @@ export function makeViews(shown, below) {
       const panel = panels[side];
       const isStandIn = which === 'target';
       panel.title.textContent = side === 'generated' ? (isStandIn ? 'Target' : 'Generated') : referenceWords(scene);
-      panel.note.textContent = isStandIn && bitmap ? 'no generated picture is kept for this pair (pictures= of I2AMCallback)' : note;
+      const made = which === 'generated' ? evaluation.made[scene.pair] : ''; // of a picture that is no finished sample
+      panel.note.textContent =
+        isStandIn && bitmap ? 'no generated picture is kept for this pair (pictures= of I2AMCallback)' : note || made;
       panel.element.style.setProperty('--aspect', aspectOf(bitmap));
       panel.bar.style.background = gradient(state.colours);
       panel.canvas.setAttribute(
@@ -227,12 +235,12 @@ export function makeViews(shown, below) {
 
   const canvases = () =>
     SIDES.map((side) => {
-      const {canvas, title, note, what, most, times, legend} = panels[side];
+      const {canvas, title, note, what, most, times, marked, legend} = panels[side];
       return {
         canvas,
         title: [title.textContent, note.textContent].filter(Boolean).join(', '),
         what: what.textContent,
-        scale: legend.hidden ? null : `0 … ${most.textContent}, ${times.textContent}`,
+        scale: legend.hidden ? null : [`0 … ${most.textContent}`, times.textContent, marked.textContent].filter(Boolean).join(', '),
         bar: legend.hidden ? null : state.colours,
         outlined: outlinedWords(scene[side]),
       };
@@ -276,7 +284,8 @@ function makePanel(side) {
   const reason = el('p', {class: 'reason', hidden: true});
   const [bar, most] = [el('span', {class: 'bar'}), el('span', {})];
   const times = el('span', {class: 'times', title: 'The largest value over that of a map that is the same everywhere'});
-  const legend = el('p', {class: 'legend'}, el('span', {}, '0'), bar, most, times);
+  const marked = el('span', {class: 'marked'});
+  const legend = el('p', {class: 'legend'}, el('span', {}, '0'), bar, most, times, marked);
   const element = el(
     'figure',
     {class: 'panel'},
@@ -284,5 +293,5 @@ function makePanel(side) {
     el('div', {class: 'frame'}, canvas, reason),
     legend,
   );
-  return {element, canvas, surface: surface(canvas), title, note, what, reason, bar, most, times, legend};
+  return {element, canvas, surface: surface(canvas), title, note, what, reason, bar, most, times, marked, legend};
 }
