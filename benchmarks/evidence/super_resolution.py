@@ -1,7 +1,7 @@
 """Super-resolution, the paper's third task: whether each patch looks at its own place, and whether texture does so more.
 
 The model restores a picture from one of half its resolution through cross-attention on the denoiser's own grid, as PASD
-does, so that the truth of a row of the map (SRAM) is known: the patch of the reference at the same place.
+does, so that the truth of a row of the map (SRAM) is known: the pixel of the reference at the same place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from i2am_debug import CapturePlan, trace
-from i2am_debug.demo.super_resolution.model import GRID, LATENT_CHANNELS, denoising_loss
+from i2am_debug.demo.pixel_vae import LATENT_CHANNELS
+from i2am_debug.demo.super_resolution.model import GRID, denoising_loss
 from i2am_debug.demo.super_resolution.pairs import SIZE, LowAndHigh, make_batch
 from i2am_debug.demo.super_resolution.pipeline import TinySuperResolutionPipeline, load_super_resolution_pipeline
 
@@ -56,10 +57,10 @@ def measure(sizes: Sizes, _runs: Path) -> Section:
         f"cross-attention alone, teacher forced at the noise times {', '.join(map(str, NOISE_TIMES))} of 1000. Hit rate: share "
         f"of the {_PATCHES} patches whose row (SRAM, all heads) has its maximum at its own place; chance {1 / _PATCHES:.3f}. "
         f"Concentration of a row: {np.log2(_PATCHES):.0f} bit less its entropy; its rank correlation, within a picture, with "
-        "the standard deviation of the true picture inside the patch (texture against flat areas), and as a control with "
-        "that of another picture; and with what both have beyond their means over pictures at that place, since the middle has "
-        "more detail than the edge. G2R is the mean of the rows: how much each patch of the reference is looked at. Intervals "
-        "are over pictures.",
+        "the standard deviation of the true picture in the 8×8 pixels around the patch, about a period of its textures "
+        "(texture against flat areas), and as a control with that of another picture; and with what both have beyond their "
+        "means over pictures at that place, since the middle has more detail than the edge. G2R is the mean of the rows: how "
+        "much each patch of the reference is looked at. Intervals are over pictures.",
         said=_in_words(found, wrong, quality, layers),
         tables=[
             _by_layer(found["all"], wrong),
@@ -82,7 +83,7 @@ def rows_at(
     noise_time: int,
     reference_B3LL: torch.Tensor | None = None,
 ) -> dict[str, np.ndarray]:
-    """Layer → (B, 64, 64): the G2R rows of each patch, mean over heads; and their mean over layers under `ALL`.
+    """Layer → (B, 256, 256): the G2R rows of each patch, mean over heads; and their mean over layers under `ALL`.
 
     `reference_B3LL` are other references than the pairs' own.
     """
@@ -239,18 +240,20 @@ def _in_words(
     layer = sharpest(found, layers)
     best, every = found["all"][layer], found["all"][ALL]
     first, last = (found[str(time)][layer] for time in (NOISE_TIMES[0], NOISE_TIMES[-1]))
-    told, more = (_compared(*best[name]) for name in ("rho_placed", "rho_g2r"))
     model, other, bicubic = (
         quality[name][0] for name in ("the right reference", "another picture's", "bicubic enlargement, no model")
     )
-    against = "above" if model > bicubic else "below"
+    against = "less" if model > bicubic else "more"
     return (
         f"In `{layer}` {best['hit'][0]:.0%} of the patches look at their own place, in the mean over layers "
         f"{every['hit'][0]:.0%}; in that layer {first['hit'][0]:.0%} in pure noise and {last['hit'][0]:.0%} near the end; with "
         f"another picture's reference {wrong[layer][0]:.0%}: that a map is right says nothing of what is found there. "
-        f"There texture is looked at {told} narrowly than flat areas (rank correlation {best['rho_placed'][0]:.2f}; "
-        f"{best['rho'][0]:.2f} where the place is not taken out, of which another picture's detail gives "
-        f"{best['rho_control'][0]:.2f}), and gets {more} of the attention (G2R {best['rho_g2r'][0]:.2f}). "
-        f"The pictures reach {model:.1f} dB, {other:.1f} from another reference; bicubic enlargement gives {bicubic:.1f}, the "
-        f"model is {against} it."
+        f"That layer looks at texture {_compared(*best['rho_placed'])} narrowly than at flat areas (rank correlation "
+        f"{best['rho_placed'][0]:.2f}; {best['own'][0]:.0%} of each row lies on its own place), the mean over layers "
+        f"{_compared(*every['rho_placed'])} narrowly ({every['rho_placed'][0]:.2f}; {every['rho'][0]:.2f} where the place is "
+        f"not taken out, of which another picture's detail gives {every['rho_control'][0]:.2f}). Of the attention texture gets "
+        f"{_compared(*best['rho_g2r'])} there (G2R {best['rho_g2r'][0]:.2f}), {_compared(*every['rho_g2r'])} in the mean "
+        f"({every['rho_g2r'][0]:.2f}). "
+        f"The pictures reach {model:.1f} dB, {other:.1f} from another reference; bicubic enlargement gives {bicubic:.1f}, "
+        f"{abs(model - bicubic):.1f} {against}."
     )

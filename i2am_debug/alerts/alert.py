@@ -141,12 +141,22 @@ def what_broke(fired: Sequence[Finding], diagnosis: Diagnosis | None) -> list[st
         return [f"Look first at: {look_first(fired)}"]
     first = [CAUSES[name].first for name, _ in diagnosis.likely if name in CAUSES][:_LOOK_FIRST] or [look_first(fired)]
     return [
-        f"What broke, by likelihood, as of step {diagnosis.global_step}: "
-        + ", ".join(f"{name} {_percent(share)}" for name, share in diagnosis.likely),
+        _by_likelihood(diagnosis),
         *(f"{'Look first at' if number == 0 else 'Then at'}: {text}" for number, text in enumerate(first)),
         f"It rests on: {'; '.join(diagnosis.evidence)}",
         _page(diagnosis.kind) if diagnosis.kind in CAUSES else "How each kind shows itself: docs/what-broke.md",
     ]
+
+
+def _by_likelihood(diagnosis: Diagnosis) -> str:
+    step = diagnosis.global_step
+    if diagnosis.unlike_all:
+        return (
+            f"What broke is not known, as of step {step}: the figures changed like no fault that was measured, on two tiny "
+            "models; in a model unlike them the same faults may show otherwise"
+        )
+    shares = ", ".join(f"{name} {_percent(share)}" for name, share in diagnosis.likely)
+    return f"What broke, by likelihood, as of step {step}: {shares}"
 
 
 def look_first(fired: Sequence[Finding]) -> str:

@@ -67,6 +67,12 @@ class Diagnosis:
         return CAUSES[name] if name in CAUSES and likelihood > 0.5 else None
 
     @property
+    def unlike_all(self) -> bool:
+        """Whether what is seen is likelier like no kind that was measured than like all of them together."""
+        name, likelihood = self.likelihoods[0]
+        return name == UNKNOWN and likelihood > 0.5
+
+    @property
     def group(self) -> Group | None:
         """The group of kinds that is likelier than all others together, or None."""
         groups: dict[Group, float] = {}

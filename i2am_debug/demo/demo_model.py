@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from ..evaluation.loss_function import LossFunction
 from ..pairs.collection import ValidationPairs
-from .sabotage import Sabotage
+from .sabotage import Batch, Sabotage
 
 MODELS = {
     "inpainting": "i2am_debug.demo.inpainting.training",
@@ -33,8 +32,8 @@ class DemoModel:
     """Names of the pipeline's modules that the fine-tune trains."""
     learning_rate: float
     """Gentle enough that a healthy fine-tune changes no figure by more than the default rules allow."""
-    new_data: Callable[[int, int], Dataset]
-    """`new_data(count, seed)` → pairs the shipped model has not seen; items that make a `Batch`."""
+    new_data: Callable[[int, torch.Generator], Batch]
+    """`new_data(count, generator)` → pairs drawn from the generator, as one batch."""
     training_loss: Callable[..., torch.Tensor]
     """`training_loss(pipeline, modules, batch, predicts_noise=…)` → the loss to train on, one number; `modules` are those of
     `trained`, prepared. Its noise comes from torch's own random state."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, StackDataset
 from tqdm.auto import tqdm
 
 from i2am_debug.callbacks import I2AMCallback
@@ -204,7 +204,8 @@ def fine_tune(
         return min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_the_rate)
-    loader = DataLoader(model.new_data(steps * batch_size, seed), batch_size=batch_size)
+    unseen = torch.Generator().manual_seed(500_000 + seed)  # by the shipped weights' training and by the evaluations
+    loader = DataLoader(StackDataset(**model.new_data(steps * batch_size, unseen)), batch_size=batch_size)
     modules = (getattr(pipeline, name) for name in model.trained)
     *modules, optimizer, loader, schedule = accelerator.prepare(*modules, optimizer, loader, schedule)
     trained = {name: module.train() for name, module in zip(model.trained, modules, strict=True)}

@@ -15,34 +15,33 @@ PIXELS_PER_CELL = 2
 LATENT_CHANNELS = 3 * PIXELS_PER_CELL**2
 
 
-def to_cells(picture: torch.Tensor, side: int = PIXELS_PER_CELL) -> torch.Tensor:
-    """(B, C, side h, side w) → (B, side² C, h, w), exactly invertible."""
-    return F.pixel_unshuffle(picture, side)
+def to_cells(picture: torch.Tensor) -> torch.Tensor:
+    """(B, C, 2h, 2w) → (B, 4C, h, w), exactly invertible."""
+    return F.pixel_unshuffle(picture, PIXELS_PER_CELL)
 
 
-def to_pixels(cells: torch.Tensor, side: int = PIXELS_PER_CELL) -> torch.Tensor:
+def to_pixels(cells: torch.Tensor) -> torch.Tensor:
     """The inverse of `to_cells`."""
-    return F.pixel_shuffle(cells, side)
+    return F.pixel_shuffle(cells, PIXELS_PER_CELL)
 
 
 class PixelVAE(ModelMixin, ConfigMixin):
-    """Exact and without parameters: (B, 3, 2h, 2w) in [-1, 1] ↔ (B, 12, h, w); with a level more 4h, 4w and 48."""
+    """Exact and without parameters: (B, 3, 2h, 2w) in [-1, 1] ↔ (B, 12, h, w)."""
 
     @register_to_config
     def __init__(
         self,
         latent_channels: int = LATENT_CHANNELS,
-        block_out_channels: Sequence[int] = (3, LATENT_CHANNELS),  # pipelines read the factor off it: two of two levels
+        block_out_channels: Sequence[int] = (3, LATENT_CHANNELS),  # two levels: pipelines read the factor two off this
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
-        self.side = 2 ** (len(block_out_channels) - 1)
         self.register_buffer("place", torch.zeros(1))  # diffusers asks every module for its device and type
 
     def encode(self, picture: torch.Tensor) -> AutoencoderTinyOutput:
-        return AutoencoderTinyOutput(latents=to_cells(picture, self.side))
+        return AutoencoderTinyOutput(latents=to_cells(picture))
 
     def decode(self, latent: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
-        picture = to_pixels(latent, self.side)
+        picture = to_pixels(latent)
         return DecoderOutput(sample=picture) if return_dict else (picture,)

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
 from .demo_model import MODELS
 from .recipe import Modules, Recipe
+from .shipped_weights import save_weights
 
 
 def train(
@@ -63,12 +63,6 @@ def train(
     return {name: module.eval() for name, module in modules.items()}
 
 
-def save(modules: Modules, path: Path, metadata: dict[str, str]) -> None:
-    """Writes the modules' weights in float16 with `metadata`."""
-    tensors = {f"{n}.{k}": v.half().contiguous() for n, m in modules.items() for k, v in m.state_dict().items()}
-    save_file(tensors, path, metadata=metadata)
-
-
 def recipe_of(model: str) -> Recipe:
     """The recipe of a model of `MODELS`."""
     return importlib.import_module(f"i2am_debug.demo.{model.replace('-', '_')}.pretraining").RECIPE
@@ -94,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         "torch": torch.__version__.split("+")[0],
         "held_out_loss": json.dumps(figures),
     }
-    save(modules, output, metadata)
+    save_weights(modules, output, metadata)
     print(f"{output}: {output.stat().st_size / 2**20:.2f} MiB, held-out loss {figures}")
 
 

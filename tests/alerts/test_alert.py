@@ -367,7 +367,11 @@ def test_a_diagnosis_that_is_unsure_makes_no_headline() -> None:
         assert headline([finding("reference_gap")], diagnosis) == LESS
     of_a_group = replace(DIAGNOSIS, likelihoods=(("mask", 0.45), ("target", 0.4), (UNKNOWN, 0.15)))
     assert headline([finding("reference_gap")], of_a_group) == "something beside the reference broke"
-    assert "docs/what-broke.md#" not in "".join(what_broke([finding("reference_gap")], unknown))
+    told = "".join(what_broke([finding("reference_gap")], unknown))
+    assert (
+        "docs/what-broke.md#" not in told and "What broke is not known, as of step 7" in told and "%" not in told[:150]
+    )
+    assert "What broke, by likelihood" in what_broke([finding("reference_gap")], unsure)[0]
 
 
 def test_what_changed_nothing_that_the_model_achieves_is_told_so_whatever_it_looks_like() -> None:

@@ -12,16 +12,16 @@ from benchmarks.evidence.sizes import SHORT
 
 
 def rows_with_maximum_at(places: np.ndarray) -> np.ndarray:
-    return 0.01 + np.eye(64)[places][None]
+    return 0.01 + np.eye(256)[places][None]
 
 
 def test_hits_are_at_the_own_place_and_near_ones_within_one_patch() -> None:
-    own = np.arange(64)
+    own = np.arange(256)
     assert super_resolution.hits(rows_with_maximum_at(own)) == 1
-    next_column = rows_with_maximum_at(own.reshape(8, 8)[:, [1, 2, 3, 4, 5, 6, 7, 0]].ravel())
+    next_column = rows_with_maximum_at(np.roll(own.reshape(16, 16), -1, 1).ravel())
     assert super_resolution.hits(next_column) == 0
-    assert super_resolution.near_hits(next_column) == 7 / 8  # the last column looks at the first
-    assert super_resolution.near_hits(rows_with_maximum_at(63 - own)) == 4 / 64  # the four in the middle
+    assert super_resolution.near_hits(next_column) == 15 / 16  # the last column looks at the first
+    assert super_resolution.near_hits(rows_with_maximum_at(255 - own)) == 4 / 256  # the four in the middle
 
 
 def test_concentration_counts_the_bits_by_which_a_row_is_narrower_than_an_even_one() -> None:

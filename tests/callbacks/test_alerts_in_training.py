@@ -14,7 +14,7 @@ from training import Run
 from i2am_debug import IMACSRegression, Rule, Rules
 from i2am_debug.demo.inpainting.pairs import validation_pairs
 from i2am_debug.demo.inpainting.pipeline import load_tiny_pipeline
-from i2am_debug.demo.inpainting.training import break_encoder
+from i2am_debug.demo.inpainting.training import DEMO
 from i2am_debug.figures.values import Undefined
 from i2am_debug.store.run_store import RunStore
 
@@ -204,7 +204,7 @@ def test_what_broke_is_told_and_looked_for_again_while_it_stays_so(tmp_path, cap
     settings = {"pairs": validation_pairs(8, seed=11), "batch_size": 8, "every_n_steps": 1, "pictures": 0, "panels": 0}
     callback = run.callback(pipeline=pipeline, loss_fn=None, on_alert=told.append, **settings)
     callback.on_step_end(0)
-    break_encoder(pipeline)
+    DEMO.sabotages["encoder"].break_weights(pipeline)
     store = RunStore(tmp_path / "run")
     seen = []
     for step in (1, 2, 3, 4):

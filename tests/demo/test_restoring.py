@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from i2am_debug import CapturePlan, trace
 from i2am_debug.demo.finetune import run_demo
-from i2am_debug.demo.pixel_vae import PixelVAE
-from i2am_debug.demo.super_resolution.model import CELL, GRID, LATENT_CHANNELS, ReferenceEncoder, denoising_loss
+from i2am_debug.demo.picture_quality import mean_psnr
+from i2am_debug.demo.pixel_vae import LATENT_CHANNELS, PixelVAE
+from i2am_debug.demo.super_resolution.model import GRID, ReferenceEncoder, denoising_loss
 from i2am_debug.demo.super_resolution.pairs import LOW_SIZE, SIZE, make_batch, validation_pairs
 from i2am_debug.demo.super_resolution.pipeline import (
     WEIGHTS,
@@ -52,12 +53,14 @@ def test_a_reference_is_the_mean_of_every_four_pixels() -> None:
     np.testing.assert_allclose(batch.reference_B3LL, means, atol=1e-6)
 
 
-def test_detail_is_the_spread_inside_a_patch() -> None:
+def test_detail_is_the_spread_in_eight_by_eight_pixels_around_a_place() -> None:
     batch = make_batch(2, torch.Generator().manual_seed(1))
-    found, side = batch.detail_BGG(GRID), SIZE // GRID
-    for row, column in ((0, 0), (3, 5), (7, 7)):
-        patch = batch.target_B3SS[1, :, row * side : (row + 1) * side, column * side : (column + 1) * side].numpy()
-        assert found[1, row, column] == pytest.approx(patch.std((1, 2)).mean(), abs=1e-6)
+    found = batch.detail_BGG(GRID)
+    assert found.shape == (2, GRID, GRID)
+    mirrored = np.pad(batch.target_B3SS[1].numpy(), ((0, 0), (3, 3), (3, 3)), mode="reflect")
+    for row, column in ((0, 0), (3, 5), (15, 15)):  # whose own pixels are 2 row, 2 row + 1; padded, 3 further
+        around = mirrored[:, 2 * row : 2 * row + 8, 2 * column : 2 * column + 8]
+        assert found[1, row, column] == pytest.approx(around.std((1, 2)).mean(), abs=1e-6)
 
 
 def test_the_pictures_have_texture_and_flat_areas_and_stay_the_same() -> None:
@@ -73,22 +76,22 @@ def test_the_pictures_have_texture_and_flat_areas_and_stay_the_same() -> None:
 
 def test_the_latents_are_the_pixels_of_each_place() -> None:
     picture = make_batch(2, torch.Generator().manual_seed(0)).target_B3SS
-    vae = PixelVAE(LATENT_CHANNELS, (3, 12, LATENT_CHANNELS))
+    vae = PixelVAE()
     latents = vae.encode(picture).latents
     assert latents.shape == (2, LATENT_CHANNELS, GRID, GRID)
-    patch = picture[1, :, CELL : 2 * CELL, 2 * CELL : 3 * CELL]
+    patch = picture[1, :, 2:4, 4:6]
     assert torch.equal(latents[1, :, 1, 2], patch.flatten())
     assert torch.equal(vae.decode(latents).sample, picture)
 
 
-def test_a_token_knows_its_own_pixels_and_two_around_them_only() -> None:
+def test_a_token_knows_its_own_pixel_and_two_around_it_only() -> None:
     encoder, picture = ReferenceEncoder().eval(), torch.zeros(1, 3, LOW_SIZE, LOW_SIZE)
     changed = picture.clone()
     changed[..., 7, 5] = 1
     with torch.no_grad():
         moved = (encoder(changed) - encoder(picture)).abs().amax(2).view(GRID, GRID) > 1e-6
     rows, columns = moved.nonzero().T
-    assert moved[3, 2] and set(rows.tolist()) <= {2, 3, 4} and set(columns.tolist()) <= {1, 2, 3}
+    assert moved[7, 5] and rows.min() == 5 and rows.max() == 9 and columns.min() == 3 and columns.max() == 7
 
 
 def test_a_saved_pipeline_makes_the_same_picture(pipeline, tmp_path) -> None:
@@ -131,17 +134,25 @@ def test_a_wrong_reference_makes_another_picture(pipeline) -> None:
     errors = ((made[:, None] - truths) ** 2).mean((2, 3, 4))  # of each picture against each truth
     assert torch.equal(errors.argmin(1), torch.arange(len(pairs)))
     right, wrong = errors.diagonal().mean().item(), errors[~torch.eye(len(pairs), dtype=torch.bool)].mean().item()
-    assert wrong > 5 * right
+    assert wrong > 20 * right
     assert picture_psnr(pipeline, pairs) == pytest.approx(-10 * np.log10(right), abs=3)
 
 
+def test_it_beats_the_bicubic_enlargement_of_its_reference(pipeline) -> None:
+    pairs = validation_pairs(16, seed=10)
+    enlarged = [
+        np.asarray(p.reference.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float64) / 255 for p in pairs
+    ]
+    assert picture_psnr(pipeline, pairs) > mean_psnr(enlarged, pairs) + 2.5
+
+
 def test_the_weights_carry_their_recipe_and_what_it_reached(pipeline) -> None:
-    assert WEIGHTS.stat().st_size <= 2.5 * 2**20
+    assert WEIGHTS.stat().st_size <= 1.5 * 2**20
     with safe_open(WEIGHTS, framework="numpy") as file:
         metadata = file.metadata()
     assert json.loads(metadata["recipe"])["batch"] == 16
     written = json.loads(metadata["held_out_loss"])
-    assert written["wrong_reference"] >= 8 * written["right_reference"]
+    assert written["wrong_reference"] >= 30 * written["right_reference"]
     found = held_out_loss({name: getattr(pipeline, name) for name in DEMO.trained})
     assert found == pytest.approx(written, rel=0.02)  # written before the weights were rounded to float16
 

@@ -307,8 +307,8 @@ def encode_tiny_edit(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
 
 
 def encode_tiny_super_resolution(pipeline: Any, pair: ValidationPair) -> torch.Tensor:
-    """(1, 48, 8, 8): pixels in [-1, 1], those of a square of 4x4 as channels."""
-    return to_cells(pipeline.image_processor.preprocess(pair.target), 4)
+    """(1, 12, 16, 16): pixels in [-1, 1], those of a square of 2x2 as channels."""
+    return to_cells(pipeline.image_processor.preprocess(pair.target))
 
 
 def square(number: int, **changes: Any) -> ValidationPair:

@@ -9,10 +9,10 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import is_transformers_available
-from safetensors.torch import load_file
 
 from ...errors import UnsupportedModel
 from ..pixel_vae import PixelVAE
+from ..shipped_weights import load_weights
 from .model import InstructionEncoder, new_scheduler, new_transformer, pooled
 from .pairs import SIZE
 
@@ -110,10 +110,5 @@ def load_edit_pipeline(weights: Path = WEIGHTS, *, device: str | torch.device = 
         raise UnsupportedModel(
             "the editing demo runs FluxKontextPipeline, which needs transformers: pip install transformers"
         )
-    state = load_file(weights)
-    parts = {"transformer": new_transformer(), "instruction_encoder": InstructionEncoder()}
-    for name, module in parts.items():
-        own = {key.removeprefix(f"{name}."): v.float() for key, v in state.items() if key.startswith(f"{name}.")}
-        module.load_state_dict(own)
-        module.eval()
-    return TinyEditPipeline(scheduler=new_scheduler(), vae=PixelVAE().eval(), **parts).to(device)
+    modules = load_weights({"transformer": new_transformer(), "instruction_encoder": InstructionEncoder()}, weights)
+    return TinyEditPipeline(scheduler=new_scheduler(), vae=PixelVAE().eval(), **modules).to(device)

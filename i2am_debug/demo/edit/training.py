@@ -5,39 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from ...evaluation.loss_function import LossFunction
 from ...pairs.collection import ValidationPairs
 from ...pairs.pair import ValidationPair
 from ..demo_model import DemoModel
+from ..picture_quality import SAMPLER_STEPS, mean_psnr
 from ..sabotage import ANY_MODEL, Batch, Sabotage, forget, fresh_keys, shift, shuffled
 from .model import GRID, TOKEN_CHANNELS, flow_loss, new_transformer, to_tokens
 from .pairs import SIZE, make_batch, validation_pairs
 from .pipeline import TinyEditPipeline, load_edit_pipeline
 
 _SHIFT = 8  # pixels
-_SAMPLER_STEPS = 5  # enough to measure the pictures
 
 
-class _NewEdits(Dataset):
-    """Edits the shipped model has not seen, drawn by index."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self._batch = make_batch(count, torch.Generator().manual_seed(500_000 + seed))
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "target": self._batch.target_B3SS[index],
-            "reference": self._batch.reference_B3SS[index],
-            "prompt": self._batch.prompts[index],
-        }
+def new_data(count: int, generator: torch.Generator) -> dict[str, Any]:
+    batch = make_batch(count, generator)
+    return {"target": batch.target_B3SS, "reference": batch.reference_B3SS, "prompt": batch.prompts}
 
 
 def noise_shares(count: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -79,14 +65,11 @@ def picture_psnr(pipeline: TinyEditPipeline, pairs: ValidationPairs) -> float:
     made = pipeline(
         image=[p.reference for p in pairs],
         prompt=[p.prompt or "" for p in pairs],
-        num_inference_steps=_SAMPLER_STEPS,
+        num_inference_steps=SAMPLER_STEPS,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     ).images
-    errors = [
-        float(((image - np.asarray(pair.target) / 255) ** 2).mean()) for image, pair in zip(made, pairs, strict=True)
-    ]
-    return float(np.mean(-10 * np.log10(errors)))
+    return mean_psnr(made, pairs)
 
 
 def break_attention(pipeline: TinyEditPipeline) -> None:
@@ -124,7 +107,7 @@ DEMO = DemoModel(
     load=load_edit_pipeline,
     trained=("transformer", "instruction_encoder"),
     learning_rate=3e-4,
-    new_data=_NewEdits,
+    new_data=new_data,
     training_loss=training_loss,
     loss_fn=teacher_forced,
     validation_pairs=lambda: validation_pairs(16, seed=7),

@@ -13,6 +13,8 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import nn
 
 from ..pixel_vae import LATENT_CHANNELS, PIXELS_PER_CELL, to_cells
+from ..tiny_unet import new_scheduler as new_scheduler  # this model's own
+from ..tiny_unet import start_larger
 
 REFERENCE_GRID = 8
 MASK_CHANNELS = PIXELS_PER_CELL**2
@@ -44,7 +46,7 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):
 
 
 def new_unet() -> UNet2DConditionModel:
-    """The denoiser with fresh weights; queries and keys start 2.5 times larger, which makes copying appear earlier."""
+    """The denoiser with fresh weights."""
     unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=2 * LATENT_CHANNELS + MASK_CHANNELS,
@@ -58,23 +60,7 @@ def new_unet() -> UNet2DConditionModel:
         attention_head_dim=(2, 4),  # diffusers takes this as the number of heads of each block
         norm_num_groups=8,
     )
-    with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight")):
-                weight.mul_(2.5)
-    return unet
-
-
-def new_scheduler() -> DDIMScheduler:
-    """1000 noise times, predicts the sample, trailing spacing with zero terminal signal-to-noise ratio."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="sample",
-        clip_sample=True,
-        timestep_spacing="trailing",
-        rescale_betas_zero_snr=True,
-    )
+    return start_larger(unet)
 
 
 def inpainting_condition(picture: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNe
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from safetensors.torch import load_file
 
 from ..pixel_vae import PixelVAE, to_pixels
+from ..shipped_weights import load_weights
+from ..tiny_unet import denoise
 from .model import ReferenceEncoder, inpainting_condition, new_scheduler, new_unet
 from .pairs import SIZE
 
@@ -62,18 +63,17 @@ class TinyExamplePipeline(DiffusionPipeline):
         picture, hole, example = self.prepare(image, mask_image, example_image)
         tokens = self.reference_encoder(example)
         condition = inpainting_condition(picture, hole)
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         shape = (len(picture), self.unet.config.out_channels, *condition.shape[-2:])
         latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
-        with self.progress_bar(total=num_inference_steps) as progress:
-            for i, t in enumerate(self.scheduler.timesteps):
-                predicted = self.unet(torch.cat([latents, condition], 1), t, tokens).sample
-                latents = self.scheduler.step(predicted, t, latents).prev_sample
-                if callback_on_step_end is not None:
-                    names = callback_on_step_end_tensor_inputs or ["latents"]
-                    changed = callback_on_step_end(self, i, t, {n: {"latents": latents}[n] for n in names})
-                    latents = changed.pop("latents", latents)
-                progress.update()
+        latents = denoise(
+            self,
+            latents,
+            tokens,
+            lambda noisy: torch.cat([noisy, condition], 1),
+            num_inference_steps,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
         painted = to_pixels(latents).clamp(-1, 1)
         merged = painted * hole + picture * (1 - hole)
         images = self.image_processor.postprocess(merged, output_type=output_type)
@@ -99,17 +99,8 @@ class TinyExamplePipeline(DiffusionPipeline):
 
 def load_tiny_pipeline(weights: Path = WEIGHTS, *, device: str | torch.device = "cpu") -> TinyExamplePipeline:
     """The pipeline with the shipped weights, in float32 and evaluation mode."""
-    state = load_file(weights)
-    unet, encoder = new_unet(), ReferenceEncoder()
-    unet.load_state_dict({k.removeprefix("unet."): v.float() for k, v in state.items() if k.startswith("unet.")})
-    encoder.load_state_dict(
-        {
-            k.removeprefix("reference_encoder."): v.float()
-            for k, v in state.items()
-            if k.startswith("reference_encoder.")
-        }
-    )
-    return TinyExamplePipeline(unet.eval(), encoder.eval(), new_scheduler()).to(device)
+    modules = load_weights({"unet": new_unet(), "reference_encoder": ReferenceEncoder()}, weights)
+    return TinyExamplePipeline(**modules, scheduler=new_scheduler()).to(device)
 
 
 def _to_tensor(image: Image.Image, resample: Image.Resampling = Image.Resampling.BILINEAR) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from ..pixel_vae import LATENT_CHANNELS
 from ..recipe import OPTIMIZER, Modules, Recipe
+from ..tiny_unet import noise_times
 from .model import ReferenceEncoder, denoising_loss, new_scheduler, new_unet
 from .pairs import make_batch
 from .pipeline import WEIGHTS
@@ -18,7 +19,7 @@ _HELD_OUT_SEED = 7
 def _batch_loss(modules: Modules, draws: torch.Generator) -> torch.Tensor:
     batch = make_batch(_BATCH, draws)
     noise = torch.randn(len(batch), LATENT_CHANNELS, 16, 16, generator=draws)
-    timesteps = (1000 * torch.rand(len(batch), generator=draws).sqrt()).long().clamp(max=999)
+    timesteps = noise_times(len(batch), draws)
     tokens = modules["reference_encoder"](batch.reference_B3SS)
     inputs = (_SCHEDULER, batch.target_B3SS, batch.hole_B1SS, timesteps, noise)
     return denoising_loss(modules["unet"], tokens, *inputs, hole_weight=_HOLE_WEIGHT).mean()

@@ -5,41 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from ...evaluation.loss_function import LossFunction
 from ...pairs.collection import ValidationPairs
 from ...pairs.pair import ValidationPair
 from ..demo_model import DemoModel
+from ..picture_quality import SAMPLER_STEPS, mean_psnr
 from ..pixel_vae import LATENT_CHANNELS
-from ..sabotage import ANY_MODEL, Batch, Sabotage, changed, forget, fresh_keys, shift
+from ..sabotage import ANY_MODEL, Batch, Sabotage, changed, shift
+from ..tiny_unet import faults, noise_times
 from .model import REFERENCE_GRID, ReferenceEncoder, denoising_loss
 from .pairs import make_batch, validation_pairs
 from .pipeline import TinyExamplePipeline, load_tiny_pipeline
 
 _HOLE_WEIGHT = 4.0
 _SHIFT = 8  # pixels
-_SAMPLER_STEPS = 5  # enough to measure the pictures
 
 
-class _NewPairs(Dataset):
-    """Pairs the shipped model has not seen, drawn by index."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self._batch = make_batch(count, torch.Generator().manual_seed(500_000 + seed))
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {
-            "target": self._batch.target_B3SS[index],
-            "reference": self._batch.reference_B3SS[index],
-            "hole": self._batch.hole_B1SS[index],
-        }
+def new_data(count: int, generator: torch.Generator) -> dict[str, Any]:
+    batch = make_batch(count, generator)
+    return {"target": batch.target_B3SS, "reference": batch.reference_B3SS, "hole": batch.hole_B1SS}
 
 
 def training_loss(
@@ -47,8 +34,8 @@ def training_loss(
 ) -> torch.Tensor:
     """The denoising loss of a batch with "target", "reference" and "hole", more weight in the hole."""
     target, hole = batch["target"], batch["hole"]
-    noise = torch.randn(len(target), LATENT_CHANNELS, 16, 16, device=target.device)
-    timesteps = (1000 * torch.rand(len(target), device=target.device).sqrt()).long().clamp(max=999)
+    noise = torch.randn(len(target), LATENT_CHANNELS, 16, 16).to(target.device)
+    timesteps = noise_times(len(target)).to(target.device)
     tokens = modules["reference_encoder"](batch["reference"])
     inputs = (pipeline.scheduler, target, hole, timesteps, noise)
     unet = modules["unet"]
@@ -78,35 +65,11 @@ def hole_psnr(pipeline: TinyExamplePipeline, pairs: ValidationPairs) -> float:
         image=[p.target for p in pairs],
         mask_image=[p.mask_image for p in pairs],
         example_image=[p.reference for p in pairs],
-        num_inference_steps=_SAMPLER_STEPS,
+        num_inference_steps=SAMPLER_STEPS,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     ).images
-    errors = [
-        float(((image - np.asarray(pair.target) / 255)[pair.mask] ** 2).mean())
-        for image, pair in zip(made, pairs, strict=True)
-    ]
-    return float(np.mean(-10 * np.log10(errors)))
-
-
-def break_encoder(pipeline: TinyExamplePipeline) -> None:
-    """A random reference encoder that training leaves alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        forget(pipeline.reference_encoder, ReferenceEncoder())
-
-
-def dim_encoder(pipeline: TinyExamplePipeline) -> None:
-    """Scales the last step of the encoder; training goes on from there."""
-    with torch.no_grad():
-        for parameter in pipeline.reference_encoder.norm.parameters():
-            parameter.mul_(0.3)
-
-
-def reorder_tokens(pipeline: TinyExamplePipeline) -> None:
-    """From now on the encoder gives its tokens in another order, which attention can't tell."""
-    order = torch.randperm(REFERENCE_GRID**2, generator=torch.Generator().manual_seed(0))
-    pipeline.reference_encoder.register_forward_hook(lambda module, inputs, tokens: tokens[:, order])
+    return mean_psnr(made, pairs, in_hole=True)
 
 
 DEMO = DemoModel(
@@ -114,26 +77,16 @@ DEMO = DemoModel(
     load=load_tiny_pipeline,
     trained=("unet", "reference_encoder"),
     learning_rate=3e-4,
-    new_data=_NewPairs,
+    new_data=new_data,
     training_loss=training_loss,
     loss_fn=teacher_forced,
     validation_pairs=lambda: validation_pairs(16, seed=7),
     quality=hole_psnr,
     sabotages={
         **ANY_MODEL,
-        "encoder": Sabotage(what="reference encoder random and frozen", break_weights=break_encoder),
-        "encoder-dim": Sabotage(what="what the reference encoder gives scaled × 0.3", break_weights=dim_encoder),
-        "keys": Sabotage(
-            what="keys of the cross-attention overwritten",
-            break_weights=lambda pipeline: fresh_keys(pipeline.unet, ("attn2.to_k.weight",)),
-        ),
-        "queries": Sabotage(
-            what="queries of the cross-attention overwritten",
-            break_weights=lambda pipeline: fresh_keys(pipeline.unet, ("attn2.to_q.weight",)),
-        ),
+        **faults(ReferenceEncoder, REFERENCE_GRID),
         "shift-mask": Sabotage(what=f"holes shifted by {_SHIFT} px", corrupt=shift("hole", _SHIFT)),
         "inverted-mask": Sabotage(what="holes inverted", corrupt=changed("hole", lambda hole: 1 - hole)),
         "full-mask": Sabotage(what="holes of the whole picture", corrupt=changed("hole", torch.ones_like)),
-        "reordered": Sabotage(what="the reference's tokens in another order (harmless)", break_weights=reorder_tokens),
     },
 )

@@ -26,6 +26,7 @@ LOW_SIZE = 16
 
 _BLOBS, _TEXTURES = 3, 3  # of each picture; they may cover each other
 _PERIOD = (5.0, 9.0)  # of a texture, in pixels: what half the resolution can still show
+_AROUND = 8  # pixels: about a period, so that the inside of a stripe is texture too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,13 @@ class LowAndHigh:
         return len(self.target_B3SS)
 
     def detail_BGG(self, grid: int) -> torch.Tensor:
-        """How much there is to see at each place of a `grid` x `grid`, (B, grid, grid): the standard deviation of the picture
-        inside a patch, mean over the channels."""
-        patches = F.pixel_unshuffle(self.target_B3SS, SIZE // grid)
-        return patches.unflatten(1, (3, -1)).std(2, correction=0).mean(1)
+        """How much there is to see around each place of a `grid` x `grid`, (B, grid, grid): the standard deviation of the
+        picture in the `_AROUND`² pixels around its middle, mean over the channels; mirrored at the edge."""
+        side = SIZE // grid
+        beyond = (_AROUND - side) // 2
+        padded = F.pad(self.target_B3SS, (beyond,) * 4, mode="reflect")
+        windows = padded.unfold(2, _AROUND, side).unfold(3, _AROUND, side)
+        return windows.std((4, 5), correction=0).mean(1)
 
 
 def make_batch(count: int, generator: torch.Generator) -> LowAndHigh:

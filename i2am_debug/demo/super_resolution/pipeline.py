@@ -12,10 +12,11 @@ from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNe
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from safetensors.torch import load_file
 
-from ..pixel_vae import PixelVAE
-from .model import CELL, GRID, LATENT_CHANNELS, ReferenceEncoder, new_scheduler, new_unet, with_places
+from ..pixel_vae import LATENT_CHANNELS, PIXELS_PER_CELL, PixelVAE
+from ..shipped_weights import load_weights
+from ..tiny_unet import denoise
+from .model import GRID, ReferenceEncoder, new_scheduler, new_unet, with_places
 from .pairs import LOW_SIZE
 
 WEIGHTS = Path(__file__).with_name("tiny_super_resolution.safetensors")
@@ -36,9 +37,8 @@ class TinySuperResolutionPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, reference_encoder=reference_encoder, scheduler=scheduler)
-        # No part to save: it holds nothing.
-        self.vae, self.vae_scale_factor = PixelVAE(LATENT_CHANNELS, (3, 12, LATENT_CHANNELS)), CELL
-        self.image_processor = VaeImageProcessor(vae_scale_factor=CELL, resample="bilinear")
+        self.vae, self.vae_scale_factor = PixelVAE(), PIXELS_PER_CELL  # no part to save: it holds nothing
+        self.image_processor = VaeImageProcessor(vae_scale_factor=PIXELS_PER_CELL, resample="bilinear")
 
     @torch.no_grad()
     def __call__(
@@ -59,18 +59,17 @@ class TinySuperResolutionPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f'output_type must be "pil", "np" or "pt", got {output_type!r}')
         tokens = self.reference_encoder(self.prepare(image))
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         shape = (len(tokens), LATENT_CHANNELS, GRID, GRID)
         latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
-        with self.progress_bar(total=num_inference_steps) as progress:
-            for i, t in enumerate(self.scheduler.timesteps):
-                predicted = self.unet(with_places(latents), t, tokens).sample
-                latents = self.scheduler.step(predicted, t, latents).prev_sample
-                if callback_on_step_end is not None:
-                    names = callback_on_step_end_tensor_inputs or ["latents"]
-                    changed = callback_on_step_end(self, i, t, {n: {"latents": latents}[n] for n in names})
-                    latents = changed.pop("latents", latents)
-                progress.update()
+        latents = denoise(
+            self,
+            latents,
+            tokens,
+            with_places,
+            num_inference_steps,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
         picture = self.vae.decode(latents).sample.clamp(-1, 1)
         images = self.image_processor.postprocess(picture, output_type=output_type)
         self.maybe_free_model_hooks()
@@ -90,10 +89,5 @@ def load_super_resolution_pipeline(
     weights: Path = WEIGHTS, *, device: str | torch.device = "cpu"
 ) -> TinySuperResolutionPipeline:
     """The pipeline with the shipped weights, in float32 and evaluation mode."""
-    state = load_file(weights)
-    parts = {"unet": new_unet(), "reference_encoder": ReferenceEncoder()}
-    for name, module in parts.items():
-        own = {key.removeprefix(f"{name}."): v.float() for key, v in state.items() if key.startswith(f"{name}.")}
-        module.load_state_dict(own)
-        module.eval()
-    return TinySuperResolutionPipeline(**parts, scheduler=new_scheduler()).to(device)
+    modules = load_weights({"unet": new_unet(), "reference_encoder": ReferenceEncoder()}, weights)
+    return TinySuperResolutionPipeline(**modules, scheduler=new_scheduler()).to(device)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ..pixel_vae import LATENT_CHANNELS
 from ..recipe import OPTIMIZER, Modules, Recipe
-from .model import GRID, LATENT_CHANNELS, ReferenceEncoder, denoising_loss, new_scheduler, new_unet
+from ..tiny_unet import noise_times
+from .model import GRID, ReferenceEncoder, denoising_loss, new_scheduler, new_unet
 from .pairs import make_batch
 from .pipeline import WEIGHTS
-from .training import noise_times
 
 _BATCH = 16
 _HELD_OUT_SEED = 7
@@ -38,14 +39,19 @@ def held_out_loss(modules: Modules) -> dict[str, float]:
     return {"right_reference": loss(batch.reference_B3LL), "wrong_reference": loss(batch.reference_B3LL.roll(1, 0))}
 
 
+def _new_modules() -> Modules:
+    encoder = ReferenceEncoder()  # first: the shipped weights were drawn in this order
+    return {"unet": new_unet(), "reference_encoder": encoder}
+
+
 _SCHEDULER = new_scheduler()
 
 RECIPE = Recipe(
     settings={**OPTIMIZER, "learning_rate": 3e-3, "batch": _BATCH, "timestep": "floor(1000 sqrt(U))"},
-    steps=600,
+    steps=1600,
     seed=0,
     weights=WEIGHTS,
-    new_modules=lambda: {"unet": new_unet(), "reference_encoder": ReferenceEncoder()},
+    new_modules=_new_modules,
     batch_loss=_batch_loss,
     held_out=held_out_loss,
 )

@@ -5,40 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from ...evaluation.loss_function import LossFunction
 from ...pairs.collection import ValidationPairs
 from ...pairs.pair import ValidationPair
 from ..demo_model import DemoModel
-from ..sabotage import ANY_MODEL, Batch, Sabotage, changed, forget, fresh_keys, shift
-from .model import GRID, LATENT_CHANNELS, ReferenceEncoder, denoising_loss
+from ..picture_quality import SAMPLER_STEPS, mean_psnr
+from ..pixel_vae import LATENT_CHANNELS
+from ..sabotage import ANY_MODEL, Batch, Sabotage, changed, shift
+from ..tiny_unet import faults, noise_times
+from .model import GRID, ReferenceEncoder, denoising_loss
 from .pairs import make_batch, validation_pairs
 from .pipeline import TinySuperResolutionPipeline, load_super_resolution_pipeline
 
 _SHIFT = 8  # pixels
-_SAMPLER_STEPS = 5  # enough to measure the pictures
 
 
-class _NewPairs(Dataset):
-    """Pairs the shipped model has not seen, drawn by index."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self._batch = make_batch(count, torch.Generator().manual_seed(500_000 + seed))
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"target": self._batch.target_B3SS[index], "reference": self._batch.reference_B3LL[index]}
-
-
-def noise_times(count: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Of a training batch, (B,) in 0 … 999: more often much noise than little."""
-    return (1000 * torch.rand(count, generator=generator).sqrt()).long().clamp(max=999)
+def new_data(count: int, generator: torch.Generator) -> dict[str, Any]:
+    batch = make_batch(count, generator)
+    return {"target": batch.target_B3SS, "reference": batch.reference_B3LL}
 
 
 def training_loss(
@@ -74,34 +61,11 @@ def picture_psnr(pipeline: TinySuperResolutionPipeline, pairs: ValidationPairs) 
     """Mean over pairs of the peak signal-to-noise ratio of the whole picture, dB; touches no random state but its own."""
     made = pipeline(
         image=[p.reference for p in pairs],
-        num_inference_steps=_SAMPLER_STEPS,
+        num_inference_steps=SAMPLER_STEPS,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     ).images
-    errors = [
-        float(((image - np.asarray(pair.target) / 255) ** 2).mean()) for image, pair in zip(made, pairs, strict=True)
-    ]
-    return float(np.mean(-10 * np.log10(errors)))
-
-
-def break_encoder(pipeline: TinySuperResolutionPipeline) -> None:
-    """A random reference encoder that training leaves alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        forget(pipeline.reference_encoder, ReferenceEncoder())
-
-
-def dim_encoder(pipeline: TinySuperResolutionPipeline) -> None:
-    """Scales the last step of the encoder; training goes on from there."""
-    with torch.no_grad():
-        for parameter in pipeline.reference_encoder.norm.parameters():
-            parameter.mul_(0.3)
-
-
-def reorder_tokens(pipeline: TinySuperResolutionPipeline) -> None:
-    """From now on the encoder gives its tokens in another order, which attention can't tell."""
-    order = torch.randperm(GRID**2, generator=torch.Generator().manual_seed(0))
-    pipeline.reference_encoder.register_forward_hook(lambda module, inputs, tokens: tokens[:, order])
+    return mean_psnr(made, pairs)
 
 
 DEMO = DemoModel(
@@ -109,28 +73,18 @@ DEMO = DemoModel(
     load=load_super_resolution_pipeline,
     trained=("unet", "reference_encoder"),
     learning_rate=3e-4,
-    new_data=_NewPairs,
+    new_data=new_data,
     training_loss=training_loss,
     loss_fn=teacher_forced,
     validation_pairs=lambda: validation_pairs(16, seed=7),
     quality=picture_psnr,
     sabotages={
         **ANY_MODEL,
-        "encoder": Sabotage(what="reference encoder random and frozen", break_weights=break_encoder),
-        "encoder-dim": Sabotage(what="what the reference encoder gives scaled × 0.3", break_weights=dim_encoder),
-        "keys": Sabotage(
-            what="keys of the cross-attention overwritten",
-            break_weights=lambda pipeline: fresh_keys(pipeline.unet, ("attn2.to_k.weight",)),
-        ),
-        "queries": Sabotage(
-            what="queries of the cross-attention overwritten",
-            break_weights=lambda pipeline: fresh_keys(pipeline.unet, ("attn2.to_q.weight",)),
-        ),
+        **faults(ReferenceEncoder, GRID),
         "positions": Sabotage(
             what="rows and columns swapped in the references",
             corrupt=changed("reference", lambda reference: reference.transpose(-1, -2)),
         ),
-        "reordered": Sabotage(what="the reference's tokens in another order (harmless)", break_weights=reorder_tokens),
         "shift-target": Sabotage(what=f"targets shifted by {_SHIFT} px", corrupt=shift("target", _SHIFT)),
     },
 )
