@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,17 @@ _TAKES_BATCHES = (
 """Pipelines whose pictures and prompts may be lists, one of each an image."""
 
 
+_REPEATS_ITS_REFERENCE = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
+"""The same, but for the reference of their one IP-Adapter, which they would repeat for every image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DefaultCall:
     """A call as the pipeline's class wants it; made by `default_call`."""
@@ -67,8 +79,13 @@ class DefaultCall:
         """One call for several pairs; each has its own noise, whatever the others are."""
         if len(pairs) == 1:
             return self(pipeline, pairs[0], generators[0])
-        together = joined([self._arguments(pipeline, pair) for pair in pairs], [pair.name for pair in pairs])
-        return pipeline(**together, generator=list(generators))
+        calls = [self._arguments(pipeline, pair) for pair in pairs]
+        pictures = [call.pop("ip_adapter_image", None) for call in calls]
+        together = joined(calls, [pair.name for pair in pairs])
+        if pictures[0] is None:
+            return pipeline(**together, generator=list(generators))
+        with _each_its_own_reference(pipeline, pictures):
+            return pipeline(**together, ip_adapter_image=pictures[0], generator=list(generators))
 
     def _arguments(self, pipeline: Any, pair: ValidationPair) -> dict[str, Any]:
         parameters = inspect.signature(type(pipeline).__call__).parameters
@@ -127,7 +144,26 @@ def default_call(
 
 def takes_batches(pipeline: Any) -> bool:
     """Whether `DefaultCall.batch` can put several pairs into one call of it."""
-    return _is_one_of(pipeline, _TAKES_BATCHES)
+    encoded = _is_one_of(pipeline, _REPEATS_ITS_REFERENCE) and len(_adapters(pipeline)) == 1
+    return encoded or _is_one_of(pipeline, _TAKES_BATCHES)
+
+
+def _adapters(pipeline: Any) -> Any:
+    """What projects the pictures' embeddings, one for each IP-Adapter."""
+    return getattr(getattr(denoiser_of(pipeline), "encoder_hid_proj", None), "image_projection_layers", ())
+
+
+@contextmanager
+def _each_its_own_reference(pipeline: Any, references: Sequence[Any]) -> Iterator[None]:
+    """Within it the pipeline encodes no picture, but gets the embeddings of each image's reference, or references: its own
+    way is to repeat what it is given for every image. For calls without guidance."""
+    device = pipeline._execution_device
+    each = [pipeline.prepare_ip_adapter_image_embeds([one], None, device, 1, False)[0] for one in references]
+    pipeline.prepare_ip_adapter_image_embeds = lambda *args, **kwargs: [torch.cat(each)]
+    try:
+        yield
+    finally:
+        del pipeline.prepare_ip_adapter_image_embeds
 
 
 def edits_its_reference(pipeline: Any) -> bool:
@@ -180,8 +216,7 @@ def references_of(pipeline: Any, pair: ValidationPair) -> Any:
         return pictures
     adapters = 0
     if parameter == "ip_adapter_image":
-        projection = getattr(denoiser_of(pipeline), "encoder_hid_proj", None)
-        adapters = len(getattr(projection, "image_projection_layers", ()))
+        adapters = len(_adapters(pipeline))
     if adapters == 1:
         return [pictures]
     if adapters == len(pictures):

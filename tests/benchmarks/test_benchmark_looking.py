@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_ways_run_in_turn_and_a_ratio_is_of_one_round() -> None:
 
 
 def test_the_benchmark_looks_at_all_layers_heads_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "SIDE", 8)
+    monkeypatch.setitem(capture.SIZES, "small", replace(capture.SIZES["small"], side=8))
     sampling = capture.Sampling(2)
     assert sum(p.numel() for p in sampling.pipeline.unet.parameters()) == pytest.approx(37.5e6, rel=0.01)
     maps = capture.looking(sampling, "full", None)()
@@ -36,8 +38,9 @@ def test_the_benchmark_looks_at_all_layers_heads_and_steps(monkeypatch: pytest.M
 
 
 def test_the_joint_benchmark_looks_at_all_blocks_in_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SIDE": 4, "TEXT": 3, "HEADS": 1, "BLOCKS": (1, 1), "STEPS": 8}.items():
-        monkeypatch.setattr(joint_model, name, value)
+    small = replace(joint_model.SIZES["small"], side=4, text=3, heads=1, blocks=(1, 1))
+    monkeypatch.setitem(joint_model.SIZES, "small", small)
+    monkeypatch.setattr(joint_model, "STEPS", 8)
     _, look = joint_model.ways()
     maps = look()
     assert len(maps.layers) == 2 and len(maps.steps) < 8 == maps.total_steps

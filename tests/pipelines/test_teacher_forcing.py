@@ -18,7 +18,7 @@ from training import new_accelerator
 from i2am_debug import CapturePlan, ValidationPair, ValidationPairs
 from i2am_debug.errors import CannotForce
 from i2am_debug.evaluation import teacher_forcing
-from i2am_debug.evaluation.calls import _TAKES_BATCHES, picture_of, takes_batches
+from i2am_debug.evaluation.calls import _REPEATS_ITS_REFERENCE, _TAKES_BATCHES, picture_of, takes_batches
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.evaluation.ways import Way, choose_way
 from i2am_debug.figures.values import Undefined
@@ -150,7 +150,12 @@ def test_a_look_leaves_nothing_behind(case) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in FORCED if name.partition(",")[0] in (*_TAKES_BATCHES, "TinyEditPipeline")]
+    "name",
+    [
+        name
+        for name in FORCED
+        if name.partition(",")[0] in (*_TAKES_BATCHES, *_REPEATS_ITS_REFERENCE, "TinyEditPipeline")
+    ],
 )
 def test_pairs_of_one_call_are_seen_as_they_are_alone(name: str) -> None:
     case = FORCED[name]
@@ -167,6 +172,11 @@ def test_pairs_of_one_call_are_seen_as_they_are_alone(name: str) -> None:
         for figure in ("loss", "wrong_reference_loss", "no_reference_loss"):
             ours, theirs = getattr(other, figure), getattr(one, figure)
             assert ours == (theirs if isinstance(theirs, Undefined) else pytest.approx(theirs, rel=1e-4)), figure
+        for direction in ("r2g", "g2r")[: 2 if other.maps.undefined_g2r is None else 1]:
+            ours, theirs = getattr(other.maps, direction), getattr(one.maps, direction)
+            np.testing.assert_allclose(ours.unified, theirs.unified, rtol=2e-3)
+        assert other.maps.reference_mass == pytest.approx(one.maps.reference_mass, rel=1e-3)
+        assert other.maps.branch_share == pytest.approx(one.maps.branch_share, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name, case in NOT_FORCED.items() if case.encode])
