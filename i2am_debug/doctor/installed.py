@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 
 from .findings import Diagnosis
@@ -12,7 +13,18 @@ from .findings import Diagnosis
 SECTION = "installed"
 _NAME = "i2am-debug"
 _NEEDED = ("torch", "diffusers", "accelerate", "tensorboard", "numpy", "scipy", "safetensors", "pillow", "matplotlib")
-_OPTIONAL = ("transformers", "peft", "lightning", "pytorch-lightning", "wandb", "xformers", "flash-attn", "deepspeed")
+_OPTIONAL = (
+    "transformers",
+    "peft",
+    "lightning",
+    "pytorch-lightning",
+    "wandb",
+    "xformers",
+    "flash-attn",
+    "deepspeed",
+    "triton",
+)
+_COMPILERS = ("cc", "gcc", "clang")
 
 
 def installed(diagnosis: Diagnosis) -> None:
@@ -39,6 +51,13 @@ def installed(diagnosis: Diagnosis) -> None:
             "transformers is not installed: without it diffusers has no pipeline with a text or image encoder",
             "pip install transformers",
         )
+    if torch.cuda.is_available() and (missing := _missing_for_kernels()):
+        diagnosis.find(
+            f"no {missing}: the kernels that look at attention on CUDA can't be made, and looking takes several times as long",
+            "pip install triton"
+            if missing == "Triton"
+            else "a C compiler on the path, or named by CC (on Debian: apt install gcc)",
+        )
 
 
 def version(name: str) -> str | None:
@@ -47,6 +66,14 @@ def version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _missing_for_kernels() -> str | None:
+    """What Triton's kernels need and this machine lacks."""
+    if version("triton") is None:
+        return "Triton"
+    compiler = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
+    return None if compiler else "C compiler"
 
 
 def _accelerators() -> list[str]:

@@ -241,6 +241,21 @@ def test_folders_that_are_not_there_are_said_before_anything_is_loaded(capsys, t
 # -- What it says ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("lacks", "cure"), [("Triton", "pip install triton"), ("C compiler", "apt install gcc"), (None, "")]
+)
+def test_on_cuda_it_says_what_the_kernels_lack(monkeypatch, lacks: str | None, cure: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(installed, "version", lambda name: None if name == "triton" and lacks == "Triton" else "9.9")
+    monkeypatch.setattr(installed.shutil, "which", lambda name: None if lacks == "C compiler" else f"/usr/bin/{name}")
+    monkeypatch.delenv("CC", raising=False)
+    diagnosis = Diagnosis()
+    installed.installed(diagnosis)
+    told = [found for found in diagnosis.findings if "kernels" in found.what]
+    assert [lacks in found.what and cure in found.cure for found in told] == ([True] if lacks else [])
+
+
 def test_with_nothing_it_says_what_is_installed(doctor) -> None:
     code, said, _ = doctor()
     assert code == ExitCode.OK and said.startswith("installed i2am-debug 0.1.0 Python 3.")
