@@ -138,7 +138,6 @@ class Training:
 
     def make(self, folder: Path) -> None:
         torch.set_num_threads(1)
-        logging.getLogger("i2am_debug").setLevel(logging.CRITICAL + 1)
         file, started, found = self.file(folder), time.monotonic(), []
         file.parent.mkdir(parents=True, exist_ok=True)
 
@@ -171,9 +170,15 @@ def _make(plans: list[Training], folder: Path, processes: int) -> None:
         for plan in plans:
             plan.make(folder)
     elif plans:
-        with ProcessPoolExecutor(min(processes, len(plans)), mp_context=get_context("spawn")) as pool:
+        spawned = get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(plans)), mp_context=spawned, initializer=_say_nothing) as pool:
             for done in [pool.submit(plan.make, folder) for plan in plans]:
                 done.result()
+
+
+def _say_nothing() -> None:
+    """In a process of its own: warnings of many trainings would hide how far they are."""
+    logging.getLogger("i2am_debug").setLevel(logging.CRITICAL + 1)
 
 
 def seen(global_step: int, modules: Modules, pairs: int) -> Checkpoint:
