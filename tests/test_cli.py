@@ -113,6 +113,7 @@ def test_a_fault_that_a_model_does_not_have_is_a_usage_error(capsys):
     assert "shift-mask: not of the model edit; expected one of shuffle, zero," in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_probes")
 def test_a_short_demo_writes_its_figures(tmp_path, capsys):
     target = tmp_path / "demo.json"
     code = cli.main(["demo", "--logdir", str(tmp_path / "runs"), "--steps", "16", "--json", str(target)])

@@ -40,8 +40,8 @@ _SHORT: Mapping[int, Mapping[str, Sequence[str]]] = {
     2: {
         "ddp": ("resumed", "main's write raises"),
         "fsdp2": (
-            *("in the middle", "factory raises", "inside the encoder", "out of memory in a collective"),
-            *("out of memory with two pairs", "more forwards", "trial fails inside", "main only by budget"),
+            *("factory raises", "inside the encoder", "out of memory in a collective"),
+            *("out of memory with two pairs", "more forwards", "main only by budget"),
         ),
         "plugin": ("healthy", "inside at the second pair"),
     },

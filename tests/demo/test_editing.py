@@ -227,6 +227,7 @@ def test_the_weights_carry_their_recipe_and_what_it_reached(edit_pipeline) -> No
 # -- the fine-tune ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_probes")
 def test_shuffled_references_are_alerted(tmp_path) -> None:
     result = run_demo(tmp_path, model="edit", steps=16, sabotage="shuffle", progress=False)
     assert result.sabotage_step == 8 and [alert.global_step for alert in result.alerts] == [16]
@@ -235,6 +236,7 @@ def test_shuffled_references_are_alerted(tmp_path) -> None:
     assert "references shuffled from here" in rows[1] and "ALERT" in rows[2]
 
 
+@pytest.mark.usefixtures("few_probes")
 def test_a_healthy_fine_tune_is_not_alerted(tmp_path) -> None:
     result = run_demo(tmp_path, model="edit", steps=16, sabotage="none", progress=False)
     assert result.sabotage_step is None and not result.alerts

@@ -160,6 +160,7 @@ def test_the_weights_carry_their_recipe_and_what_it_reached(pipeline) -> None:
 # -- the fine-tune ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_probes")
 def test_shuffled_references_are_alerted_and_nothing_before(tmp_path) -> None:
     result = run_demo(tmp_path, model="super-resolution", steps=16, sabotage="shuffle", progress=False)
     assert [e.global_step for e in result.evaluations] == [0, 8, 16] and result.sabotage_step == 8
