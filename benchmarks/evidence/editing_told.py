@@ -12,11 +12,13 @@ import torch
 
 from i2am_debug.demo.edit.pairs import EditBatch
 from i2am_debug.demo.edit.pipeline import TinyEditPipeline
+from i2am_debug.evaluation.references import blank_reference
 from i2am_debug.figures.values import Undefined
 from i2am_debug.pairs.collection import ValidationPairs
 from i2am_debug.pairs.pair import ValidationPair
 
 from .edited_patches import other_prompts
+from .forced import GREY
 from .looked_at import look
 
 FIGURES = {
@@ -28,7 +30,13 @@ FIGURES = {
 }
 """Tag → name in the table; the last, turned so that more is better, is what they are to beat."""
 RIGHT, REFERENCE, PROMPT = "right", "another's reference", "another's prompt"
-REGIONS = ("kept", "edited")
+NO_REFERENCE = "no reference tokens"
+REGIONS = {
+    "kept": "what is kept",
+    "recoloured": "the object's place, recoloured",
+    "other": "its old and new place, other edits",
+}
+UNEDITED = "the reference as it is, no model"
 SAMPLER_STEPS = 20
 
 
@@ -74,9 +82,9 @@ def superiority(right: np.ndarray, wrong: np.ndarray) -> float:
 
 @torch.no_grad()
 def made(pipeline: TinyEditPipeline, pairs: ValidationPairs, batch: EditBatch) -> dict[str, dict[str, np.ndarray]]:
-    """What is sampled from → of `REGIONS` → (B,) PSNR there, dB; the edited region is the object's old and new place."""
-    references = [pair.reference for pair in pairs]
-    truth = batch.target_B3SS
+    """What is sampled from → of `REGIONS` → PSNR there, dB, of the pairs that have such a region."""
+    references, grey = [pair.reference for pair in pairs], [blank_reference(pair, GREY) for pair in pairs]
+    recoloured = np.array([prompt.startswith("recolour") for prompt in batch.prompts])
 
     def sampled(images: Any, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         pictures = pipeline(
@@ -88,18 +96,19 @@ def made(pipeline: TinyEditPipeline, pairs: ValidationPairs, batch: EditBatch) -
         ).images
         return psnr(pictures * 2 - 1)
 
-    def psnr(pictures_B3SS: torch.Tensor, regions: Sequence[str] = REGIONS) -> dict[str, np.ndarray]:
-        error, found = ((pictures_B3SS - truth) ** 2).mean(1, keepdim=True), {}
-        for region in regions:
-            inside = batch.kept_B1SS if region == "kept" else ~batch.kept_B1SS
-            mean = (error * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))
-            found[region] = (10 * torch.log10(4 / mean)).numpy()
-        return found
+    def psnr(pictures_B3SS: torch.Tensor) -> dict[str, np.ndarray]:
+        error = ((pictures_B3SS - batch.target_B3SS) ** 2).mean(1, keepdim=True)
+        kept, edited = (
+            (10 * torch.log10(4 * inside.sum((1, 2, 3)) / (error * inside).sum((1, 2, 3)))).numpy()
+            for inside in (batch.kept_B1SS, ~batch.kept_B1SS)
+        )
+        return {"kept": kept, "recoloured": edited[recoloured], "other": edited[~recoloured]}
 
     return {
         RIGHT: sampled(references, batch.prompts),
         REFERENCE: sampled([references[-1], *references[:-1]], batch.prompts),
-        "no reference": sampled(None, batch.prompts),
+        "a grey reference": sampled(grey, batch.prompts),
+        NO_REFERENCE: sampled(None, batch.prompts),
         PROMPT: sampled(references, other_prompts(batch.prompts)),
-        "the reference as it is, no model": psnr(batch.reference_B3SS, ["edited"]),  # what is kept is exact
+        UNEDITED: {name: values for name, values in psnr(batch.reference_B3SS).items() if name != "kept"},  # is exact
     }
