@@ -103,7 +103,8 @@ def in_words(
         (
             f"**Rows.** {_of_rows(places[layer], places[ALL], noise, layer)} {_of_objects(kinds)}",
             f"**Prompt.** {_of_prompt(changed)}",
-            f"**Figures.** {_of_told(told, REFERENCE)} {_of_told(told, PROMPT)} A kept region can be derived in "
+            f"**Figures.** In brackets how likely a right pair has more than a wrong one, then than itself gone wrong. "
+            f"{_of_told(told, REFERENCE)} {_of_told(told, PROMPT)} A kept region can be derived in "
             f"{derived[RIGHT]} right pairs and in {derived[REFERENCE]} with another's reference; in the others whatever needs "
             "one is undefined.",
             f"**Pictures.** {_of_pictures(quality)}",
@@ -156,7 +157,10 @@ def _of_told(told: Mapping[str, Figures], way: str) -> str:
     """Which figures tell, by their intervals."""
 
     def named(tags: Sequence[str]) -> str:
-        return ", ".join(f"{FIGURES[tag]} ({told[tag][f'told from {way}'][0]:.2f})" for tag in tags) or "none"
+        return ", ".join(f"{FIGURES[tag]} ({both(told[tag])})" for tag in tags) or "none"
+
+    def both(one: Figures) -> str:
+        return ", ".join(f"{one[f'{how} {way}'][0]:.2f}" for how in ("told from", "within a pair,"))
 
     ends = {tag: one[f"told from {way}"] for tag, one in told.items()}
     telling = [tag for tag, (_, low, _) in ends.items() if low > _CHANCE]
