@@ -15,6 +15,7 @@ PARTS = (
     "inpainting",
     "detection",
     "super_resolution",
+    "editing",
     "faithfulness",
     "sanity",
     "ambiguity",

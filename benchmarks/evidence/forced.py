@@ -20,7 +20,7 @@ from i2am_debug.families.registry import find_family
 from i2am_debug.grids import Grid, region_weight
 from i2am_debug.pairs.collection import ValidationPairs
 
-_GREY = (127, 127, 127)  # zeros where both models take pictures in
+GREY = (127, 127, 127)  # zeros where both models take pictures in
 _AT_ONCE = 64
 
 
@@ -71,7 +71,7 @@ def _inpainting(pairs: ValidationPairs, pipeline: Any, noise_seed: int) -> Force
     from i2am_debug.demo.inpainting.model import inpainting_condition
 
     each = list(pairs)
-    blanks = [blank_reference(pair, _GREY) for pair in each]
+    blanks = [blank_reference(pair, GREY) for pair in each]
     masks = [pair.mask_image for pair in each]
     picture, hole, reference = pipeline.prepare([p.target for p in each], masks, [p.reference for p in each])
     _, _, blank = pipeline.prepare(blanks, masks, blanks)
@@ -127,7 +127,7 @@ def _edit(pairs: ValidationPairs, pipeline: Any, noise_seed: int) -> Forced:
         grid=(GRID, GRID),
         region_BG=region_weight(kept, (GRID, GRID)),
         own=own,
-        blank=taken_in([blank_reference(pair, _GREY) for pair in each]),
+        blank=taken_in([blank_reference(pair, GREY) for pair in each]),
         other=own.roll(-1, 0),
         predict_at_once=predict,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,21 @@ def test_what_stands_in_front_is_worth_something() -> None:
         assert not rhos or max(rhos) > 0.5, (figure.tag, rhos)
         judged += bool(rhos)
     assert judged >= 6
+
+
+def test_the_front_page_quotes_five_numbers_at_most_as_they_were_found() -> None:
+    found = {name: json.loads((FOUND / f"{name}.json").read_text(encoding="utf-8"))["values"] for name in PARTS}
+    boxes, moved = found["detection"]["the object in the reference"], found["editing"]["by_layer"]["all layers"]
+    quoted = [
+        max(one["iou_80"][0] for one in boxes.values() if "iou_80" in one),
+        boxes["a random box of 30 to 50 % of the picture"]["iou_65"][0],
+        moved["moved"][0],
+        moved["moved_prompt"][0],
+        found["inpainting"]["rank_correlation"]["patch_tokens"]["imacs_g"]["equal"][0],
+    ]
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^## Whether the maps tell the truth$(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    assert re.findall(r"-?\d[\d.]*\d", told) == [f"{value:.2f}" for value in quoted]
 
 
 def test_the_document_is_of_what_was_found() -> None:
