@@ -32,7 +32,7 @@ _EAGER = Rules(rules=(Rule(name="eager", kind="drop", figure="attention_informat
 
 
 def measure(*, long: bool) -> Found:
-    """200 kills, in the short form 6."""
+    """200 kills, in the short form 4."""
     torch.set_num_threads(1)
     kills, runs, harm, rows, rng = (200 if long else 4), 0, [], [], random.Random(0)
     with tempfile.TemporaryDirectory() as name:

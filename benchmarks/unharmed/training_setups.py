@@ -241,6 +241,7 @@ def _all() -> Iterator[SetUp]:
             name=f"accumulation, {where}",
             accelerator={"gradient_accumulation_steps": 2},
             train=partial(accumulating, where),
+            in_short_form=where != "inside",  # of the three the one between
         )
     yield SetUp(name="EMA swapped by the script", begin=averages, train=with_averages)
     yield SetUp(name="EMA in the pipeline", begin=averages, train=_averaging, pipeline=of_averages)
@@ -251,14 +252,15 @@ def _all() -> Iterator[SetUp]:
         "LoRA, fused safely": lambda p: p.unet.fuse_lora(safe_fusing=True),
     }
     for name, touch in adapters.items():
-        yield SetUp(name=name, adapt=lora, pipeline=partial(touched, touch), unavailable=no_peft)
+        short = name != "LoRA, disabled"  # as the plain one
+        yield SetUp(name=name, adapt=lora, pipeline=partial(touched, touch), unavailable=no_peft, in_short_form=short)
     yield SetUp(name="to bfloat16 in the pipeline", pipeline=partial(touched, lambda p: p.to(torch.bfloat16)))
     yield SetUp(name="another scheduler in the pipeline", pipeline=partial(touched, another_scheduler))
     yield SetUp(name="checkpointing", adapt=lambda run: run.unet.enable_gradient_checkpointing())
     yield SetUp(name="parts in eval", adapt=partly_in_eval)
     yield SetUp(name="partly frozen", adapt=partly_frozen)
     yield SetUp(name="shared modules", adapt=shared_modules)
-    yield SetUp(name="workers", begin=partial(loader, False), train=from_a_loader)
+    yield SetUp(name="workers", begin=partial(loader, False), train=from_a_loader, in_short_form=False)
     yield SetUp(name="workers, persistent", begin=partial(loader, True), train=from_a_loader)
     for backend, check in (("eager", lambda: ""), ("inductor", no_compiler)):
         hows = {
