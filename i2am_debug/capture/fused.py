@@ -69,13 +69,24 @@ def form_fused(
     compiler, among other things."""
     try:
         return _formed(q_BNGH, k_BNRH, heads, scale, region_BG, object_BR, rows)
+    except _NotMade as error:  # at the first launch of a kernel, before a row is added
+        _failed.add(_kind(q_BNGH))
+        _log.warning("looking takes longer: its CUDA kernels for %s could not be made (%s)", _kind(q_BNGH), error)
+        return None
+
+
+class _NotMade(Exception):
+    """Triton could not make a kernel."""
+
+
+def _launch(kernel: Any, programs: tuple[int, int], *given: Any, **how: Any) -> None:
+    try:
+        kernel[programs](*given, **how)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of Triton's many kinds; all come before a row is added
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        _failed.add(_kind(q_BNGH))
-        _log.warning("looking takes longer: its CUDA kernels for %s could not be made (%s)", _kind(q_BNGH), reason)
-        return None
+    except Exception as error:  # of Triton's many kinds, and what its compilers raise
+        words = str(error).strip().splitlines() or ["no message"]
+        raise _NotMade(f"{type(error).__name__}: {words[0]}") from error
 
 
 def _formed(
@@ -110,17 +121,16 @@ def _formed(
     )
     blocks_g, blocks_r = -(-G // _BLOCK), -(-R // _BLOCK)
     with torch.cuda.device_of(q_BNGH):
-        kernels.rows_kernel[U, blocks_g](*given, spread, entropy, shift, *sizes, **how)
-        kernels.columns_kernel[U, blocks_r](
-            *given, spread, shift, region_BG, sums, column_lse, *sizes, **how, REGION=region_BG is not None
-        )
+        _launch(kernels.rows_kernel, (U, blocks_g), *given, spread, entropy, shift, *sizes, **how)
+        of_columns = (*given, spread, shift, region_BG, sums, column_lse, *sizes)
+        _launch(kernels.columns_kernel, (U, blocks_r), *of_columns, **how, REGION=region_BG is not None)
         factors = (1, 1) if rows is None else tuple(patches.to_wide.factor for patches in rows.patches)
         shape = G // factors[0], R // factors[1]
         for images, own in groups(B, N, 4 * shape[0] * shape[1], _WIDE_BYTES) if rows else [(slice(0, B), slice(0, N))]:
             count, first = (images.stop - images.start) * (own.stop - own.start), images.start * N + own.start
             wide = None if rows is None else torch.empty(count, *shape, device=device)
-            kernels.spread_kernel[count, blocks_g](
-                *given, spread, shift, column_lse, object_BR, wide, first, *sizes,
+            _launch(
+                kernels.spread_kernel, (count, blocks_g), *given, spread, shift, column_lse, object_BR, wide, first, *sizes,
                 **how, OBJECT=object_BR is not None, WIDE=rows is not None, FG=factors[0], FR=factors[1],
             )  # fmt: skip
             if rows is not None:

@@ -97,6 +97,7 @@ class Evaluator:
     """In place of `trace`, while a pilot measures."""
     _asked_at_once: int = field(default=1, init=False)
     _sizes: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list, init=False)
+    _shapes: list[Any] = field(default_factory=list, init=False)
     _without_prompt: list[str] = field(default_factory=list, init=False)
     _names: list[str] = field(default_factory=list, init=False)
     _code: dict[str, str | None] = field(default_factory=dict, init=False)
@@ -109,8 +110,8 @@ class Evaluator:
     def batches(self) -> list[list[int]]:
         """Pair numbers of each batch; fixed, so that a pair's noise does not depend on how many processes share the work."""
         alike: dict[Any, list[int]] = {}
-        for index in range(len(self.pairs)):  # one call has pictures of one size
-            alike.setdefault(self._sizes[index] if self._sizes else None, []).append(index)
+        for index in range(len(self.pairs)):  # one call has pictures of one size, and as many references
+            alike.setdefault(self._shapes[index] if self._shapes else None, []).append(index)
         size = self._fitting
         return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
 
@@ -182,12 +183,13 @@ class Evaluator:
             default_call(pipeline)
         self._find_kept_regions(pipeline)
         self._regions: list[str] = []
-        self._sizes, self._without_prompt, names, with_mask = [], [], [], []
+        self._sizes, self._shapes, self._without_prompt, names, with_mask = [], [], [], [], []
 
         def look(pair: ValidationPair) -> None:
             names.append(pair.name)
             self._regions.append(pair.region_in_words)
             self._sizes.append((pair.target.size, pair.reference.size))
+            self._shapes.append((*self._sizes[-1], len(pair.further_references)))
             if not pair.prompt:
                 self._without_prompt.append(pair.name)
             if by_default:

@@ -21,6 +21,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 # On the CPU: interpreters before 3.9 fail on today's numpy.
 pytest.importorskip("triton", minversion=None if CUDA else "3.9")
+fused_kernels = pytest.importorskip("i2am_debug.capture.fused_kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,14 @@ def test_kernels_that_can_not_be_made_are_said_once_and_done_without(monkeypatch
     def no_compiler(*args, **kwargs):
         raise RuntimeError("Failed to find C compiler.")
 
-    monkeypatch.setattr(fused, "_formed", no_compiler)
+    class Kernel:
+        def __init__(self, launched) -> None:
+            self.launched = launched
+
+        def __getitem__(self, programs):
+            return self.launched
+
+    monkeypatch.setattr(fused_kernels, "rows_kernel", Kernel(no_compiler))
     monkeypatch.setattr(fused, "_failed", set())
     q, k, *_ = (x.to(DEVICE) for x in make(1, 2, 12, 9, 4))
     with caplog.at_level("WARNING", "i2am_debug.capture.fused"):
@@ -106,7 +114,7 @@ def test_kernels_that_can_not_be_made_are_said_once_and_done_without(monkeypatch
     def no_memory(*args, **kwargs):
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr(fused, "_formed", no_memory)
+    monkeypatch.setattr(fused_kernels, "rows_kernel", Kernel(no_memory))
     monkeypatch.setattr(fused, "_failed", set())
     with pytest.raises(torch.OutOfMemoryError):  # an evaluation then takes fewer pairs at once
         attribute(q, k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -285,6 +286,15 @@ def test_a_pair_without_a_prompt_among_others_is_named(tiny_pipeline, pairs):
     object.__setattr__(named[0], "prompt", "a cat")
     with pytest.warns(UserWarning, match="2 of 3 pairs have no prompt: demo_01, demo_02"):
         Evaluator(pairs=ValidationPairs(named), call=lambda *_: None, way="sampling").check(tiny_pipeline)
+
+
+def test_pairs_of_one_call_have_as_many_references(tiny_pipeline, pairs):
+    two = replace(pairs[1], further_references=[pairs[1].reference])
+    evaluator = Evaluator(
+        pairs=ValidationPairs([pairs[0], two, pairs[2]]), batch_size=3, pictures=0, loss_fn=lambda *_: None
+    )
+    evaluator.check(tiny_pipeline)
+    assert evaluator.batches == [[0, 2], [1]]
 
 
 def test_pairs_of_one_call_have_one_size(tiny_pipeline, pairs):
