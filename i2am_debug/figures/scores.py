@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..capture.maps import Direction
 from ..errors import UndefinedFigure
-from ..grids import Grid, region_weight
+from ..grids import Grid, region_weight, resizing
 from .distances import distribution
 
 _EPS = 1e-8
@@ -100,10 +100,41 @@ def imacs(
     return score_imacs(map, mask, settings)
 
 
+class Inside:
+    """A mask that many maps are scored with: looked at once, and for scores no larger than `at_most` pixels a side.
+
+    Raises:
+        UndefinedFigure: it is empty or full.
+        ValueError: it is no mask.
+    """
+
+    def __init__(self, mask: Any, at_most: int | None = None) -> None:
+        self._whole = _mask(mask)
+        size = tuple(self._whole.shape)
+        self.values = self._whole
+        """(H, W) float64 from 0 to 1."""
+        if at_most is not None and max(size) > at_most:
+            shrunk = tuple(max(1, round(n * at_most / max(size))) for n in size)
+            self.values = region_weight(self._whole, shrunk).view(shrunk).double()
+        self.area = float(self.values.sum())
+        self._coverage: dict[Grid, torch.Tensor] = {}
+
+    @classmethod
+    def of(cls, mask: Any) -> Inside:
+        """The mask itself, or at its own size."""
+        return mask if isinstance(mask, Inside) else cls(mask)
+
+    def coverage(self, grid: Grid) -> torch.Tensor:
+        """How much of each token of a grid lies inside, (h, w) float64."""
+        if grid not in self._coverage:
+            self._coverage[grid] = region_weight(self._whole, grid).view(grid).double()
+        return self._coverage[grid]
+
+
 def score_imacs(map: Any, mask: Any, settings: IMACSSettings) -> float:
-    """`imacs` with its settings in one object."""
-    inside = _mask(mask)
-    return _inside_against_outside(_prepared(_map(map), inside, settings), inside, settings.penalty)
+    """`imacs` with its settings in one object; `mask` may be an `Inside`."""
+    inside = Inside.of(mask)
+    return _inside_against_outside(_prepared(_map(map), inside.values, settings), inside, settings.penalty)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +160,7 @@ def imacs_chance(map: Any, mask: Any, settings: IMACSSettings) -> ChanceLevel:
 
     Formed on at most 128x128 pixels; all shifts at once as a circular correlation.
     """
-    inside = _mask(mask)
+    inside = Inside.of(mask).values
     prepared = _prepared(_map(map), inside, settings)
     size = tuple(min(n, _CHANCE_SIDE) for n in inside.shape)
     a, m = (F.adaptive_avg_pool2d(x[None, None].double(), size)[0, 0].numpy() for x in (prepared, inside))
@@ -149,7 +180,7 @@ def reference_lines(mask: Any, grid: Grid, settings: IMACSSettings) -> dict[str,
         "constant" 0; "random": mean of 16 uniform noise maps; "blob": a Gaussian in the middle, a quarter of the sides wide,
         that knows nothing; "perfect": the mask itself on the token grid.
     """
-    inside = _mask(mask)
+    inside = Inside.of(mask).values
     key = hashlib.sha256(inside.numpy().tobytes()).digest(), tuple(inside.shape), grid, settings
     if key not in _LINES:  # a run asks for the same lines at every evaluation
         _LINES[key] = _lines(inside, grid, settings)
@@ -164,10 +195,11 @@ def _lines(inside: torch.Tensor, grid: Grid, settings: IMACSSettings) -> dict[st
     y, x = ((np.arange(n) + 0.5) / n - 0.5 for n in grid)
     blob = np.exp(-(y[:, None] ** 2 + x[None] ** 2) / (2 * 0.25**2))
     perfect = region_weight(inside, grid).view(grid)
+    of_mask = Inside(inside)
 
     def score(candidate: Any) -> float:
         try:
-            return score_imacs(candidate, inside, settings)
+            return score_imacs(candidate, of_mask, settings)
         except UndefinedFigure:  # a one-token grid makes every map constant
             return 0.0
 
@@ -182,13 +214,13 @@ def _lines(inside: torch.Tensor, grid: Grid, settings: IMACSSettings) -> dict[st
 def energy(map: Any, mask: Any) -> float:
     """Share of the map's mass that lies inside the mask, 0..1. Chance: the mask's share of the picture."""
     m = _distribution(map)
-    return float((m * _coverage(mask, m)).sum())
+    return float((m * Inside.of(mask).coverage(tuple(m.shape))).sum())
 
 
 def pointing(map: Any, mask: Any) -> bool:
     """Whether the map's maximum lies inside the mask (on a token that is at least half inside)."""
     m = _distribution(map)
-    return bool(_coverage(mask, m).flatten()[m.argmax()] >= 0.5)
+    return bool(Inside.of(mask).coverage(tuple(m.shape)).flatten()[m.argmax()] >= 0.5)
 
 
 def left_out(score: Callable[[Any], float], samples: Sequence[Any]) -> np.ndarray:
@@ -216,20 +248,22 @@ def _prepared(map: torch.Tensor, inside: torch.Tensor, settings: IMACSSettings) 
     a = _min_max(_bicubic(_min_max(map), tuple(inside.shape)))
     if settings.polarity == "inverted":
         a = 1 - a
-    return torch.where(a <= settings.threshold, 0.0, a)
+    return F.threshold_(a, settings.threshold, 0.0)
 
 
-def _inside_against_outside(a: torch.Tensor, inside: torch.Tensor, penalty: float) -> float:
-    outside = 1 - inside
-    return float((a * inside).sum() / inside.sum() - penalty * (a * outside).sum() / outside.sum())
+def _inside_against_outside(a: torch.Tensor, inside: Inside, penalty: float) -> float:
+    total, within = float(a.sum()), float(torch.dot(a.flatten(), inside.values.flatten()))
+    return float(within / inside.area - penalty * (total - within) / (a.numel() - inside.area))
 
 
 def _min_max(x: torch.Tensor) -> torch.Tensor:
-    return (x - x.min()) / (x.max() - x.min() + _EPS)
+    low, high = torch.aminmax(x)
+    return (x - low).div_(high - low + _EPS)
 
 
 def _bicubic(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    return F.interpolate(x[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
+    (h, w), (height, width) = x.shape, size
+    return resizing(h, height, "bicubic", double=True) @ x @ resizing(w, width, "bicubic", double=True).T
 
 
 def _map(map: Any) -> torch.Tensor:
@@ -255,10 +289,6 @@ def _mask(mask: Any) -> torch.Tensor:
     if tensor.sum() == tensor.numel():
         raise UndefinedFigure("the mask is full")
     return tensor
-
-
-def _coverage(mask: Any, map: torch.Tensor) -> torch.Tensor:
-    return region_weight(_mask(mask), tuple(map.shape)).view(map.shape).double()
 
 
 def _symmetries(mask: np.ndarray, turns: bool) -> list[np.ndarray]:

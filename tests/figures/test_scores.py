@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
+from torch.overrides import TorchFunctionMode
 
 from i2am_debug.capture.maps import Direction
 from i2am_debug.errors import UndefinedFigure
 from i2am_debug.figures.distances import js_distance
+from i2am_debug.figures.pair_view import PairView
 from i2am_debug.figures.scores import (
     ChanceLevel,
     IMACSSettings,
+    Inside,
     energy,
     imacs,
     imacs_chance,
@@ -24,6 +27,7 @@ from i2am_debug.figures.scores import (
     reference_lines,
     score_imacs,
 )
+from i2am_debug.grids import region_weight
 
 
 def cubic(x: float) -> float:
@@ -389,3 +393,57 @@ def test_settings_are_named_in_full() -> None:
     assert IMACSSettings().to_dict() == expected
     assert IMACSSettings.authors("g2r").to_dict() == {**expected, "premask": True}
     assert IMACSSettings.authors(Direction.R2G).to_dict() == {**expected, "polarity": "inverted"}
+
+
+def large_mask() -> np.ndarray:
+    y, x = np.mgrid[:1024, :768] / 1024
+    return ((x - 0.4) ** 2 + (y - 0.45) ** 2 < 0.25**2) | ((x > 0.6) & (y > 0.7))
+
+
+@pytest.mark.parametrize("grid", [(64, 48), (32, 24), (7, 5)])
+def test_a_large_mask_is_scored_at_a_few_pixels_a_token(grid: tuple[int, int]) -> None:
+    mask = large_mask()
+    map = np.random.default_rng(0).random(grid) ** 3 + region_weight(torch.from_numpy(mask), grid).view(grid).numpy()
+    small = mask.reshape(256, 4, 192, 4).mean((1, 3))
+    inside = Inside(mask, 256)
+    assert score_imacs(map, inside, IMACSSettings()) == pytest.approx(imacs_oracle(map, small), abs=1e-9)
+    assert score_imacs(map, inside, IMACSSettings()) == pytest.approx(imacs(map, mask), abs=0.01)
+    assert energy(map, inside) == pytest.approx(energy(map, mask), abs=1e-12)
+    assert pointing(map, inside) == pointing(map, mask)
+
+
+def test_a_small_mask_is_scored_as_it_is() -> None:
+    mask = np.zeros((256, 100), dtype=bool)
+    mask[30:90, 20:70] = True
+    map = np.random.default_rng(0).random((16, 16))
+    for settings in (IMACSSettings(), IMACSSettings(polarity="inverted"), IMACSSettings(premask=True)):
+        assert score_imacs(map, Inside(mask, 256), settings) == score_imacs(map, mask, settings)
+    assert Inside.of(inside := Inside(mask)) is inside
+
+
+class LargestOutput(TorchFunctionMode):
+    """The most numbers that any operation gave back."""
+
+    numbers = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+def test_a_pair_looks_at_the_pixels_of_its_mask_once_not_for_each_layer() -> None:
+    mask, map = large_mask(), np.random.default_rng(0).random((64, 48))
+    given = {"observation": None, "pair": None, "reference": 0, "copying_layer": "up", "baseline": {}}
+    view = PairView(**given, settings=IMACSSettings())
+    with LargestOutput() as largest:
+        first = view.imacs(map, mask), view.imacs_z(map, mask), view.energy(map, mask)
+        assert largest.numbers >= mask.size
+        largest.numbers = 0
+        assert (view.imacs(map, mask), view.imacs_z(map, mask), view.energy(map, mask)) == first
+        view.imacs_without_each(np.stack([map, map**2]), mask)
+    assert 0 < largest.numbers <= 256 * 256
+    assert first[0] == pytest.approx(imacs(map, mask), abs=0.01)
+    other = ~mask
+    assert view.imacs(map, other) == pytest.approx(imacs(map, other), abs=0.01)
