@@ -32,9 +32,10 @@ def marks_of(map: np.ndarray | str, region: np.ndarray | None) -> Marks | None:
         box = boxes(map)[0]
     except (UndefinedFigure, ValueError):  # ValueError: negative attention, which the tile says
         return None
-    row, column = np.unravel_index(int(np.argmax(map)), map.shape)
+    row, column = (int(n) for n in np.unravel_index(int(np.argmax(map)), map.shape))
     maximum = (row + 0.5) / map.shape[0], (column + 0.5) / map.shape[1]
-    return Marks(box, maximum, "" if region is None else _compared(map, box, region))
+    words = "" if region is None else _compared(box, _share_inside(region, map.shape, (row, column)), region)
+    return Marks(box, maximum, words)
 
 
 def draw_marks(picture: Image.Image, marks: Marks) -> None:
@@ -65,11 +66,16 @@ def draw_ring(picture: Image.Image, place: tuple[float, float]) -> None:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=thick)
 
 
-def _compared(map: np.ndarray, box: Box, region: np.ndarray) -> str:
-    from ..figures.scores import pointing  # here: it imports torch, which drawing alone does without
-
-    try:
-        hits = pointing(map, region)
-        return f"box IoU {box.iou(Box.around(region)):.2f} · maximum {'hits' if hits else 'misses'}"
-    except UndefinedFigure:  # the region is all of the picture
+def _compared(box: Box, inside: float, region: np.ndarray) -> str:
+    """`inside`: how much of the maximum's token lies in the region."""
+    if region.all() or not region.any():
         return ""
+    return f"box IoU {box.iou(Box.around(region)):.2f} · maximum {'hits' if inside >= 0.5 else 'misses'}"
+
+
+def _share_inside(region: np.ndarray, grid: tuple[int, ...], token: tuple[int, int]) -> float:
+    """As `scores.pointing` weighs a token, of this one alone."""
+    (row, column), (height, width) = token, region.shape
+    rows = slice(row * height // grid[0], -(-(row + 1) * height // grid[0]))
+    columns = slice(column * width // grid[1], -(-(column + 1) * width // grid[1]))
+    return float(region[rows, columns].mean())

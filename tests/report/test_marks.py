@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from i2am_debug.figures.boxes import Box
+from i2am_debug.figures.scores import pointing
 from i2am_debug.report.marks import Marks, draw_marks, marks_of
 
 
@@ -42,6 +43,16 @@ def test_box_and_maximum_are_compared_with_a_region(mask: np.ndarray | None, wor
     assert found == Marks(
         Box(top=0.25, left=0.5, bottom=0.625, right=1.0, mass=found.box.mass), (3.5 / 8, 6.5 / 8), words
     )
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_maximum_hits_what_the_pointing_figure_says(seed: int) -> None:
+    """On grids that do not divide the picture."""
+    random = np.random.default_rng(seed)
+    map, mask = random.random(random.integers(2, 20, 2)), random.random(random.integers(20, 90, 2)) > 0.5
+    found = marks_of(map, mask)
+    assert found is not None
+    assert found.words.endswith("hits" if pointing(map, mask) else "misses")
 
 
 @pytest.mark.parametrize(
