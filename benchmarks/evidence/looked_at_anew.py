@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from i2am_debug.capture.accumulate import Accumulator
 from i2am_debug.capture.attention import Attribution
 from i2am_debug.capture.maps import AttributionMaps
 from i2am_debug.capture.plan import CapturePlan, HeadChoice
+from i2am_debug.capture.readout import Readout
 from i2am_debug.capture.trace import Trace
 from i2am_debug.evaluation.evaluator import Evaluator
 from i2am_debug.figures.observation import Observation
@@ -109,6 +110,11 @@ class _Products(Accumulator):
 
 
 class _WithoutRows(Accumulator):
+    def _make_readout(self) -> Readout:
+        return _ReadoutWithoutRows(self._plan, self._layers, self._rows)
+
+
+class _ReadoutWithoutRows(Readout):
     def _rows(self, *_: Any) -> Any:
         return None  # no figure that has a standard error is read off them
 
@@ -121,8 +127,7 @@ class _KeptTrace(Trace):
 
 
 def _each(found: Attribution, change: Any) -> Attribution:
-    own = {field.name: getattr(found, field.name) for field in fields(found)}
-    return Attribution(**{name: None if value is None else change(value) for name, value in own.items()})
+    return replace(found, **{name: change(getattr(found, name)) for name in ("maps_BNX", "log_normaliser_BNG")})
 
 
 def whole(maps: AttributionMaps) -> dict[str, dict[int, float]]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .maps import AttributionMaps
+from .pending import Pending
 from .trace import Trace
 
 EACH_TIME = ""
@@ -115,10 +116,11 @@ class Stopwatch:
 
 
 class TimedTrace(Trace):
-    """A trace that says what it costs."""
+    """A trace that says what each layer costs by itself: at most what it costs together with others."""
 
     def __init__(self, *args: Any, watch: Stopwatch, **named: Any) -> None:
         super().__init__(*args, **named)
+        self._pending = Pending(self._buffers, at_once=True)
         self._watch = watch
 
     def __enter__(self) -> TimedTrace:

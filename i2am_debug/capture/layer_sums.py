@@ -1,19 +1,17 @@
-"""Sums of one layer's maps over sampler steps, and their means on the CPU. Knows no model and no picture.
+"""Sums over sampler steps of each layer's maps and rows. Knows no model and no picture.
 
-Shapes: B batch, N heads.
+Shapes: B batch, N heads, g r tokens of pooled rows.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from ..grids import Grid
-from .product import shares
 
 
 @dataclass(kw_only=True)
@@ -24,7 +22,7 @@ class LayerSums:
     reference_grid: Grid | None
     heads: list[int]
     weights: tuple[float, ...]
-    places: dict[str, slice] = field(default_factory=dict)
+    places: Mapping[str, slice] = field(default_factory=dict)
     """Where each kind of map lies in the last dimension of the sums below."""
     per_head: torch.Tensor | None = None
     per_step: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -32,34 +30,6 @@ class LayerSums:
     forwards: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     shares: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     count: int = 0
-
-    read: tuple[int, torch.Tensor, torch.Tensor] | None = None
-    """The image that was read last and its means, brought to the CPU once, since each transfer waits for a device."""
-
-    def of_heads(self, name: str, image: int) -> torch.Tensor:
-        """(N, tokens), mean over steps, on the CPU."""
-        return self._on_cpu(image)[0][:, self.places[name]]
-
-    def of_steps(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
-        """(steps, tokens), mean over heads, on the CPU; a step may look at a layer twice (two forwards), their mean counts."""
-        each = self._each_step(name, image, steps)
-        return each if each.ndim == 2 else shares(self.weights, each.device) @ each
-
-    def of_groups(self, name: str, image: int, steps: Sequence[int], of_group: np.ndarray) -> torch.Tensor:
-        """(N, tokens), mean over the steps of a group, on the CPU; only where a step's heads are kept apart."""
-        return self._each_step(name, image, steps)[torch.from_numpy(of_group)].mean(0)
-
-    def _each_step(self, name: str, image: int, steps: Sequence[int]) -> torch.Tensor:
-        seen = list(self.per_step)
-        return self._on_cpu(image)[1][[seen.index(s) for s in steps]][..., self.places[name]]
-
-    def _on_cpu(self, image: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, all maps' tokens), mean over steps; and (steps seen, tokens), or (steps seen, N, tokens)."""
-        if self.read is None or self.read[0] != image:
-            assert self.per_head is not None
-            of_steps = torch.stack([maps[image] / self.forwards[s] for s, maps in self.per_step.items()])
-            self.read = image, (self.per_head[image] / self.count).cpu(), of_steps.cpu()
-        return self.read[1:]
 
     @property
     def reference_tokens(self) -> int:
@@ -69,3 +39,16 @@ class LayerSums:
     @property
     def row_grids(self) -> tuple[Grid, Grid]:
         return self.generated_grid, self.reference_grid or (1, self.reference_tokens)
+
+
+@dataclass(kw_only=True)
+class RowsOfLayers:
+    """Sums of pooled rows. Those of heads and steps are summed over layers of equal grids at once: keeping layer x head would
+    not scale."""
+
+    of_layers: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Layer → sum over steps, as `RowSums.mean_Bgr`."""
+    of_heads: dict[tuple[Grid, Grid], torch.Tensor] = field(default_factory=dict)
+    """Small grids → as `RowSums.heads_BNgr`."""
+    of_steps: dict[tuple[Grid, Grid], dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    """Small grids → step → as `RowSums.step_Bgr`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 
@@ -59,8 +60,8 @@ class SpecificRows:
     reference_grid: Grid
     unified: np.ndarray
     """(g, r), on the finest grids, at most 32x32."""
-    by_layer: dict[str, tuple[Grid, np.ndarray]]
-    """Layer → its generated grid and (g, r), at most 32x32."""
+    by_layer: Mapping[str, tuple[Grid, np.ndarray]]
+    """Layer → its generated grid and (g, r), at most 32x32; made at each look (`LayerRows`)."""
     small_grids: tuple[Grid, Grid]
     by_time: np.ndarray
     """(T, g, r) on `small_grids`, at most 16x16."""
@@ -110,7 +111,7 @@ class AttributionMaps:
         """Names of the layers looked at, in the model's order."""
         return tuple(self.r2g.by_layer)
 
-    @property
+    @cached_property
     def layer_information(self) -> dict[str, float]:
         """Layer → attention information in bits, mean over steps and (weighted) heads."""
         return {layer: float(bits.mean()) for layer, bits in self.information_by_step.items()}

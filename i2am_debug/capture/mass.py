@@ -11,12 +11,43 @@ import torch
 from ..errors import UnsupportedModel
 from ..families.family import Layout
 from .precision import float32_products
-from .product import Buffers, chunk_room, groups, slices, units
+from .product import BITS, Buffers, chunk_room, groups, keys_of, slices, taken_heads, units
+from .taps import SeenProduct, normaliser_of
 
 
 def mass_of(reference_BNG: torch.Tensor, whole_BNG: torch.Tensor) -> torch.Tensor:
     """The share from the logarithmic normalisers of the rows over the reference's keys and over all: (B, N, G), in [0, 1]."""
     return torch.exp(reference_BNG - whole_BNG.float()).clamp_max(1)
+
+
+def mass_means(mass_BG: torch.Tensor, inside_BG: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Means of the reference mass, each (B,): over all generated tokens and, with weights of a region's inside, over those
+    inside and those outside of it; NaN where nothing lies there."""
+    weights = {"reference_mass": torch.ones_like(mass_BG)}
+    if inside_BG is not None:
+        weights |= {"reference_mass_inside": inside_BG, "reference_mass_outside": 1 - inside_BG}
+    return {name: (mass_BG * weight).sum(-1) / weight.sum(-1) for name, weight in weights.items()}
+
+
+def whole_normaliser(
+    seen: SeenProduct,
+    q_BNGH: torch.Tensor,
+    k_BNSH: torch.Tensor,
+    layout: Layout,
+    heads: tuple[int, ...],
+    mask: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """Logarithmic normaliser of the model's own rows over all keys, (B, N, G): for nothing from its own kernel, or else of one
+    that is asked for these heads alone; None where no fused kernel can.
+
+    Args:
+        q_BNGH, k_BNSH: queries of the generated tokens and all keys, of the conditional rows.
+        mask: the model's own for them, broadcastable to (B, 1, G, S).
+    """
+    if seen.log_normaliser is not None:
+        return taken_heads(seen.log_normaliser[layout.conditional], heads)[:, :, layout.generated]
+    of_heads = taken_heads(q_BNGH, heads), taken_heads(k_BNSH, keys_of(heads, q_BNGH, k_BNSH))
+    return normaliser_of(*of_heads, seen.scale, mask)
 
 
 @torch.no_grad()
@@ -38,17 +69,17 @@ def reference_mass(
         mask: the model's own, broadcastable to (B, 1, G, S): True = seen, or added to the logits.
     """
     (B, N, G, H), S = q_BNGH.shape, k_BNSH.shape[2]
-    chosen, share = range(N) if heads is None else heads, N // k_BNSH.shape[1]
+    chosen = range(N) if heads is None else heads
     room, buffers = chunk_bytes or chunk_room(q_BNGH.device), buffers or Buffers()
     shares = torch.zeros(len(references), B, len(chosen), G, device=q_BNGH.device)
     with float32_products(q_BNGH.device.type):
         for images, own in groups(B, len(chosen), 4 * G * S, room):
-            q = units(q_BNGH, images, own, chosen, 1, None).mul(H**-0.5 if scale is None else scale)
-            k = units(k_BNSH, images, own, chosen, share, None)
+            q = units(q_BNGH, images, chosen[own]).mul(BITS * (H**-0.5 if scale is None else scale))
+            k = units(k_BNSH, images, keys_of(chosen[own], q_BNGH, k_BNSH))
             shape = images.stop - images.start, own.stop - own.start
             for rows in slices(G, room // (4 * S * len(q))):
                 seen = None if mask is None else _of_units(mask, images, shape, rows)
-                p_UcS = buffers.form(q[:, rows], k, mask=seen)[1]
+                p_UcS = buffers.form(q[:, rows], k, mask=seen).weights
                 for i, tokens in enumerate(references):
                     shares[i, images, own, rows] = p_UcS[..., tokens].sum(-1).unflatten(0, shape)
     return shares
@@ -79,7 +110,8 @@ def branch_share(outputs: Sequence[tuple[Any, torch.Tensor]], own: int, where: t
 def _of_units(mask: torch.Tensor, images: slice, shape: tuple[int, int], rows: slice) -> torch.Tensor:
     """The part of a mask without heads of its own for some images, heads and generated tokens: (U or 1, c or 1, S)."""
     mask = mask[..., rows, :] if mask.shape[-2] > 1 else mask
-    return mask[:, 0] if mask.shape[0] == 1 else mask[images].expand(*shape, -1, -1).flatten(0, 1)
+    own = mask[:, 0] if mask.shape[0] == 1 else mask[images].expand(*shape, -1, -1).flatten(0, 1)
+    return own if own.dtype == torch.bool else own * BITS
 
 
 def check_mask(own_BNGS: torch.Tensor, layout: Layout, name: str) -> bool:

@@ -95,6 +95,11 @@ class CapturePlan:
         edges = [i * total // self.sampler_steps for i in range(self.sampler_steps + 1)]
         return tuple(rng.randrange(a, b) for a, b in itertools.pairwise(edges))
 
+    @property
+    def resizes_heads(self) -> bool:
+        """The authors bring each head's map, a group of steps together, to the common grid, and clamp it there."""
+        return self.layer_weighting == "paper"
+
     def looks_at(self, layer: str) -> bool:
         """Whether the layer of that name is looked at."""
         return any(fnmatch(layer, p) for p in self.layers) and not any(fnmatch(layer, p) for p in self.exclude)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+
+BITS = 1 / math.log(2)
+"""Factor of logits in nats. In bits, weights are powers of two, which a CPU takes in half the time of those of e."""
 
 _CHUNK_BYTES = {"cpu": 2 * 2**20}  # of the two largest temporaries, by device: what stays in the cache
 _CHUNK_BYTES_ELSEWHERE = 16 * 2**20  # fewer, larger kernels
@@ -25,10 +29,18 @@ class Buffers:
     def __init__(self) -> None:
         self._held: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def form(
-        self, q: torch.Tensor, k: torch.Tensor, dim: int = -1, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of q·k and their softmax over `dim`, each (U, queries, keys); overwritten by the next."""
+    def free(self) -> None:
+        """Gives the memory back until it is needed again."""
+        self._held.clear()
+
+    def form(self, q: torch.Tensor, k: torch.Tensor, dim: int = -1, mask: torch.Tensor | None = None) -> Formed:
+        """The product and its softmax over `dim`; overwritten by the next.
+
+        Args:
+            q: (U, queries, H), scaled so that logits are in bits.
+            k: (U, keys, H).
+            mask: which keys are seen, or what is added to the logits, in bits.
+        """
         shape = (*q.shape[:2], k.shape[1])
         size = math.prod(shape)
         held = self._held.get(q.device)
@@ -38,7 +50,25 @@ class Buffers:
         torch.bmm(q, k.transpose(1, 2), out=logits)
         if mask is not None:
             logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits.add_(mask)
-        return logits, torch.softmax(logits, dim, out=weights)
+        top = logits.amax(dim, keepdim=True)
+        torch.exp2(logits.sub_(top), out=weights)
+        total = weights.sum(dim, keepdim=True)
+        weights.mul_(total.reciprocal())
+        return Formed(below_top=logits, weights=weights, top=top.squeeze(dim), log_sum=total.log2_().squeeze(dim))
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """One product and its softmax; logits and logarithms in bits."""
+
+    below_top: torch.Tensor
+    """(U, queries, keys): logits without the largest of each row, at most 0."""
+    weights: torch.Tensor
+    """(U, queries, keys): their softmax."""
+    top: torch.Tensor
+    """(U, queries): those largest logits."""
+    log_sum: torch.Tensor
+    """(U, queries): logarithm of the row's sum of powers of `below_top`; with `top`, the row's logarithmic normaliser."""
 
 
 def chunk_room(device: torch.device) -> int:
@@ -60,15 +90,9 @@ def slices(length: int, size: int) -> list[slice]:
     return [slice(a, min(a + max(1, size), length)) for a in range(0, length, max(1, size))]
 
 
-def units(
-    x_BNTH: torch.Tensor, images: slice, heads: slice, chosen: Sequence[int], share: int, order: torch.Tensor | None
-) -> torch.Tensor:
-    """Queries or keys of some images and of some of the `chosen` heads as float32, their tokens in that order: (U, T, H).
-
-    `share`: how many heads of the queries share one of the keys'. May be a view of what was given.
-    """
-    found = taken_heads(x_BNTH[images], [head // share for head in chosen[heads]]).flatten(0, 1)
-    return (found if order is None else found.index_select(1, order)).float()
+def units(x_BNTH: torch.Tensor, images: slice, heads: Sequence[int]) -> torch.Tensor:
+    """Queries or keys of some images and heads as float32: (U, T, H). May be a view of what was given."""
+    return taken_heads(x_BNTH[images], heads).flatten(0, 1).float()
 
 
 def taken_heads(x_BN: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
@@ -77,6 +101,11 @@ def taken_heads(x_BN: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
     if list(heads) == list(range(first, first + count)):
         return x_BN[:, first : first + count]
     return torch.stack([x_BN[:, head] for head in heads], 1)
+
+
+def keys_of(heads: Sequence[int], q_BN: torch.Tensor, k_BN: torch.Tensor) -> list[int]:
+    """The keys' heads that belong to the queries'; keys may have fewer (grouped queries)."""
+    return [head // (q_BN.shape[1] // k_BN.shape[1]) for head in heads]
 
 
 @lru_cache(maxsize=256)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .accumulate import resize
 from .maps import AttributionMaps, DirectionMaps
 from .plan import CapturePlan, HeadChoice
+from .readout import resize
 
 
 def with_heads(maps: AttributionMaps, heads: HeadChoice, plan: CapturePlan) -> AttributionMaps:

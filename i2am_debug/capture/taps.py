@@ -115,7 +115,9 @@ class ModuleRun(TorchFunctionMode):
         return True
 
     def _tell(self, seen: SeenProduct, layout: Layout | None) -> None:
-        with torch.autocast(seen.query.device.type, enabled=False):
+        # What is made in inference mode could not be added to outside of it, where what waits may be attributed.
+        autocast = torch.autocast(seen.query.device.type, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), autocast:
             self._guarded(self._observe, self, seen, layout)
         self.products += 1
 

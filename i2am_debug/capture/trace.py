@@ -20,15 +20,16 @@ from ..errors import NothingCaptured, UnsupportedModel
 from ..families.family import Family, Layout, Product
 from ..families.registry import check_still_found, find_family
 from .accumulate import Accumulator
-from .attention import attribute
+from .attention import Attribution, LookedAt
 from .bypassed import bypassed
 from .maps import AttributionMaps
-from .mass import branch_share, check_mask, mass_of, reference_mass
+from .mass import branch_share, check_mask, mass_means, mass_of, reference_mass, whole_normaliser
+from .pending import Pending, Waiting
 from .plan import CapturePlan, HeadChoice
-from .product import Buffers, shares, taken_heads
+from .product import Buffers, keys_of, shares, taken_heads
 from .regions import Regions
 from .sampler_steps import StepCounter, scheduler_name
-from .taps import ModuleRun, SeenProduct, normaliser_of
+from .taps import ModuleRun, SeenProduct
 
 _NAMED = 3  # layers in a note
 
@@ -102,6 +103,7 @@ class Trace(AbstractContextManager["Trace"]):
         self._steps = StepCounter(plan, self._scheduler, steps, getattr(self.family, "latent", None), alone=alone)
         self._every_head = every_head
         self._buffers = Buffers()
+        self._pending = Pending(self._buffers)
         self._read: dict[Any, Any] = {}  # off the numbers in tensors: a look at them keeps a device waiting
         self._products = 0
         self._without_normaliser: dict[str, None] = {}  # layers, in the order in which they ran
@@ -140,6 +142,8 @@ class Trace(AbstractContextManager["Trace"]):
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
             self._stance = None
+        if not any(exception):
+            self._pending.settle()
 
     def maps(self, image: int = 0, reference: int = 0) -> AttributionMaps:
         """The maps of one image of the batch, and of one of its reference pictures where there are several.
@@ -151,6 +155,7 @@ class Trace(AbstractContextManager["Trace"]):
             raise NothingCaptured(self._nothing())
         if reference not in self._accumulators:
             raise IndexError(f"reference {reference}: these were seen: {sorted(self._accumulators)}")
+        self._pending.settle()
         with torch.autocast("cpu", enabled=False):  # the sums come to the CPU, where the caller's autocast may be on
             found = self._accumulators[reference].maps(image, self._steps.total, self._every_head)
         return replace(found, notes=self.notes)
@@ -267,61 +272,43 @@ class Trace(AbstractContextManager["Trace"]):
         heads = self._weights(run.name, seen.query.shape[1])
         mask = None if seen.mask is None else self._own_mask(run, seen.mask, layout)
         q, keys = seen.query[layout.conditional][:, :, layout.generated], seen.key[layout.conditional]
-        normalisers, chosen = [], tuple(heads)
+        chosen = tuple(heads)
+        whole = whole_normaliser(seen, q, keys, layout, chosen, mask) if layout.joint else None
+        inside = self._region.weight(layout.generated_grid, len(q), q.device)
         for number, reference in layout.references.items():
             k = keys[:, :, reference.tokens]
-            grids = layout.generated_grid, reference.grid or (1, k.shape[2])
             accumulator = self._accumulators.setdefault(number, Accumulator(self.plan))
-            found = attribute(
-                q,
-                k,
-                heads=chosen,
-                scale=seen.scale,
-                query_weight_BG=self._region.weight(layout.generated_grid, len(q), q.device),
-                # the mask is of the pair's own reference, the first
-                key_weight_BR=self._object.weight(reference.grid, len(q), q.device) if number == 0 else None,
-                rows=accumulator.rows(
-                    run.name,
-                    self._steps.step,
-                    grids,
-                    heads,
-                    images=len(q),
+            grids = layout.generated_grid, reference.grid
+            accumulator.expect(run.name, grids, heads, images=len(q))
+            own = accumulator, run.name, heads, inside
+            mass = None if whole is None else partial(_add_mass_by, *own, whole)
+            self._pending.add(
+                Waiting(
+                    accumulator=accumulator,
+                    layer=run.name,
+                    step=self._steps.step,
+                    grids=grids,
+                    heads=heads,
                     all_heads=q.shape[1],
-                    device=q.device,
-                ),
-                buffers=self._buffers,
+                    product=LookedAt(
+                        q_BNGH=taken_heads(q, chosen),
+                        k_BNRH=taken_heads(k, keys_of(chosen, q, k)),
+                        scale=q.shape[3] ** -0.5 if seen.scale is None else seen.scale,
+                        query_weight_BG=inside,
+                        # the mask is of the pair's own reference, the first
+                        key_weight_BR=self._object.weight(reference.grid, len(q), q.device) if number == 0 else None,
+                    ),
+                    then=mass,
+                )
             )
-            normalisers.append(found.log_normaliser_BNG)
-            accumulator.add(run.name, self._steps.step, (layout.generated_grid, reference.grid), heads, found)
-        if not layout.joint:
-            return
-        whole = self._normaliser(q, keys, seen, layout, chosen, mask)
-        if whole is not None:
-            mass_RBNG = torch.stack([mass_of(own, whole) for own in normalisers])
-        else:
+        if layout.joint and whole is None:
             self._without_normaliser.setdefault(run.name)
             tokens = [r.tokens for r in layout.references.values()]
             mass_RBNG = reference_mass(
                 q, keys, tokens, heads=chosen, scale=seen.scale, mask=mask, buffers=self._buffers
             )
-        self._add_reference_mass(run.name, layout, shares(tuple(heads.values()), q.device) @ mass_RBNG)
-
-    @staticmethod
-    def _normaliser(
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        seen: SeenProduct,
-        layout: Layout,
-        chosen: tuple[int, ...],
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """(B, N, G) over all keys, for nothing from the model's own kernel, or else of one that is asked for these heads
-        alone; None where no fused kernel can."""
-        if seen.log_normaliser is not None:
-            return taken_heads(seen.log_normaliser[layout.conditional], chosen)[:, :, layout.generated]
-        share = q.shape[1] // keys.shape[1]
-        of_heads = taken_heads(q, chosen), taken_heads(keys, [head // share for head in chosen])
-        return normaliser_of(*of_heads, seen.scale, mask)
+            for number, mass_BNG in zip(layout.references, mass_RBNG, strict=True):
+                _add_mass(self._accumulators[number], run.name, heads, inside, mass_BNG)
 
     def _own_mask(self, run: ModuleRun, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
         """The mask's part for the conditional rows and the generated tokens, read once for each product of a forward call."""
@@ -331,17 +318,6 @@ class Trace(AbstractContextManager["Trace"]):
         if key not in self._read:
             self._read[key] = check_mask(own, layout, run.name)
         return own[:, :1] if self._read[key] else own
-
-    def _add_reference_mass(self, name: str, layout: Layout, mass_RBG: torch.Tensor) -> None:
-        """Adds the mean over all generated tokens, over those inside the trace's `mask` and over those outside."""
-        inside_BG = self._region.weight(layout.generated_grid, mass_RBG.shape[1], mass_RBG.device)
-        weights = {"reference_mass": torch.ones_like(mass_RBG[0])}
-        if inside_BG is not None:
-            weights |= {"reference_mass_inside": inside_BG, "reference_mass_outside": 1 - inside_BG}
-        for share, weight_BG in weights.items():
-            means_RB = (mass_RBG * weight_BG).sum(-1) / weight_BG.sum(-1)  # NaN where nothing lies outside
-            for number, mean_B in zip(layout.references, means_RB, strict=True):
-                self._accumulators[number].add_share(name, share, mean_B)
 
     def _add_branch_shares(self, run: ModuleRun) -> None:
         """Norm of each image branch's output over that of all branches, decoupled cross-attention's reference mass."""
@@ -360,6 +336,29 @@ class Trace(AbstractContextManager["Trace"]):
                 "Start a new baseline."
             )
         return self._heads[layer]
+
+
+def _add_mass_by(
+    accumulator: Accumulator,
+    layer: str,
+    heads: Mapping[int, float],
+    inside_BG: torch.Tensor | None,
+    whole_BNG: torch.Tensor,
+    found: Attribution,
+) -> None:
+    _add_mass(accumulator, layer, heads, inside_BG, mass_of(found.log_normaliser_BNG, whole_BNG))
+
+
+def _add_mass(
+    accumulator: Accumulator,
+    layer: str,
+    heads: Mapping[int, float],
+    inside_BG: torch.Tensor | None,
+    mass_BNG: torch.Tensor,
+) -> None:
+    mass_BG = shares(tuple(heads.values()), mass_BNG.device) @ mass_BNG
+    for name, mean_B in mass_means(mass_BG, inside_BG).items():
+        accumulator.add_share(layer, name, mean_B)
 
 
 def find_denoiser(pipeline: Any) -> nn.Module:

@@ -218,7 +218,7 @@ def _rows_bytes(rows: Any, copying_layer: str | None, side: int, small_side: int
 
     total = size(1, (rows.generated_grid, rows.reference_grid), side)
     total += size(len(rows.by_time) + len(rows.by_head), rows.small_grids, small_side)
-    for layer, (grid, _) in rows.by_layer.items():
+    for layer, grid in rows.by_layer.grids.items():
         own = (grid, rows.reference_grid)
         total += size(1, own, small_side) + (size(1, own, side) if layer == copying_layer else 0)
     return total

@@ -232,6 +232,21 @@ def test_nothing_is_left_behind(error):
     assert all(map(torch.equal, plain, run_twice(unet, sample, states)))
 
 
+def test_maps_may_be_read_before_the_end_and_after_an_error():
+    unet, sample, states = small_unet(), torch.randn(1, 4, 8, 8), torch.randn(1, 9, 12)
+    with torch.no_grad(), trace(unet) as whole:
+        unet(sample, 1, states)
+    with pytest.raises(RuntimeError, match="planted"), torch.no_grad(), trace(unet) as t:
+        unet(sample, 1, states)
+        before = t.maps()
+        unet(-sample, 0, states)
+        raise RuntimeError("planted")
+    after = t.maps()
+    assert before.steps == whole.maps().steps == (0,) and after.steps == (0, 1)
+    np.testing.assert_allclose(before.r2g.unified, whole.maps().r2g.unified, rtol=1e-5)
+    np.testing.assert_allclose(after.r2g.by_step[0], whole.maps().r2g.by_step[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(1)], ids=["einsum", "sliced"])
 def test_attention_that_bypasses_torch_is_read_off_its_projections(processor):
     unet = small_unet()

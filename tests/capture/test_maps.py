@@ -5,7 +5,7 @@ Shapes: B images, N heads, G generated tokens, R reference tokens, g r pooled on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from i2am_debug.capture.accumulate import Accumulator, _pooled, resize
-from i2am_debug.capture.attention import Attribution
+from i2am_debug.capture.accumulate import Accumulator
+from i2am_debug.capture.attention import Attribution, map_places
 from i2am_debug.capture.maps import AttributionMaps
 from i2am_debug.capture.plan import CapturePlan
+from i2am_debug.capture.readout import _pooled, resize
 from i2am_debug.errors import UndefinedFigure
 
 IMAGES = 2
@@ -67,12 +68,15 @@ def smooth(rng: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.tensor(x / x.sum(-1, keepdims=True), dtype=torch.float32)
 
 
-def attribution(rng: np.random.Generator, layer: Layer) -> Attribution:
+def attribution(rng: np.random.Generator, layer: Layer, **changed: torch.Tensor) -> Attribution:
     N, G, R = len(layer.weights), layer.generated[0] * layer.generated[1], layer.R
+    values = {name: smooth(rng, IMAGES, N, G) for name in ("r2g", "r2g_centred", "r2g_object_mass")}
+    values |= {name: smooth(rng, IMAGES, N, R) for name in ("g2r", "g2r_region")}
+    values |= {"information": torch.tensor(rng.random((IMAGES, N, 1)), dtype=torch.float32), **changed}
+    places = map_places(G, R, True)
     return Attribution(
-        **{name: smooth(rng, IMAGES, N, G) for name in ("r2g_BNG", "r2g_centred_BNG", "r2g_object_mass_BNG")},
-        **{name: smooth(rng, IMAGES, N, R) for name in ("g2r_BNR", "g2r_region_BNR")},
-        information_BN=torch.tensor(rng.random((IMAGES, N)), dtype=torch.float32),
+        maps_BNX=torch.cat([values[name] for name in places], -1),
+        places=places,
         log_normaliser_BNG=torch.zeros(IMAGES, N, G),
     )
 
@@ -405,7 +409,8 @@ def test_object_mass_without_an_object_is_undefined() -> None:
     accumulator, rng = Accumulator(CapturePlan()), np.random.default_rng(0)
     layer = LAYERS["up"]
     found = attribution(rng, layer)
-    found = Attribution(**{**vars(found), "r2g_object_mass_BNG": None})
+    without = {name: place for name, place in found.places.items() if name != "r2g_object_mass"}
+    found = replace(found, places=without, maps_BNX=found.maps_BNX[..., : without["information"].stop])
     add(accumulator, "up", layer, 0, found, rows_of(rng, layer))
     with pytest.raises(UndefinedFigure) as caught:
         _ = accumulator.maps(0, 1).r2g_object_mass
@@ -432,7 +437,7 @@ def test_time_groups_are_equal_runs_of_consecutive_steps(total: int, groups: int
     rng, right = np.random.default_rng(0), [(s + 1) / (total + 1) for s in range(total)]
     for step, value in enumerate(right):
         map = torch.tensor([1 - value, value]).expand(IMAGES, 1, 2)
-        found = Attribution(**{**vars(attribution(rng, layer)), "r2g_BNG": map})
+        found = attribution(rng, layer, r2g=map)
         add(accumulator, "up", layer, step, found, rows_of(rng, layer))
     maps = accumulator.maps(0, total)
     assert (maps.steps, maps.total_steps) == (tuple(range(total)), total)
@@ -443,10 +448,8 @@ def test_time_groups_are_equal_runs_of_consecutive_steps(total: int, groups: int
 
 def test_without_a_total_it_is_what_was_seen() -> None:
     accumulator, rng, layer = Accumulator(CapturePlan()), np.random.default_rng(0), LAYERS["up"]
-    assert accumulator.empty
     for step in range(4):
         add(accumulator, "up", layer, step, attribution(rng, layer), rows_of(rng, layer))
-    assert not accumulator.empty
     assert accumulator.images == IMAGES
     assert accumulator.maps(0, None).total_steps == 4
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from i2am_debug import trace
 from i2am_debug.capture import attention
+from i2am_debug.capture.trace import Trace
 from i2am_debug.families.flux_kontext import FluxKontext
 from i2am_debug.families.unet_cross_attention import UNetCrossAttention
 
@@ -83,9 +84,16 @@ def _on_cuda(x: Any) -> Any:
     return x.cuda() if isinstance(x, torch.Tensor) else x
 
 
-def counted(case: Any, step: int) -> Counter[str]:
-    with Waiting() as waiting, torch.no_grad():
+def run(case: Any, step: int, t: Trace | None) -> None:
+    with torch.no_grad():
         case.run(step)
+        if t is not None:
+            t._pending.settle()  # what would wait for others of its kind
+
+
+def counted(case: Any, step: int, t: Trace | None = None) -> Counter[str]:
+    with Waiting() as waiting:
+        run(case, step, t)
     return waiting.seen
 
 
@@ -97,9 +105,8 @@ def test_a_looked_at_forward_asks_for_no_number_after_the_first(case: Any, monke
     mask[4:12, 4:12] = 1
     plain = counted(case, 1)
     with trace(case.pipeline, family=case.family, mask=mask.numpy(), reference_mask=mask.numpy()) as t:
-        with torch.no_grad():
-            case.run(0)  # reads what holds for the whole call
-        looked_at = counted(case, 1)
+        run(case, 0, t)  # reads what holds for the whole call
+        looked_at = counted(case, 1, t)
     if isinstance(case, Kontext):  # its noise time is no view of a scheduler's, and is read before the model begins
         plain["_local_scalar_dense"] += 1
     assert looked_at == plain
@@ -114,13 +121,13 @@ def test_waiting_would_be_seen() -> None:
         assert sum(waiting.seen.values()) == 1
 
 
-def waits(case: Any, step: int) -> int:
+def waits(case: Any, step: int, t: Trace | None = None) -> int:
     """How often CUDA itself says that a forward waits."""
-    with warnings.catch_warnings(record=True) as seen, torch.no_grad():
+    with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            case.run(step)
+            run(case, step, t)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchronizing" in str(one.message) for one in seen)
@@ -134,10 +141,9 @@ def test_cuda_itself_sees_no_waiting(case: Any) -> None:
     plain = [waits(case, 1) for _ in range(3)][-1]  # the first ones prepare libraries
     mask = torch.zeros(16, 16)
     mask[4:12, 4:12] = 1
-    with trace(case.pipeline, family=case.family, mask=mask.numpy(), reference_mask=mask.numpy()):
-        with torch.no_grad():
-            case.run(0)
-        assert waits(case, 1) == plain + isinstance(case, Kontext)  # its noise time, before the model begins
+    with trace(case.pipeline, family=case.family, mask=mask.numpy(), reference_mask=mask.numpy()) as t:
+        run(case, 0, t)
+        assert waits(case, 1, t) == plain + isinstance(case, Kontext)  # its noise time, before the model begins
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -34,6 +34,14 @@ from i2am_debug.store.run_store import RunStore
 Grid = tuple[int, int]
 
 
+class Rows(dict):
+    """As `LayerRows`, all made."""
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        return {layer: grid for layer, (grid, _) in self.items()}
+
+
 def rows_of(lead: tuple[int, ...], g: Grid, r: Grid, seed: int = 0) -> np.ndarray:
     """(…, g, r) float32 of distributions, a few of them sharp."""
     values = np.random.default_rng(seed).random((*lead, g[0] * g[1], r[0] * r[1]), dtype=np.float32) ** 8
@@ -80,7 +88,7 @@ def maps_of(
         generated_grid=generated,
         reference_grid=reference,
         unified=rows_of((), generated, reference, seed=3),
-        by_layer=dict.fromkeys(r2g.by_layer, (generated, rows_of((), generated, reference, seed=4))),
+        by_layer=Rows.fromkeys(r2g.by_layer, (generated, rows_of((), generated, reference, seed=4))),
         small_grids=small,
         by_time=by_time,
         by_head=rows_of((heads,), *small, seed=5),
