@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 # What looking costs; each writes its figures to $(FIGURES)/NAME.json, and those with a limit fail beyond it.
-COSTS := importing capture joint joint_model growth_with_size evaluation training real_sizes
+COSTS := importing capture joint joint_model growth_with_size scoring evaluation training real_sizes
 FIGURES ?= build/bench
 
 .PHONY: help demo test lint bench $(COSTS:%=bench-%) evidence

@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.capture import SIDE, TOKENS, Sampling
+from benchmarks.capture import SIZES, TOKENS, Sampling
 from benchmarks.measuring import grown_mib
+
+SIDE = SIZES["small"].side  # of the latents
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / "build" / "peers"

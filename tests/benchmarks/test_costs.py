@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
-from benchmarks import growth_with_size, importing, real_models, real_sizes, training
+from benchmarks import growth_with_size, importing, peers, real_models, real_sizes, scoring, training
 from i2am_debug import CapturePlan
 from i2am_debug.families.flux_kontext import FluxKontext
 from i2am_debug.families.ip_adapter import IPAdapter
@@ -219,3 +219,32 @@ def test_what_another_thread_does_for_an_evaluation_counts_in_its_round(monkeypa
     found = training.measured("inpainting", 1, 3, **small)
     added = 1.5 / (3 * found["step_s"])
     assert found["ratios"][0] > 1 + 0.7 * added and found["thread"][0] < found["ratios"][0] - 0.7 * added
+
+
+def test_scoring_is_measured_for_each_picture_and_fails_beyond_its_limit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(scoring, "MODELS", {"unet": scoring.Model((8, 4), 4, {0: 1.0, 2: 3.0}, 4)})
+    monkeypatch.setattr(scoring, "COUNTED", 1)
+    given = ["--models", "unet", "--sides", "64", "300", "--json", str(tmp_path / "found.json")]
+    assert scoring.main(given) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["unet"]
+    assert list(found["scored_s"]) == ["64", "300"] and min(*found["scored_s"].values(), found["packed_s"]) > 0
+    # Of each pair: five kinds of maps of two layers and heads, rows of 8x8 and 4x4 patches over 4x4, and what is made of them.
+    assert 4 * (64 + 16) * 16 / 2**20 < found["held_mib"] < 1
+    monkeypatch.setattr(scoring, "SECONDS", 1e-9)
+    assert scoring.main(given) == 1
+
+
+def test_what_a_pairs_maps_hold_counts_rows_that_are_not_made_yet() -> None:
+    model = scoring.Model((32,), 32, {0: 1.0}, 1)
+    accumulator = scoring.summed(model)
+    maps = accumulator.maps(0, scoring.STEPS)
+    held = scoring.held_mib(maps.rows.by_layer)
+    assert held == 2, "1024 by 1024 in half precision"
+    assert scoring.held_mib(maps) > held + 4 * 2**20 / 2**20, "and those of all layers in float32"
+
+
+def test_the_ways_that_need_no_peer_run() -> None:
+    sampling = peers.Sampling(1)
+    for name in ("unhooked", "i2am-debug, full plan", "the authors' way"):
+        peers.WAYS[name](sampling)
+    assert tuple(sampling.latents.shape[2:]) == (peers.SIDE, peers.SIDE)
