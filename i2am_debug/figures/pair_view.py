@@ -102,8 +102,7 @@ class PairView:
 
     def imacs(self, map: np.ndarray, mask: np.ndarray) -> float:
         """`scores.score_imacs` with the run's settings, the mask brought to at most 256 pixels a side: values between 0 and 1
-        count in part. At 1024 a score takes forty times as long; they differ by 0.0004 in the mean and 0.007 at most, on maps
-        of noise of 64 tokens a side."""
+        count in part. At its own size a score takes as long as the mask has pixels, and differs by less than 0.01."""
         return score_imacs(map, self._inside(mask), self.settings)
 
     def _inside(self, mask: np.ndarray) -> Inside:
